@@ -1,0 +1,28 @@
+# make demo: install, run the pipeline on the built-in task, print its table.
+# make test: install the test tools, then lint, formatting, types and tests.
+
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test
+
+demo: .venv/installed
+	dvc repro
+	@echo
+	@cat artifacts/report/accuracy.md
+
+test: .venv/installed-test
+	ruff check .
+	ruff format --check .
+	mypy
+	python -m pytest
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@

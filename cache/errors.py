@@ -1,0 +1,67 @@
+"""What can go wrong with soft labels on disk, each with its facts as attributes."""
+
+from pathlib import Path
+
+
+class CacheError(Exception):
+    """An expected failure: its message is one line that says what, where and what to type next."""
+
+
+class DamagedShardError(CacheError):
+    """A file that has a shard's name but not the content that the name promises.
+
+    Attributes:
+        path: The file.
+        reason: What does not fit.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is damaged: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class NotFiniteError(CacheError):
+    """Logits that hold NaN or infinity; they are never written and never read.
+
+    Attributes:
+        count: Number of examples with such logits.
+    """
+
+    def __init__(self, where: str, count: int) -> None:
+        super().__init__(f"{where}: the logits of {count} examples are NaN or infinite")
+        self.count = count
+
+
+class MissingSoftLabelsError(CacheError):
+    """Examples without a soft label.
+
+    Attributes:
+        language: The language of the examples.
+        missing: Number of examples without a soft label.
+        total: Number of examples asked for.
+    """
+
+    def __init__(self, *, language: str, missing: int, total: int, folder: Path) -> None:
+        super().__init__(
+            f"{missing} of {total} examples in '{language}' have no soft label in {folder}; "
+            f"write them with: python -m pipeline teacher label --language {language}"
+        )
+        self.language = language
+        self.missing = missing
+        self.total = total
+
+
+class ManifestError(CacheError):
+    """A soft-label set whose manifest is absent, unreadable or does not match its shards."""
+
+    def __init__(self, *, folder: Path, language: str, reason: str) -> None:
+        super().__init__(
+            f"{folder}: {reason}; write the soft labels with: "
+            f"python -m pipeline teacher label --language {language}"
+        )
+        self.folder = folder
+
+
+class ProducerError(CacheError):
+    """A teacher folder that cannot be identified, or a producer.json that is not its folder's."""

@@ -1,0 +1,1 @@
+"""How the stages are run: the command line and params.yaml."""

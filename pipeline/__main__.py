@@ -1,0 +1,37 @@
+"""Entry point of ``python -m pipeline``: expected failures end with one line and exit code 1."""
+
+import os
+import sys
+
+# Before anything of Hugging Face is imported, which read these once.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from pipeline.app import app
+
+
+def main() -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0, 1 after an expected failure, 130 after Ctrl-C. Other exceptions pass.
+    """
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+    except Exception as error:
+        from cache import CacheError
+        from pipeline.params import ParamsError
+        from stages.base import StageError
+
+        if not isinstance(error, (CacheError, ParamsError, StageError)):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""params.yaml: composed from the stages' sections, validated as a whole before anything runs."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from pydantic import BaseModel, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.base import Params
+from stages.student.params import StudentSection
+from stages.task import HubSource, TaskParams
+from stages.teacher.params import CacheParams, TeacherParams, TeacherSection
+
+
+class ParamsError(Exception):
+    """A params file that cannot be used; the message is one line."""
+
+
+class PipelineParams(Params):
+    """The whole of params.yaml."""
+
+    task: TaskParams
+    teachers: dict[str, TeacherParams]
+    teacher: TeacherSection
+    student: StudentSection
+    cache: CacheParams
+
+    @model_validator(mode="after")
+    def _every_supervised_language_has_a_teacher(self) -> Self:
+        for language in self.task.supervised:
+            if language not in self.teachers:
+                raise ValueError(
+                    f"task.supervised names '{language}', which has no teacher; "
+                    f"add teachers.{language} with a base"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _scratch_encoders_are_described(self) -> Self:
+        sections = [
+            (f"teachers.{name}.base", t.base, "teacher.finetune", self.teacher.finetune.scratch)
+            for name, t in self.teachers.items()
+        ]
+        pretrain = self.student.pretrain
+        sections.append(("student.pretrain.base", pretrain.base, "student.pretrain", pretrain.scratch))
+        for key, base, section, scratch in sections:
+            if base == "scratch" and scratch is None:
+                raise ValueError(f"{key} is scratch, which needs {section}.scratch; it is null")
+        return self
+
+    def uses_hub(self) -> bool:
+        """Tell whether anything names the Hugging Face Hub; if not, no connection is ever opened."""
+        named = [teacher.base for teacher in self.teachers.values()]
+        named.append(self.student.pretrain.base)
+        if isinstance(self.task.source, HubSource):
+            named.append(self.task.source.dataset)
+        return any(name != "scratch" and not Path(name).exists() for name in named)
+
+
+def load_params(path: Path, changes: Sequence[str] = ()) -> PipelineParams:
+    """Read and validate a params file.
+
+    Args:
+        path: A YAML file.
+        changes: ``key=value`` with dotted keys and YAML values, such as ``student.distill.temperature=4``.
+
+    Raises:
+        ParamsError: The file is not YAML, or a key or value in it is not allowed.
+    """
+    try:
+        values = YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is not there; name another file with --params") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path} holds no sections")
+    for change in changes:
+        _apply(values, change)
+    try:
+        return PipelineParams.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_one_line(error.errors())}") from error
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise ParamsError(f"--set {change}: write it as key=value")
+    try:
+        value = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise ParamsError(f"--set {change}: {text} is not a YAML value") from error
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ParamsError(f"--set {change}: {section} is a value, not a section")
+    values[last] = value
+
+
+def _one_line(errors: list[ErrorDetails]) -> str:
+    # A misspelt key is also a missing one: the unknown key is the one to show.
+    errors.sort(key=lambda error: error["type"] != "extra_forbidden")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return _explain(errors[0]) + more
+
+
+def _explain(error: ErrorDetails) -> str:
+    location, message = error["loc"], error["msg"]
+    key = ".".join(str(part) for part in location if part not in ("names", "hub", "files"))
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location)
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+        return f"{key} is not a parameter; {hint}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    if error["type"] == "value_error":
+        return (f"{key}: " if key else "") + message.removeprefix("Value error, ")
+    return f"{key} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """List the keys that may stand where the last key of a location stands."""
+    models: list[type[BaseModel]] = [PipelineParams]
+    for part in location[:-1]:
+        inner = [
+            found
+            for model in models
+            if part in model.model_fields
+            for found in _models_in(model.model_fields[str(part)].annotation)
+        ]
+        models = inner or models  # a language, or the kind of a source: no level of its own
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

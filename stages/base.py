@@ -1,0 +1,61 @@
+"""What every stage is built on: how a section of params.yaml is declared, and how a stage fails."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+MaxTokens = Annotated[int, Field(ge=4)]
+Precision = Literal["float32", "bfloat16"]
+
+
+class Params(BaseModel):
+    """A section of params.yaml: no unknown keys, no silent conversions, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TrainingParams(Params):
+    """What every training has. AdamW; linear warm-up, then linear decay to 0."""
+
+    seed: Seed
+    """Decides initial weights, dropout, the order of examples and the splitting of words."""
+    batch_size: PositiveInt
+    """Examples per optimizer step, over all devices."""
+    learning_rate: PositiveFloat
+    """Highest learning rate, reached at the end of the warm-up."""
+    warmup_share: Share
+    """Share of the steps that the warm-up takes."""
+    weight_decay: NonNegativeFloat
+    """AdamW's decoupled weight decay."""
+    max_tokens: MaxTokens
+    """Longer inputs are truncated to this many tokens, special tokens included."""
+    subword_dropout: Share
+    """Chance of a split at each character boundary while training, so that words are seen in varying pieces;
+    only for tokenizers that were built here from scratch."""
+    precision: Precision
+    """``bfloat16`` runs matrix products in bfloat16 (autocast); weights stay in float32."""
+
+
+class ScratchParams(Params):
+    """A small encoder that is built from scratch: a byte-pair tokenizer and RoBERTa's architecture."""
+
+    layers: PositiveInt
+    hidden: PositiveInt
+    """Width of a layer; the feed-forward layers are four times as wide."""
+    heads: PositiveInt
+    """Attention heads; `hidden` must be a multiple."""
+    merges: PositiveInt
+    """Byte-pair merges; the vocabulary is every character of the training text and this many merges."""
+    dropout: Share
+    mlm_steps: Annotated[int, Field(ge=0)]
+    """Optimizer steps of masked language modelling before anything else."""
+    mlm_batch_size: PositiveInt
+    mlm_learning_rate: PositiveFloat
+    mlm_share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the tokens that are to be predicted."""
+
+
+class StageError(Exception):
+    """An expected failure: its message is one line that says what, where and what to type next."""

@@ -1,0 +1,211 @@
+"""Prepare the task: read a source, check every example, write one Arrow file per language and split.
+
+Nothing is normalised: the text that is hashed, labelled and trained on is the text of the source.
+"""
+
+import difflib
+import glob
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from cache import example_ids, write_atomically
+from stages.base import StageError
+from stages.names import CLASSES, read_names, split_of
+from stages.task import (
+    SPLITS,
+    UNLABELLED,
+    FilesSource,
+    HubSource,
+    NamesSource,
+    Split,
+    TaskParams,
+    data_file,
+)
+
+Columns = Mapping[str, list[Any]]
+"""Column name to values, as a source gives them: the text fields and ``label``."""
+
+_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Counts of what was written.
+
+    Attributes:
+        examples: Examples per language and split.
+        overlap: Per language, the test examples whose text is also in the training split.
+    """
+
+    examples: dict[str, dict[Split, int]]
+    overlap: dict[str, int]
+
+    def table(self) -> str:
+        """Lay out the counts, one language a line."""
+        lines = [f"{'language':<12}{'train':>10}{'validation':>12}{'test':>10}{'test in train':>15}"]
+        for language, counts in self.examples.items():
+            cells = [counts.get(split, 0) or "–" for split in SPLITS]
+            overlap = self.overlap.get(language, "–")
+            lines.append(f"{language:<12}{cells[0]:>10}{cells[1]:>12}{cells[2]:>10}{overlap:>15}")
+        return "\n".join(lines)
+
+
+def prepare(task: TaskParams) -> Prepared:
+    """Write ``artifacts/data/<language>/<split>.arrow`` for all languages.
+
+    Supervised languages need all three splits, zero-shot languages a test split; their validation split is
+    written where there is one, and their training split never, since zero-shot languages have no labels.
+
+    Raises:
+        StageError: A column, split or class is missing, a text is null, or a label is not one of the classes.
+    """
+    read = _reader(task)
+    examples: dict[str, dict[Split, int]] = {}
+    overlap = {}
+    for language in tqdm(task.languages, desc="prepare", unit="language", leave=False):
+        supervised = language in task.supervised
+        tables: dict[Split, pa.Table] = {}
+        for split in SPLITS if supervised else SPLITS[1:]:
+            columns = read(language, split)
+            table = None if columns is None else _checked(task, columns, f"{language}/{split}")
+            if table is not None and table.num_rows:
+                tables[split] = table
+            elif supervised or split == "test":
+                raise StageError(f"the {split} split of '{language}' is empty; {_source_hint(task)}")
+        for split, table in tables.items():
+            _write(table, data_file(language, split))
+        examples[language] = {split: table.num_rows for split, table in tables.items()}
+        if supervised:
+            train = set(tables["train"]["example_id"].to_pylist())
+            overlap[language] = sum(i in train for i in tables["test"]["example_id"].to_pylist())
+        if isinstance(task.source, NamesSource):
+            _write_unlabelled_names(language)
+    return Prepared(examples, overlap)
+
+
+def _reader(task: TaskParams) -> Callable[[str, Split], Columns | None]:
+    """Choose how a language and split is read; None stands for a split that does not exist."""
+    source = task.source
+    if isinstance(source, NamesSource):
+        if tuple(task.classes) != CLASSES or task.text_fields != ["text"]:
+            raise StageError(
+                f"task 'names' needs task.text_fields: [text] and task.classes: [{', '.join(CLASSES)}]"
+            )
+        return _read_names_split
+    if isinstance(source, HubSource):
+        return lambda language, split: _read_hub(source, task, language, split)
+    return lambda language, split: _read_files(source, task, language, split)
+
+
+def _source_hint(task: TaskParams) -> str:
+    source = task.source
+    if isinstance(source, FilesSource):
+        return f"task.source.pattern is {source.pattern}"
+    return f"task.source is {source.dataset}" if isinstance(source, HubSource) else "task.source"
+
+
+def _read_names_split(language: str, split: Split) -> Columns:
+    names = [name for name in read_names(language) if split_of(name.entity) == split]
+    return {"text": [n.text for n in names], "label": [n.label for n in names]}
+
+
+def _write_unlabelled_names(language: str) -> None:
+    names = [name for name in read_names(language) if split_of(name.entity) == "train"]
+    columns = {"text": [n.text for n in names], "entity": [n.entity for n in names]}
+    _write(pa.table(columns), data_file(language, UNLABELLED))
+
+
+def _read_hub(source: HubSource, task: TaskParams, language: str, split: Split) -> Columns | None:
+    import datasets  # slow import
+
+    config = source.config and source.config.replace("{language}", language)
+    try:
+        builder = datasets.load_dataset_builder(source.dataset, config, revision=source.revision)
+        if split not in (builder.info.splits or {}):
+            return None
+        data = datasets.load_dataset(source.dataset, config, revision=source.revision, split=split)
+    except (OSError, ValueError) as error:
+        raise StageError(f"cannot load {source.dataset} for '{language}': {error}") from error
+    return _columns(task, data, source.label_field, f"{source.dataset} ({language}, {split})")
+
+
+def _read_files(source: FilesSource, task: TaskParams, language: str, split: Split) -> Columns | None:
+    import datasets  # slow import
+
+    pattern = source.pattern.replace("{language}", language).replace("{split}", split)
+    paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    if not paths:
+        return None
+    readers = {_READERS.get(Path(path).suffix) for path in paths}
+    if len(readers) != 1 or None in readers:
+        raise StageError(f"{pattern} matches files that are not all of one of {', '.join(_READERS)}")
+    (reader,) = readers
+    options = {"sep": "\t"} if paths[0].endswith(".tsv") else {}
+    if reader == "csv":
+        options["keep_default_na"] = False  # the word "null" is a text
+    try:
+        data = datasets.load_dataset(reader, data_files=paths, split="train", **options)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise StageError(f"cannot read {', '.join(paths)}: {error.__cause__ or error}") from error
+    return _columns(task, data, source.label_field, ", ".join(paths))
+
+
+def _columns(task: TaskParams, data: Any, label_field: str, where: str) -> Columns:
+    """Pick the text fields and the labels out of a `datasets.Dataset`, the labels by name."""
+    for field in (*task.text_fields, label_field):
+        if field not in data.column_names:
+            close = difflib.get_close_matches(field, data.column_names, n=1)
+            hint = f"did you mean {close[0]}?" if close else "there are: "
+            raise StageError(
+                f"{where} has no column '{field}'; "
+                + (hint if close else hint + ", ".join(data.column_names))
+            )
+    if task.max_examples is not None:
+        data = data.select(range(min(task.max_examples, len(data))))
+    names = getattr(data.features[label_field], "names", None)
+    labels = data[label_field][:]
+    if names is not None:
+        labels = [names[label] if 0 <= label < len(names) else label for label in labels]
+    return {**{field: data[field][:] for field in task.text_fields}, "label": labels}
+
+
+def _checked(task: TaskParams, columns: Columns, where: str) -> pa.Table:
+    texts = [columns[field] for field in task.text_fields]
+    for field, values in zip(task.text_fields, texts, strict=True):
+        for row, value in enumerate(values):
+            if not isinstance(value, str):
+                raise StageError(f"{where}, row {row}: {field} is {value!r}, not a text")
+    labels = list(_label_indices(task.classes, columns["label"], where))
+    arrays = [example_ids(texts), *texts, labels]
+    table = pa.Table.from_arrays(
+        [pa.array(a, type=f.type) for a, f in zip(arrays, task.schema(), strict=True)],
+        schema=task.schema(),
+    )
+    return table if task.max_examples is None else table.slice(0, task.max_examples)
+
+
+def _label_indices(classes: list[str], labels: list[Any], where: str) -> Iterable[int]:
+    """Turn labels into positions in the task's classes; whole numbers are positions already."""
+    index = {name: position for position, name in enumerate(classes)}
+    for row, label in enumerate(labels):
+        position = label if type(label) is int else index.get(str(label), -1)
+        if not 0 <= position < len(classes):
+            unknown = Counter(str(label) for label in labels).get(str(label))
+            raise StageError(
+                f"{where}, row {row}: label {label!r} ({unknown} times) is not one of "
+                f"task.classes: {', '.join(classes)}"
+            )
+        yield position
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    write_atomically(path, memoryview(sink.getvalue()))

@@ -1,0 +1,16 @@
+"""The baseline: fine-tune the same MPLM on the hard labels, with stage two's code and settings."""
+
+from stages.artifacts import BASELINE
+from stages.student.distill import Trained, distill
+from stages.student.params import DistillParams
+from stages.task import TaskParams
+
+
+def baseline(task: TaskParams, params: DistillParams) -> Trained:
+    """Train the variant `finetune` of section `student.distill`, whatever its variant is.
+
+    Raises:
+        StageError: As `stages.student.distill.distill`.
+    """
+    finetune = params.model_copy(update={"variant": "finetune"})
+    return distill(task, {}, finetune, output=BASELINE)

@@ -1,0 +1,64 @@
+"""The multilingual model (MPLM) that the student starts from: pin one that exists, or pre-train a small one."""
+
+import pyarrow as pa
+from transformers import AutoConfig
+
+from stages.artifacts import TRUNK
+from stages.base import StageError
+from stages.scratch import build_encoder
+from stages.source import fetch, pin, resolve
+from stages.student.modeling_mblm import require_family
+from stages.student.params import PretrainParams
+from stages.task import UNLABELLED, TaskParams, data_file, has_split, read_examples
+from stages.training import replaced_folder
+
+
+def pretrain(task: TaskParams, params: PretrainParams) -> str:
+    """Write ``artifacts/trunk``: an encoder, or a pin of one.
+
+    A small one is pre-trained on the unlabelled texts of all languages where the task has them (two translations
+    of one entity in one input, Conneau and Lample, 2019), and on the supervised languages' training texts
+    otherwise.
+
+    Returns:
+        One line about the model.
+
+    Raises:
+        StageError: The base is not there, or it is of a family of which no student can be made.
+    """
+    if params.base != "scratch":
+        source = resolve(params.base, params.revision, key="student.pretrain.base")
+        try:
+            require_family(AutoConfig.from_pretrained(fetch(source)))
+        except ValueError as error:
+            raise StageError(f"student.pretrain.base is {params.base}: {error}") from error
+        with replaced_folder(TRUNK) as folder:
+            pin(folder, source)
+        return f"trunk: {params.base}, pinned"
+    assert params.scratch is not None  # held by the validation of params.yaml
+    texts = {language: _texts(task, language) for language in task.languages}
+    with replaced_folder(TRUNK) as folder:
+        build_encoder(
+            params.scratch,
+            texts,
+            folder,
+            seed=params.seed,
+            max_tokens=params.max_tokens,
+            subword_dropout=params.subword_dropout,
+            pair_share=params.pair_share,
+            title="pre-training for the student",
+        )
+    n_texts = sum(map(len, texts.values()))
+    return f"trunk: pre-trained on {n_texts:,} texts in {len(texts)} languages"
+
+
+def _texts(task: TaskParams, language: str) -> dict[str, str]:
+    """Give a language's texts by entity; texts that are labelled by task, not by entity, have no translations."""
+    if has_split(language, UNLABELLED):
+        table = pa.ipc.open_file(pa.memory_map(str(data_file(language, UNLABELLED)))).read_all()
+        return dict(zip(table["entity"].to_pylist(), table["text"].to_pylist(), strict=True))
+    if language not in task.supervised:
+        return {}
+    table = read_examples(task, language, "train")
+    texts = [text for field in task.text_fields for text in table[field].to_pylist()]
+    return {f"{language}:{index}": text for index, text in enumerate(texts)}

@@ -1,0 +1,137 @@
+"""The task: its text fields, classes and languages, and its examples as `prepare` wrote them."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pyarrow as pa
+from pydantic import Field, PositiveInt, model_validator
+
+from stages.artifacts import DATA
+from stages.base import Params, StageError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+UNLABELLED = "unlabelled"
+"""Name of the optional fourth file: text without labels, for pre-training."""
+
+Language = Annotated[str, Field(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$")]
+"""A BCP 47 tag as in the data, such as ``de`` or ``zh-Hans``."""
+
+
+class NamesSource(Params):
+    """The built-in task: what kind of thing does this CLDR name denote?"""
+
+    kind: Literal["names"]
+
+
+class HubSource(Params):
+    """A data set on the Hugging Face Hub, or a folder that is laid out like one."""
+
+    kind: Literal["hub"]
+    dataset: str
+    """Hub id or local folder."""
+    config: str | None
+    """Configuration name; ``{language}`` stands for the language."""
+    revision: str | None
+    """Branch, tag or commit; null takes the newest."""
+    label_field: str
+
+
+class FilesSource(Params):
+    """CSV, TSV, JSONL or Parquet files."""
+
+    kind: Literal["files"]
+    pattern: str
+    """Glob with ``{language}`` and ``{split}`` in it, such as ``data/{language}/{split}*.jsonl``."""
+    label_field: str
+
+    @model_validator(mode="after")
+    def _has_placeholders(self) -> Self:
+        for placeholder in ("{language}", "{split}"):
+            if placeholder not in self.pattern:
+                raise ValueError(f"pattern needs {placeholder} in it")
+        return self
+
+
+class TaskParams(Params):
+    """Section `task` of params.yaml."""
+
+    source: Annotated[NamesSource | HubSource | FilesSource, Field(discriminator="kind")]
+    text_fields: Annotated[list[str], Field(min_length=1, max_length=2)]
+    """One column, or two for text pairs, in the order in which models read them."""
+    classes: Annotated[list[str], Field(min_length=2)]
+    """Class names; their order is that of the student's logits."""
+    supervised: Annotated[list[Language], Field(min_length=1)]
+    """Languages with labelled training data and a teacher. Their order is that of the branches."""
+    zero_shot: list[Language]
+    """Languages that are only evaluated."""
+    max_examples: PositiveInt | None
+    """Keep at most this many examples per language and split; null keeps all."""
+
+    @model_validator(mode="after")
+    def _no_duplicates(self) -> Self:
+        for what, names in (
+            ("text field", self.text_fields),
+            ("class", self.classes),
+            ("language", self.languages),
+        ):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{what} '{name}' is named twice")
+        return self
+
+    @property
+    def languages(self) -> list[str]:
+        """All languages, supervised ones first."""
+        return [*self.supervised, *self.zero_shot]
+
+    def schema(self) -> pa.Schema:
+        """Columns of ``artifacts/data/<language>/<split>.arrow``."""
+        fields = {name: pa.string() for name in self.text_fields}
+        return pa.schema({"example_id": pa.binary(16), **fields, "label": pa.int32()})
+
+    def require_supervised(self, language: str) -> None:
+        """Refuse a language that has no teacher.
+
+        Raises:
+            StageError: The language is not supervised.
+        """
+        if language not in self.supervised:
+            known = ", ".join(self.supervised)
+            raise StageError(f"'{language}' is not in task.supervised; these are: {known}")
+
+
+def data_file(language: str, split: str) -> Path:
+    """Path of the examples of one language and split."""
+    return DATA / language / f"{split}.arrow"
+
+
+def has_split(language: str, split: str) -> bool:
+    """Tell whether `prepare` wrote this split of this language."""
+    return data_file(language, split).is_file()
+
+
+def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
+    """Read the examples of one language and split.
+
+    Returns:
+        A table with the columns of ``task.schema()``, mapped into memory.
+
+    Raises:
+        StageError: `prepare` has not written the file, or wrote it for another task.
+    """
+    path = data_file(language, split)
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except FileNotFoundError:
+        raise StageError(f"{path} is not there; write it with: python -m pipeline prepare") from None
+    except pa.ArrowInvalid as error:
+        raise StageError(
+            f"{path} is broken ({error}); write it again with: python -m pipeline prepare"
+        ) from error
+    if table.schema.names != task.schema().names:
+        raise StageError(
+            f"{path} has columns {table.schema.names}, not {task.schema().names}; "
+            "write it again with: python -m pipeline prepare"
+        )
+    return table

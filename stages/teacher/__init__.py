@@ -1,0 +1,1 @@
+"""Stage one: monolingual teachers, and their soft labels on disk."""

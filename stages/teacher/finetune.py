@@ -1,0 +1,137 @@
+"""Make a language's teacher: fine-tune an encoder on the language's own data, or pin one that is ready."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+from stages.artifacts import TEACHERS
+from stages.base import StageError
+from stages.scratch import build_encoder
+from stages.source import fetch, pin, resolve
+from stages.task import UNLABELLED, TaskParams, data_file, has_split, read_examples
+from stages.teacher.params import FinetuneParams, TeacherParams
+from stages.texts import Collator, Texts, require_splittable
+from stages.training import (
+    TextTrainer,
+    accuracy,
+    checkpoint_folder,
+    replaced_folder,
+    run,
+    training_arguments,
+)
+
+
+def finetune(task: TaskParams, teacher: TeacherParams, params: FinetuneParams, language: str) -> str:
+    """Write ``artifacts/teachers/<language>``: a Hugging Face classifier, or a pin of one.
+
+    Returns:
+        One line about the teacher.
+
+    Raises:
+        StageError: The language is not supervised, its data or its base is missing, or the loss is NaN.
+    """
+    task.require_supervised(language)
+    output = TEACHERS / language
+    key = f"teachers.{language}.base"
+    if not teacher.finetune:
+        if teacher.base == "scratch":
+            raise StageError(f"{key} is scratch, so teachers.{language}.finetune must be true")
+        source = resolve(teacher.base, teacher.revision, key=key)
+        with replaced_folder(output) as folder:
+            pin(folder, source)
+        return f"teacher '{language}': {teacher.base}, pinned"
+    source = {}
+    if teacher.base != "scratch":
+        source = resolve(teacher.base, teacher.revision, key=key)
+    splits = {split: read_examples(task, language, split) for split in ("train", "validation")}
+    facts = [
+        task.model_dump(),
+        params.model_dump(),
+        source,
+        {split: table.num_rows for split, table in splits.items()},
+    ]
+    checkpoints = checkpoint_folder(f"teacher-finetune-{language}", facts)
+    base = fetch(source) if source else _scratch_base(task, params, language, checkpoints / "base")
+    with replaced_folder(output) as folder:
+        result = _train(task, params, language, splits, base, checkpoints, folder)
+    shutil.rmtree(checkpoints)
+    return f"teacher '{language}': {result:.1%} of {splits['validation'].num_rows} validation examples"
+
+
+def texts_of(task: TaskParams, table: pa.Table, **options: Any) -> Texts:
+    """Wrap a table of examples for the Trainer, labels included."""
+    return Texts(
+        [table[field].to_pylist() for field in task.text_fields],
+        {"labels": table["label"].to_numpy().astype(np.int64)},
+        **options,
+    )
+
+
+def _scratch_base(task: TaskParams, params: FinetuneParams, language: str, folder: Path) -> Path:
+    """Pre-train a small encoder on the language's texts, unless an interrupted run has done so."""
+    assert params.scratch is not None  # held by the validation of params.yaml
+    if has_split(language, UNLABELLED):
+        unlabelled = pa.ipc.open_file(pa.memory_map(str(data_file(language, UNLABELLED)))).read_all()
+        texts = unlabelled["text"].to_pylist()
+    else:
+        table = read_examples(task, language, "train")
+        texts = [text for field in task.text_fields for text in table[field].to_pylist()]
+    if not (folder / "config.json").is_file():
+        with replaced_folder(folder) as new:
+            build_encoder(
+                params.scratch,
+                {language: {str(i): text for i, text in enumerate(texts)}},
+                new,
+                seed=params.seed,
+                max_tokens=params.max_tokens,
+                subword_dropout=params.subword_dropout,
+                pair_share=0.0,
+                title=f"pre-training for teacher '{language}'",
+            )
+    return folder
+
+
+def _train(
+    task: TaskParams,
+    params: FinetuneParams,
+    language: str,
+    splits: dict[str, pa.Table],
+    base: Path,
+    checkpoints: Path,
+    folder: Path,
+) -> float:
+    """Fine-tune and save; returns the best validation accuracy."""
+    set_seed(params.seed)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    require_splittable(tokenizer, params.subword_dropout)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=len(task.classes), id2label=dict(enumerate(task.classes))
+    )
+    steps_per_epoch = -(-splits["train"].num_rows // params.batch_size)
+    trainer = TextTrainer(
+        model=model,
+        args=training_arguments(
+            params,
+            checkpoints / "steps",
+            max_steps=params.epochs * steps_per_epoch,
+            label_smoothing_factor=params.label_smoothing,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            metric_for_best_model="accuracy",
+        ),
+        train_dataset=texts_of(
+            task, splits["train"], subword_dropout=params.subword_dropout, seed=params.seed
+        ),
+        eval_dataset=texts_of(task, splits["validation"]),
+        data_collator=Collator(tokenizer, params.max_tokens),
+        compute_metrics=accuracy,
+    )
+    run(trainer, title=f"teacher '{language}'")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return float(trainer.state.best_metric or 0.0)

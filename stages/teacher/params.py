@@ -1,0 +1,55 @@
+"""Sections `teacher` and `teachers` of params.yaml. Light to import: no torch."""
+
+from pydantic import PositiveInt
+
+from stages.base import MaxTokens, Params, Precision, ScratchParams, Share, TrainingParams
+
+
+class TeacherParams(Params):
+    """Section `teachers.<language>`: where the language's teacher comes from."""
+
+    base: str
+    """Hub id or local folder of an encoder, or ``scratch`` for a small one built here."""
+    revision: str | None
+    """Branch, tag or commit of a Hub id; null takes the newest, whose commit is then pinned."""
+    finetune: bool
+    """Whether to fine-tune `base` on the task; false takes it as a teacher that is ready."""
+    labels: dict[str, str] | None
+    """The teacher's class names to the task's, where they differ."""
+
+
+class FinetuneParams(TrainingParams):
+    """Section `teacher.finetune`."""
+
+    epochs: PositiveInt
+    """Passes over the training split; the best one by validation accuracy is kept."""
+    label_smoothing: Share
+    scratch: ScratchParams | None
+    """The encoder for teachers whose base is ``scratch``."""
+
+
+class LabelParams(Params):
+    """Section `teacher.label`."""
+
+    max_tokens: MaxTokens
+    """Longer inputs are truncated to this many tokens, special tokens included."""
+    precision: Precision
+    """Compute dtype of the teacher; logits are stored as float32."""
+    batch_tokens: PositiveInt
+    """Token cells, padding included, per forward pass; changes speed and memory, not the logits."""
+    shard_examples: PositiveInt
+    """Examples per shard of the store: what a killed run may lose."""
+
+
+class TeacherSection(Params):
+    """Section `teacher`."""
+
+    finetune: FinetuneParams
+    label: LabelParams
+
+
+class CacheParams(Params):
+    """Section `cache`."""
+
+    root: str | None
+    """Folder of the store; null takes the user's cache folder. MBLM_TEACHER_CACHE overrides it."""
