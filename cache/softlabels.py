@@ -89,7 +89,7 @@ class SoftLabelSet:
         parts = []
         for name in shards:
             path = folder / name
-            if not is_shard(Path(name)) or not path.is_file():
+            if path.parent != folder or not is_shard(path) or not path.is_file():
                 raise refuse(f"shard {name} of the manifest is not there")
             try:
                 parts.append(read_shard(path, producer_id=producer_id))

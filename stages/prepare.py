@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
 from tqdm import tqdm
 
 from cache import example_ids, write_atomically
@@ -31,7 +34,7 @@ from stages.task import (
 Columns = Mapping[str, list[Any]]
 """Column name to values, as a source gives them: the text fields and ``label``."""
 
-_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -127,52 +130,62 @@ def _read_hub(source: HubSource, task: TaskParams, language: str, split: Split) 
     config = source.config and source.config.replace("{language}", language)
     try:
         builder = datasets.load_dataset_builder(source.dataset, config, revision=source.revision)
-        if split not in (builder.info.splits or {}):
-            return None
-        data = datasets.load_dataset(source.dataset, config, revision=source.revision, split=split)
-    except (OSError, ValueError) as error:
+        builder.download_and_prepare()
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise StageError(f"cannot load {source.dataset} for '{language}': {error}") from error
-    return _columns(task, data, source.label_field, f"{source.dataset} ({language}, {split})")
+    if split not in builder.info.splits:
+        return None
+    data = builder.as_dataset(split=split)
+    names = getattr(data.features.get(source.label_field), "names", None)
+    table = data.with_format("arrow")[:]
+    return _columns(task, table, source.label_field, names, f"{source.dataset} ({language}, {split})")
 
 
 def _read_files(source: FilesSource, task: TaskParams, language: str, split: Split) -> Columns | None:
-    import datasets  # slow import
-
     pattern = source.pattern.replace("{language}", language).replace("{split}", split)
     paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
     if not paths:
         return None
-    readers = {_READERS.get(Path(path).suffix) for path in paths}
-    if len(readers) != 1 or None in readers:
-        raise StageError(f"{pattern} matches files that are not all of one of {', '.join(_READERS)}")
-    (reader,) = readers
-    options = {"sep": "\t"} if paths[0].endswith(".tsv") else {}
-    if reader == "csv":
-        options["keep_default_na"] = False  # the word "null" is a text
+    tables = [_read_file(Path(path), task.text_fields) for path in paths]
     try:
-        data = datasets.load_dataset(reader, data_files=paths, split="train", **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise StageError(f"cannot read {', '.join(paths)}: {error.__cause__ or error}") from error
-    return _columns(task, data, source.label_field, ", ".join(paths))
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise StageError(f"the columns of {', '.join(paths)} do not fit together: {error}") from error
+    return _columns(task, table, source.label_field, None, ", ".join(paths))
 
 
-def _columns(task: TaskParams, data: Any, label_field: str, where: str) -> Columns:
-    """Pick the text fields and the labels out of a `datasets.Dataset`, the labels by name."""
+def _read_file(path: Path, text_fields: list[str]) -> pa.Table:
+    """Read one file; the text fields of CSV and TSV are text whatever they look like."""
+    texts = dict.fromkeys(text_fields, pa.string())
+    parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
+    try:
+        if path.suffix == ".parquet":
+            return pa.parquet.read_table(path)
+        if path.suffix in (".jsonl", ".json"):
+            return pa.json.read_json(path)
+        if path.suffix in (".csv", ".tsv"):
+            convert = pa.csv.ConvertOptions(column_types=texts)
+            return pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise StageError(f"cannot read {path}: {error}") from error
+    raise StageError(f"cannot read {path}: it is not one of {', '.join(_SUFFIXES)}")
+
+
+def _columns(
+    task: TaskParams, table: pa.Table, label_field: str, label_names: list[str] | None, where: str
+) -> Columns:
+    """Pick the text fields and the labels out of a table, the labels by name where they have names."""
     for field in (*task.text_fields, label_field):
-        if field not in data.column_names:
-            close = difflib.get_close_matches(field, data.column_names, n=1)
-            hint = f"did you mean {close[0]}?" if close else "there are: "
-            raise StageError(
-                f"{where} has no column '{field}'; "
-                + (hint if close else hint + ", ".join(data.column_names))
-            )
-    if task.max_examples is not None:
-        data = data.select(range(min(task.max_examples, len(data))))
-    names = getattr(data.features[label_field], "names", None)
-    labels = data[label_field][:]
-    if names is not None:
-        labels = [names[label] if 0 <= label < len(names) else label for label in labels]
-    return {**{field: data[field][:] for field in task.text_fields}, "label": labels}
+        if field not in table.column_names:
+            close = difflib.get_close_matches(field, table.column_names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(table.column_names)}"
+            raise StageError(f"{where} has no column '{field}'; {hint}")
+    table = table.slice(0, task.max_examples)
+    labels = table[label_field].to_pylist()
+    if label_names is not None:
+        known = dict(enumerate(label_names))
+        labels = [known.get(label, label) for label in labels]
+    return {**{field: table[field].to_pylist() for field in task.text_fields}, "label": labels}
 
 
 def _checked(task: TaskParams, columns: Columns, where: str) -> pa.Table:

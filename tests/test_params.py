@@ -1,0 +1,100 @@
+"""params.yaml: what is wrong in it is named with its key, its value and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.params import ParamsError, load_params
+
+ROOT = Path(__file__).parents[1]
+PARAMS = ROOT / "params.yaml"
+
+
+def message_of(*changes: str) -> str:
+    with pytest.raises(ParamsError) as caught:
+        load_params(PARAMS, changes)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text.removeprefix(f"{PARAMS}: ")
+
+
+@pytest.mark.parametrize("path", [PARAMS, *(ROOT / "recipes").glob("*.yaml")], ids=lambda path: path.name)
+def test_every_committed_params_file_is_valid(path: Path) -> None:
+    assert load_params(path).task.supervised
+
+
+def test_an_unknown_key_gets_the_nearest_known_one() -> None:
+    expected = "student.distill.temperatur is not a parameter; did you mean temperature?"
+    assert message_of("student.distill.temperatur=3") == expected
+    assert "did you mean merges?" in message_of("teacher.finetune.scratch.merge=3")
+    assert "did you mean base?" in message_of("teachers.de.bas=x")
+    assert "did you mean student?" in message_of("studnt.x=1")
+
+
+def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
+    assert message_of("cache.zzz=3") == "cache.zzz is not a parameter; there are: root"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("student.distill.temperature=-1", "temperature is -1: input should be greater than 0"),
+        ("student.distill.temperature=hot", "temperature is 'hot': input should be a valid number"),
+        ("student.distill.variant=best", "should be 'finetune', 'distill', 'branches' or 'mblm'"),
+        ("student.distill.mixture.loss_weight=1.5", "loss_weight is 1.5: input should be less than or equal"),
+        ("teacher.finetune.batch_size=3.5", "batch_size is 3.5: input should be a valid integer"),
+        ("task.max_examples='9'", "max_examples is '9': input should be a valid integer"),
+        ("task.source={kind: sql}", "'names', 'hub', 'files'"),
+        ("task.source={kind: files, pattern: a, label_field: b}", "pattern needs {language} in it"),
+        ("task.zero_shot=[de]", "language 'de' is named twice"),
+        ("task.supervised=[de, sv]", "'sv', which has no teacher; add teachers.sv with a base"),
+        (
+            "teacher.finetune.scratch=null",
+            "teachers.de.base is scratch, which needs teacher.finetune.scratch",
+        ),
+        ("cache=1", "cache is 1"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(change: str, message: str) -> None:
+    assert message in message_of(change)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS.read_text(encoding="utf-8").replace("    temperature: 2.0\n", ""))
+    with pytest.raises(ParamsError, match=r"student.distill.temperature is missing$"):
+        load_params(path)
+
+
+def test_changes_are_yaml_values_at_dotted_keys() -> None:
+    params = load_params(PARAMS, ["student.distill.temperature=4", "task.supervised=[en, de]"])
+    assert params.student.distill.temperature == 4.0
+    assert params.task.supervised == ["en", "de"]
+
+
+def test_numbers_in_scientific_notation_are_numbers() -> None:
+    assert load_params(PARAMS, ["student.distill.learning_rate=2e-5"]).student.distill.learning_rate == 2e-5
+
+
+def test_changes_that_cannot_be_made_are_refused() -> None:
+    assert message_of("student.distill.temperature") == (
+        "--set student.distill.temperature: write it as key=value"
+    )
+    assert "temperature is a value" in message_of("student.distill.temperature.x=3")
+    assert "is not a YAML value" in message_of("cache.root={")
+
+
+def test_files_that_are_no_params_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="name another file with --params"):
+        load_params(tmp_path / "absent.yaml")
+    for text, message in (("a: [", "is not YAML"), ("hello", "holds no sections"), ("", "holds no sections")):
+        path = tmp_path / "params.yaml"
+        path.write_text(text)
+        with pytest.raises(ParamsError, match=message):
+            load_params(path)
+
+
+def test_only_params_that_name_the_hub_use_it(tmp_path: Path) -> None:
+    assert not load_params(PARAMS).uses_hub()
+    assert not load_params(PARAMS, [f"teachers.de.base={tmp_path}"]).uses_hub()
+    assert load_params(PARAMS, ["teachers.de.base=deepset/gbert-base"]).uses_hub()

@@ -1,0 +1,394 @@
+"""The whole pipeline on a small real task: what it writes, what it keeps, and how it fails."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, ROOT, Run, examples, tiny_params, write_jsonl, write_params
+from safetensors.torch import load_file, save_file
+
+from stages.student.modeling_mblm import MBLMForSequenceClassification
+
+LABEL = ("teacher", "label", "--language", "de")
+
+
+def use_ready_teacher(source: Path, **config: Any) -> Path:
+    """Let params.yaml name a copy of a fine-tuned teacher, with changes in its configuration."""
+    folder = Path("ready").absolute()
+    shutil.copytree(source, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    params = tiny_params()
+    params["teachers"]["de"] |= {"base": str(folder), "finetune": False}
+    write_params(params)
+    return folder
+
+
+def set_bias(folder: Path, bias: list[float]) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["classifier.out_proj.bias"] = torch.tensor(bias)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+# What a finished run leaves
+
+
+def test_a_finished_run_leaves_metrics_curves_and_a_report(finished: Path) -> None:
+    for name in ("student", "baseline"):
+        metrics = json.loads((finished / f"artifacts/metrics/{name}.json").read_text())
+        for kind in ("supervised", "zero_shot"):
+            assert 0 <= metrics["test"][kind]["accuracy"] <= 1
+            assert 0 <= metrics["validation"][kind]["macro_f1"] <= 1
+    teacher = json.loads((finished / "artifacts/metrics/teachers/de.json").read_text())
+    assert set(teacher) == {"train", "validation", "test"}
+    rows = json.loads((finished / "artifacts/plots/accuracy_by_branch.json").read_text())
+    cells = {(row["language"], row["branch"]) for row in rows if row["split"] == "test"}
+    assert cells == {(x, y) for x in ("de", "en", "nl") for y in ("de", "en", "mixture")}
+    losses = json.loads((finished / "artifacts/student/losses.json").read_text())
+    assert {"step", "loss", "own_loss", "mixture_loss", "hard_loss"} <= set(losses[-1])
+    table = (finished / "artifacts/report/accuracy.md").read_text()
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
+        "de",
+        "en",
+        "**supervised average**",
+        "nl",
+        "**zero-shot average**",
+    ]
+    page = (finished / "artifacts/report/report.html").read_text()
+    assert "supervised average" in page
+    assert "http" not in page
+
+
+def test_the_metrics_of_a_language_are_those_of_its_path(finished: Path) -> None:
+    by_branch = json.loads((finished / "artifacts/plots/accuracy_by_branch.json").read_text())
+    by_language = json.loads((finished / "artifacts/plots/accuracy_by_language.json").read_text())
+    used = {row["language"]: row["branch"] for row in by_language if row["model"] == "student"}
+    assert used == {"de": "de", "en": "en", "nl": "mixture"}
+    assert all(row["accuracy"] in [r["accuracy"] for r in by_branch] for row in by_language[:3])
+
+
+def test_no_file_that_could_run_code_is_written(finished: Path) -> None:
+    suffixes = {path.suffix for path in (finished / "artifacts").rglob("*") if path.is_file()}
+    assert suffixes <= {".arrow", ".json", ".safetensors", ".md", ".html", ".py"}
+
+
+# Stage one
+
+
+def test_labelling_again_asks_no_teacher_and_does_not_load_one(finished: Path) -> None:
+    before = Path("artifacts/soft_labels/de/manifest.json").read_bytes()
+    script = (
+        "import sys; sys.argv = ['pipeline', *sys.argv[1:]]\n"
+        "from pipeline.__main__ import main\n"
+        "code = main(); print('torch' in sys.modules); sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *LABEL],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "de: 57 cached, 0 to label" in done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+    assert Path("artifacts/soft_labels/de/manifest.json").read_bytes() == before
+
+
+def test_one_new_example_labels_one_and_a_new_order_labels_none(finished: Path, run: Run) -> None:
+    rows = examples("de", "train")
+    write_jsonl(finished / "data/de/train.jsonl", rows[::-1])
+    assert run("prepare").code == 0
+    assert "57 cached, 0 to label" in run(*LABEL).err
+    write_jsonl(finished / "data/de/train.jsonl", [*rows, {"text": "Hund 99999", "label": "animal"}])
+    assert run("prepare").code == 0
+    done = run(*LABEL)
+    assert "57 cached, 1 to label" in done.err
+    assert "58 soft labels, 1 of them new" in done.out
+
+
+def test_a_changed_teacher_labels_everything_again(finished: Path, run: Run) -> None:
+    set_bias(finished / "artifacts/teachers/de", [0.0, 0.1, 0.0])
+    assert "0 cached, 57 to label" in run(*LABEL).err
+
+
+def test_soft_labels_are_the_teachers_logits(finished: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from cache import SoftLabelSet, example_ids
+
+    texts = [row["text"] for row in examples("de", "train")]
+    cached = SoftLabelSet.read(Path("artifacts/soft_labels/de"), language="de")
+    tokenizer = AutoTokenizer.from_pretrained("artifacts/teachers/de")
+    model = AutoModelForSequenceClassification.from_pretrained("artifacts/teachers/de").eval()
+    with torch.inference_mode():
+        logits = [model(**tokenizer(text, return_tensors="pt")).logits[0].numpy() for text in texts]
+    np.testing.assert_allclose(cached.join(example_ids([texts])), logits, atol=1e-5)
+
+
+def test_a_damaged_shard_of_the_store_is_reported_and_its_examples_labelled_again(
+    finished: Path, run: Run
+) -> None:
+    for path in (finished / "store").rglob("*.arrow"):
+        path.write_bytes(path.read_bytes()[:-1])
+    done = run(*LABEL)
+    assert "is damaged" in done.err
+    assert "0 cached, 57 to label" in done.err
+    assert done.code == 0
+
+
+def test_a_pinned_teacher_labels_and_a_change_of_its_weights_is_noticed(finished: Path, run: Run) -> None:
+    folder = use_ready_teacher(finished / "artifacts/teachers/de")
+    assert "pinned" in run("teacher", "finetune", "--language", "de").out
+    assert "57 cached, 0 to label" in run(*LABEL).err
+    set_bias(folder, [0.0, 0.1, 0.0])
+    done = run(*LABEL)
+    assert (done.code, "are not those that were pinned" in done.err) == (1, True)
+
+
+def test_labelling_that_is_stopped_keeps_what_it_has(finished: Path) -> None:
+    shutil.rmtree(finished / "store")
+    params = tiny_params()
+    params["teacher"]["label"] |= {"batch_tokens": 8}
+    write_params(params)
+    # One example at a time, and a teacher that stops for good after some of them.
+    script = (
+        "import sys, time, numpy, transformers\n"
+        "from transformers import RobertaForSequenceClassification as Model\n"
+        "forward, calls = Model.forward, []\n"
+        "def slow(*args, **kwargs):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 11:\n"
+        "        print('here', flush=True); time.sleep(60)\n"
+        "    return forward(*args, **kwargs)\n"
+        "Model.forward = slow\n"
+        "from pipeline.__main__ import main\n"
+        "sys.argv = ['pipeline', *sys.argv[1:]]; sys.exit(main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *LABEL],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.endswith("stopped\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *LABEL],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "10 cached, 47 to label" in done.stderr
+
+
+# Stage two
+
+
+@pytest.mark.parametrize("variant", ["finetune", "distill", "branches", "mblm"])
+def test_every_variant_trains_after_teachers_and_store_are_deleted(
+    finished: Path, run: Run, variant: str
+) -> None:
+    shutil.rmtree("artifacts/teachers")
+    shutil.rmtree("store")
+    done = run("student", "distill", "--set", f"student.distill.variant={variant}")
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"{variant}: 18 steps")
+    student = MBLMForSequenceClassification.from_pretrained("artifacts/student")
+    assert student.config.n_branches == (2 if variant in ("branches", "mblm") else 1)
+
+
+def test_the_variant_finetune_is_the_baseline(finished: Path, run: Run) -> None:
+    run("student", "distill", "--set", "student.distill.variant=finetune")
+    student = load_file("artifacts/student/model.safetensors")
+    baseline = load_file("artifacts/baseline/model.safetensors")
+    assert all(torch.equal(student[name], baseline[name]) for name in baseline)
+
+
+def test_training_is_deterministic_and_the_seed_matters(finished: Path, run: Run) -> None:
+    before = load_file("artifacts/student/model.safetensors")
+    run("student", "distill")
+    again = load_file("artifacts/student/model.safetensors")
+    assert all(torch.equal(before[name], again[name]) for name in before)
+    run("student", "distill", "--set", "student.distill.seed=1")
+    other = load_file("artifacts/student/model.safetensors")
+    assert not all(torch.equal(before[name], other[name]) for name in before)
+
+
+def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: Path) -> None:
+    before = load_file("artifacts/student/model.safetensors")
+    shutil.rmtree("artifacts/student")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline", "student", "distill"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(Path(".checkpoints").glob("student-student/*/checkpoint-8/trainer_state.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not Path("artifacts/student").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "going on from" in done.stderr
+    after = load_file("artifacts/student/model.safetensors")
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)
+    assert not list(Path(".checkpoints").glob("student-student/*"))
+
+
+def test_changed_parameters_do_not_go_on_from_a_foreign_checkpoint(finished: Path, run: Run) -> None:
+    stale = Path(".checkpoints/student-student/0123456789abcdef/checkpoint-8")
+    stale.mkdir(parents=True)
+    assert "going on" not in run("student", "distill", "--set", "student.distill.temperature=3").err
+
+
+# Bad input: one line, exit code 1
+
+
+def refused(run: Run, *command: str) -> str:
+    done = run(*command)
+    assert done.code == 1
+    lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert done.err.rstrip().endswith(lines[-1])
+    assert "Traceback" not in done.err
+    return lines[-1]
+
+
+def test_an_unknown_parameter_is_refused(workspace: Path, run: Run) -> None:
+    line = refused(run, "prepare", "--set", "task.text_field=[text]")
+    assert line == "error: params.yaml: task.text_field is not a parameter; did you mean text_fields?"
+
+
+def test_a_language_without_a_teacher_is_refused(workspace: Path, run: Run) -> None:
+    line = refused(run, "prepare", "--set", "task.supervised=[de, en, fr]")
+    assert "task.supervised names 'fr', which has no teacher; add teachers.fr with a base" in line
+    assert "'nl' is not in task.supervised; these are: de, en" in refused(
+        run, "teacher", "label", "--language", "nl"
+    )
+
+
+def test_stages_name_what_they_are_missing(workspace: Path, run: Run) -> None:
+    assert "python -m pipeline prepare" in refused(run, "teacher", "finetune", "--language", "de")
+    run("prepare")
+    assert "make it with: python -m pipeline teacher finetune --language de" in refused(run, *LABEL)
+    line = refused(run, "student", "distill")
+    assert "artifacts/soft_labels/de: there are no soft labels" in line
+    assert "python -m pipeline teacher label --language de" in line
+    assert "python -m pipeline student pretrain" in refused(run, "student", "baseline")
+    assert "python -m pipeline student distill" in refused(run, "student", "evaluate")
+    assert "python -m pipeline student evaluate" in refused(run, "report")
+
+
+def test_a_base_that_is_nowhere_is_refused_without_a_connection(workspace: Path, run: Run) -> None:
+    params = tiny_params()
+    params["teachers"]["de"]["base"] = "./absent"
+    write_params(params)
+    run("prepare")
+    line = refused(run, "teacher", "finetune", "--language", "de")
+    assert "teachers.de.base is ./absent: no folder of that name" in line
+
+
+def test_a_teacher_with_the_wrong_number_of_classes_is_refused(finished: Path, run: Run) -> None:
+    use_ready_teacher(finished / "artifacts/teachers/de", id2label={"0": "animal", "1": "colour"})
+    run("teacher", "finetune", "--language", "de")
+    assert "has 2 classes (animal, colour), the task has 3" in refused(run, *LABEL)
+
+
+def test_a_teacher_with_unnamed_classes_is_refused_until_they_are_mapped(finished: Path, run: Run) -> None:
+    unnamed = {str(i): f"LABEL_{i}" for i in range(3)}
+    use_ready_teacher(finished / "artifacts/teachers/de", id2label=unnamed)
+    run("teacher", "finetune", "--language", "de")
+    assert "name them in params.yaml: teachers.de.labels" in refused(run, *LABEL)
+    names = ", ".join(f"LABEL_{i}: {name}" for i, name in enumerate(CLASSES))
+    assert run(*LABEL, "--set", f"teachers.de.labels={{{names}}}").code == 0
+
+
+def test_a_teacher_without_a_classifier_is_refused(finished: Path, run: Run) -> None:
+    folder = use_ready_teacher(finished / "artifacts/teachers/de")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("classifier")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    run("teacher", "finetune", "--language", "de")
+    assert "has no weights for classifier.dense.bias" in refused(run, *LABEL)
+
+
+def test_a_teacher_whose_classes_are_in_another_order_is_refused(finished: Path, run: Run) -> None:
+    # A teacher that knows the task by heart, since the tiny one does not.
+    params = tiny_params()
+    params["teacher"]["finetune"] |= {"epochs": 40, "subword_dropout": 0.0, "learning_rate": 5e-3}
+    write_params(params)
+    run("teacher", "finetune", "--language", "de")
+    assert run(*LABEL).code == 0
+    folder = finished / "artifacts/teachers/de"
+    wrong = {str(i): CLASSES[(i + 1) % 3] for i in range(3)}
+    use_ready_teacher(folder, id2label=wrong)
+    run("teacher", "finetune", "--language", "de")
+    before = Path("artifacts/soft_labels/de/manifest.json").read_bytes()
+    line = refused(run, *LABEL)
+    assert "if its classes are read as {animal: number, colour: animal, number: colour}" in line
+    assert Path("artifacts/soft_labels/de/manifest.json").read_bytes() == before
+
+
+def test_a_teacher_with_nan_logits_is_refused_and_nothing_is_written(finished: Path, run: Run) -> None:
+    folder = use_ready_teacher(finished / "artifacts/teachers/de")
+    set_bias(folder, [0.0, float("nan"), 0.0])
+    run("teacher", "finetune", "--language", "de")
+    n_shards = len(list(Path("store").rglob("*.arrow")))
+    assert "gives NaN or infinite logits, first for '" in refused(run, *LABEL)
+    assert len(list(Path("store").rglob("*.arrow"))) == n_shards
+
+
+def test_soft_labels_that_miss_examples_are_refused(finished: Path, run: Run) -> None:
+    rows = [*examples("de", "train"), {"text": "neu", "label": "animal"}, {"text": "x", "label": "number"}]
+    write_jsonl(finished / "data/de/train.jsonl", rows)
+    run("prepare")
+    line = refused(run, "student", "distill")
+    assert line == (
+        "error: 2 of 38 examples in 'de' have no soft label in artifacts/soft_labels/de; "
+        "write them with: python -m pipeline teacher label --language de"
+    )
+
+
+def test_a_branch_deeper_than_the_model_is_refused(finished: Path, run: Run) -> None:
+    line = refused(run, "student", "distill", "--set", "student.distill.branch_layers=9")
+    assert "branch_layers is 9, but roberta has 2 layers" in line
+
+
+def test_a_mixture_of_one_language_is_refused(finished: Path, run: Run) -> None:
+    line = refused(run, "student", "distill", "--set", "task.supervised=[de]")
+    assert "mixes the branches of other languages, but task.supervised names only de" in line
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(finished: Path, run: Run) -> None:
+    path = Path("artifacts/trunk/model.safetensors")
+    weights = load_file(path)
+    weights["roberta.encoder.layer.0.output.dense.bias"][:] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    before = Path("artifacts/student/model.safetensors").read_bytes()
+    assert "the loss is nan at step 1" in refused(run, "student", "distill")
+    assert Path("artifacts/student/model.safetensors").read_bytes() == before
+
+
+def test_an_unexpected_failure_keeps_its_traceback(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.prepare.prepare", lambda task: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("prepare")

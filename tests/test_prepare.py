@@ -1,0 +1,276 @@
+"""Reading a task: the built-in one, files of every kind, folders laid out as on the Hub, and bad input."""
+
+import csv
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cache import example_id
+from stages.base import StageError
+from stages.names import CLASSES, read_names, split_of
+from stages.prepare import prepare
+from stages.task import FilesSource, HubSource, NamesSource, TaskParams, read_examples
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def names_task(**changes: Any) -> TaskParams:
+    values: dict[str, Any] = {
+        "source": NamesSource(kind="names"),
+        "text_fields": ["text"],
+        "classes": list(CLASSES),
+        "supervised": ["de", "zh-Hant"],
+        "zero_shot": ["el"],
+        "max_examples": None,
+    }
+    return TaskParams(**values | changes)
+
+
+def nli_task(pattern: str, **changes: Any) -> TaskParams:
+    values: dict[str, Any] = {
+        "source": FilesSource(kind="files", pattern=pattern, label_field="label"),
+        "text_fields": ["premise", "hypothesis"],
+        "classes": ["no", "yes"],
+        "supervised": ["de"],
+        "zero_shot": ["fr"],
+        "max_examples": None,
+    }
+    return TaskParams(**values | changes)
+
+
+ROWS: list[dict[str, Any]] = [
+    {"premise": 'Er sagte: "ja",\u00a0dann', "hypothesis": "null", "label": "yes"},
+    {"premise": "u\u0308ber", "hypothesis": "NA", "label": "no"},
+    {"premise": " leading", "hypothesis": "", "label": "yes"},
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    # Read by `datasets` when it is imported, which `prepare` does for the Hub alone.
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    return tmp_path
+
+
+def write_all(folder: Path, rows: list[dict[str, Any]] = ROWS, suffix: str = "jsonl") -> str:
+    for language, split in (("de", "train"), ("de", "validation"), ("de", "test"), ("fr", "test")):
+        write(folder / "in" / language / f"{split}.{suffix}", rows)
+    return f"in/{{language}}/{{split}}.{suffix}"
+
+
+# The built-in task
+
+
+def test_names_are_distinct_and_of_all_classes() -> None:
+    names = read_names("de")
+    assert len({name.text for name in names}) == len(names) > 1500
+    assert min(Counter(name.label for name in names).values()) > 100
+    assert {name.label for name in names} == set(CLASSES)
+
+
+def test_no_entity_is_in_two_splits_in_any_language(folder: Path) -> None:
+    prepared = prepare(names_task())
+    splits: dict[str, set[str]] = {}
+    for language in ("de", "zh-Hant", "el"):
+        for name in read_names(language):
+            splits.setdefault(name.entity, set()).add(split_of(name.entity))
+    assert all(len(found) == 1 for found in splits.values())
+    unlabelled = pa.ipc.open_file("artifacts/data/el/unlabelled.arrow").read_all()
+    assert {split_of(entity) for entity in unlabelled["entity"].to_pylist()} == {"train"}
+    assert prepared.overlap == {"de": 0, "zh-Hant": 0}
+    shares = prepared.examples["de"]
+    assert 0.65 < shares["train"] / sum(shares.values()) < 0.75
+    assert not Path("artifacts/data/el/train.arrow").exists()
+
+
+def test_preparing_twice_gives_the_same_bytes(folder: Path) -> None:
+    prepare(names_task())
+    first = {path: path.read_bytes() for path in Path("artifacts").rglob("*.arrow")}
+    shutil.rmtree("artifacts")
+    prepare(names_task())
+    assert {path: path.read_bytes() for path in Path("artifacts").rglob("*.arrow")} == first
+
+
+def test_the_built_in_task_refuses_other_classes_and_unknown_languages(folder: Path) -> None:
+    with pytest.raises(StageError, match="task 'names' needs task.text_fields"):
+        prepare(names_task(classes=["a", "b"]))
+    with pytest.raises(StageError, match="no language 'qqq'"):
+        prepare(names_task(zero_shot=["qqq"]))
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_files_of_every_kind_give_the_text_as_it_is(folder: Path, suffix: str) -> None:
+    task = nli_task(write_all(folder, suffix=suffix))
+    prepared = prepare(task)
+    table = read_examples(task, "de", "train")
+    assert table.schema.names == ["example_id", "premise", "hypothesis", "label"]
+    assert table["premise"].to_pylist() == [row["premise"] for row in ROWS]
+    assert table["hypothesis"].to_pylist() == ["null", "NA", ""]
+    assert table["label"].to_pylist() == [1, 0, 1]
+    expected = [example_id(row["premise"], row["hypothesis"]) for row in ROWS]
+    assert table["example_id"].to_pylist() == expected
+    assert prepared.overlap == {"de": 3}
+    assert prepared.table().splitlines()[1].split() == ["de", "3", "3", "3", "3"]
+    assert prepared.table().splitlines()[2].split() == ["fr", "–", "–", "3", "–"]
+
+
+def test_several_files_of_a_split_are_read_in_the_order_of_their_names(folder: Path) -> None:
+    write_all(folder)
+    write(folder / "in/de/train-2.jsonl", [{"premise": "z", "hypothesis": "z", "label": "no"}])
+    task = nli_task("in/{language}/{split}*.jsonl")
+    prepare(task)
+    assert read_examples(task, "de", "train")["premise"].to_pylist()[0] == "z"
+    assert read_examples(task, "de", "train").num_rows == 4
+
+
+def test_labels_may_be_positions_in_the_classes(folder: Path) -> None:
+    task = nli_task(write_all(folder, [{**row, "label": i % 2} for i, row in enumerate(ROWS)]))
+    prepare(task)
+    assert read_examples(task, "de", "test")["label"].to_pylist() == [0, 1, 0]
+
+
+def test_max_examples_keeps_the_first(folder: Path) -> None:
+    task = nli_task(write_all(folder), max_examples=2)
+    assert prepare(task).examples["de"] == {"train": 2, "validation": 2, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"premise": None}, r"de/train, row 0: premise is None, not a text"),
+        (
+            {"label": "maybe"},
+            r"de/train, row 0: label 'maybe' \(1 times\) is not one of task.classes: no, yes",
+        ),
+        ({"label": None}, r"row 0: label None"),
+    ],
+)
+def test_a_bad_example_is_named_with_its_row(folder: Path, change: dict[str, Any], message: str) -> None:
+    task = nli_task(write_all(folder, [ROWS[0] | change, ROWS[1]]))
+    with pytest.raises(StageError, match=message):
+        prepare(task)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_outside_of_the_classes_is_refused(folder: Path, label: int) -> None:
+    task = nli_task(write_all(folder, [{**row, "label": label} for row in ROWS]))
+    with pytest.raises(StageError, match=rf"label {label} \(3 times\)"):
+        prepare(task)
+
+
+def test_a_missing_or_misspelt_column_is_named(folder: Path) -> None:
+    pattern = write_all(folder, [{"premise": "a", "hypotesis": "b", "label": "no"}])
+    with pytest.raises(StageError, match=r"has no column 'hypothesis'; did you mean hypotesis\?"):
+        prepare(nli_task(pattern))
+    pattern = write_all(folder, [{"x": "a", "y": "b", "label": "no"}])
+    with pytest.raises(StageError, match="has no column 'premise'; there are: x, y, label"):
+        prepare(nli_task(pattern))
+
+
+def test_an_empty_or_absent_split_is_refused(folder: Path) -> None:
+    pattern = write_all(folder)
+    (folder / "in/fr/test.jsonl").unlink()
+    with pytest.raises(StageError, match="the test split of 'fr' is empty; task.source.pattern is in/"):
+        prepare(nli_task(pattern))
+    (folder / "in/de/validation.jsonl").unlink()
+    with pytest.raises(StageError, match="the validation split of 'de' is empty"):
+        prepare(nli_task(pattern))
+    write_all(folder, suffix="csv")
+    (folder / "in/de/train.csv").write_text("premise,hypothesis,label\n")
+    with pytest.raises(StageError, match="the train split of 'de' is empty"):
+        prepare(nli_task("in/{language}/{split}.csv"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"), [("jsonl", b"{not json\n"), ("parquet", b"PAR1 no"), ("jsonl", b"\xff\xfe")]
+)
+def test_a_broken_file_is_named(folder: Path, suffix: str, content: bytes) -> None:
+    pattern = write_all(folder, suffix=suffix)
+    (folder / f"in/de/train.{suffix}").write_bytes(content)
+    with pytest.raises(StageError, match=rf"cannot read in/de/train.{suffix}"):
+        prepare(nli_task(pattern))
+
+
+def test_files_of_an_unknown_kind_are_refused(folder: Path) -> None:
+    pattern = write_all(folder).replace("jsonl", "xml")
+    for path in folder.glob("in/*/*.jsonl"):
+        path.rename(path.with_suffix(".xml"))
+    with pytest.raises(StageError, match="in/de/train.xml: it is not one of .csv, .tsv"):
+        prepare(nli_task(pattern))
+
+
+def test_examples_of_another_task_are_refused(folder: Path) -> None:
+    task = nli_task(write_all(folder))
+    with pytest.raises(StageError, match="is not there; write it with: python -m pipeline prepare"):
+        read_examples(task, "de", "train")
+    prepare(task)
+    other = nli_task("in/{language}/{split}.jsonl", text_fields=["premise"])
+    with pytest.raises(StageError, match=r"has columns .* not \['example_id', 'premise', 'label'\]"):
+        read_examples(other, "de", "train")
+    Path("artifacts/data/de/train.arrow").write_bytes(b"torn")
+    with pytest.raises(StageError, match="is broken"):
+        read_examples(task, "de", "train")
+
+
+# The Hub
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets in ../shared/data")
+def test_a_folder_laid_out_as_on_the_hub_is_read_by_configuration_and_class_names(folder: Path) -> None:
+    hub = folder / "hub"
+    lines = ["---", "configs:"]
+    for language in ("de", "en", "ru"):
+        lines += [f"- config_name: {language}", "  data_files:"]
+        for split in ("train", "validation", "test"):
+            source = SHARED / "xnli" / language / f"{split}.parquet"
+            if source.is_file():
+                (hub / language).mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, hub / language)
+                lines += [f"  - split: {split}", f"    path: {language}/{split}.parquet"]
+    (hub / "README.md").write_text("\n".join([*lines, "---"]))
+    task = nli_task(
+        "{language}{split}",
+        source=HubSource(
+            kind="hub", dataset=str(hub), config="{language}", revision=None, label_field="label"
+        ),
+        classes=["contradiction", "entailment", "neutral"],
+        supervised=["de", "en"],
+        zero_shot=["ru"],
+        max_examples=50,
+    )
+    assert prepare(task).examples == {
+        "de": {"train": 50, "validation": 50, "test": 50},
+        "en": {"train": 50, "validation": 50, "test": 50},
+        "ru": {"validation": 50, "test": 50},
+    }
+    assert set(read_examples(task, "en", "train")["label"].to_pylist()) == {0, 1, 2}
+
+
+def test_a_data_set_that_cannot_be_loaded_is_named(folder: Path) -> None:
+    source = HubSource(kind="hub", dataset="./absent", config=None, revision=None, label_field="label")
+    with pytest.raises(StageError, match="cannot load ./absent for 'de'"):
+        prepare(nli_task("{language}{split}", source=source))

@@ -1,0 +1,128 @@
+"""The tree explains itself: imports point one way, and file, command, DVC stage and section share a name."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from ruamel.yaml import YAML
+
+from pipeline.app import app
+from pipeline.params import PipelineParams
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pipeline", "stages", "cache")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + (node.module or ""))
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    place = path.relative_to(ROOT).as_posix()
+    forbidden: tuple[str, ...] = ()
+    if place.startswith("cache/"):
+        forbidden = ("pipeline", "stages", "torch", "transformers", "datasets")
+    elif place.startswith("stages/teacher/"):
+        forbidden = ("pipeline", "stages.student")
+    elif place.startswith("stages/student/"):
+        forbidden = ("pipeline", "stages.teacher")
+    elif place.startswith("stages/"):
+        forbidden = ("pipeline", "stages.teacher", "stages.student")
+    if place.endswith("_mblm.py"):
+        forbidden += ("stages", "cache")
+    bad = {name for name in imports_of(path) for stem in forbidden if f"{name}.".startswith(f"{stem}.")}
+    assert not bad
+
+
+def commands() -> dict[str, Any]:
+    group = typer.main.get_command(app)
+    found = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        for sub, leaf in getattr(command, "commands", {"": command}).items():
+            found[f"{name} {sub}".strip()] = leaf
+    return found
+
+
+def dvc_stages() -> dict[str, Any]:
+    stages: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    return stages
+
+
+def test_every_stage_has_a_file_a_command_and_a_dvc_stage_of_its_name() -> None:
+    for command in commands():
+        assert (ROOT / "stages" / f"{command.replace(' ', '/')}.py").is_file()
+    assert {name.replace("-", " ", 1) for name in dvc_stages()} == set(commands())
+    for name, stage in dvc_stages().items():
+        assert stage["cmd"].startswith(f"python -m pipeline {name.replace('-', ' ', 1)}")
+
+
+def test_what_dvc_names_exists() -> None:
+    values = YAML(typ="safe").load(ROOT / "params.yaml")
+    for stage in dvc_stages().values():
+        for path in stage["deps"]:
+            assert path.startswith("artifacts/") or (ROOT / path).exists(), path
+        for key in stage["params"]:
+            node: Any = values
+            for part in key.replace("${item.language}", "de").split("."):
+                node = node[part]
+
+
+def test_every_section_of_params_is_a_dependency_of_a_stage_but_the_cache() -> None:
+    named = {key.split(".")[0] for stage in dvc_stages().values() for key in stage["params"]}
+    # Where the store lies changes no result.
+    assert set(PipelineParams.model_fields) - named == {"cache"}
+
+
+def test_code_that_a_stage_imports_is_its_dependency() -> None:
+    def imported(path: Path) -> set[str]:
+        """Files of ours that a module needs, but for declarations, which params and outputs stand for."""
+        found = set()
+        for name in imports_of(path):
+            name = name if not name.startswith(".") else "stages.student" + name
+            file = ROOT / (name.replace(".", "/") + ".py")
+            if name == "cache":
+                found.add("cache")
+            elif file.is_file() and file.name not in ("params.py", "base.py", "artifacts.py", "task.py"):
+                found |= {file.relative_to(ROOT).as_posix()} | imported(file)
+        return found
+
+    for name, stage in dvc_stages().items():
+        own = f"stages/{name.replace('-', '/', 1)}.py"
+        needed = {own} | imported(ROOT / own)
+        assert needed - {"cache"} <= set(stage["deps"]), name
+
+
+@pytest.mark.parametrize("command", ["", *sorted(commands())])
+def test_help_is_quick_and_ends_with_an_example(command: str) -> None:
+    imported = "import sys; from pipeline.__main__ import main; main()"
+    check = f"import atexit, sys; atexit.register(lambda: print(sorted({{'torch', 'transformers', 'datasets', 'pyarrow'}} & set(sys.modules)))); {imported}"
+    done = subprocess.run(
+        [sys.executable, "-c", check, *command.split(), "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip().endswith("[]"), "a slow import"
+    assert not command or f"python -m pipeline {command}" in " ".join(done.stdout.split())
+
+
+def test_the_readme_names_every_command_and_every_file() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in commands():
+        assert f"`{command}" in readme, command
+    for path in MODULES:
+        if path.name != "__init__.py" and path.name != "__main__.py":
+            assert path.name in readme, path.name
