@@ -49,8 +49,8 @@ class SoftLabels:
         Returns:
             For each id its position here, -1 where it is absent; int64, shape ``(len(ids),)``.
         """
-        found = pa.compute.index_in(ids, value_set=self.ids)
-        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        found = pa.compute.index_in(ids, value_set=self.ids).fill_null(-1)
+        return np.asarray(found, np.int64)
 
 
 def write_shard(folder: Path, soft_labels: SoftLabels, *, producer: Producer) -> str:

@@ -14,13 +14,10 @@ def main() -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0, 1 after an expected failure, 130 after Ctrl-C. Other exceptions pass.
+        The exit code: 1 after an expected failure. Typer itself exits in all other cases.
     """
     try:
         app()
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
     except Exception as error:
         from cache import CacheError
         from pipeline.params import ParamsError

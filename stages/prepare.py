@@ -197,8 +197,8 @@ def _checked(task: TaskParams, columns: Columns, where: str) -> pa.Table:
     labels = list(_label_indices(task.classes, columns["label"], where))
     arrays = [example_ids(texts), *texts, labels]
     table = pa.Table.from_arrays(
-        [pa.array(a, type=f.type) for a, f in zip(arrays, task.schema(), strict=True)],
-        schema=task.schema(),
+        [pa.array(a, type=f.type) for a, f in zip(arrays, task.columns(), strict=True)],
+        schema=task.columns(),
     )
     return table if task.max_examples is None else table.slice(0, task.max_examples)
 

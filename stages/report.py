@@ -1,4 +1,4 @@
-"""The report: test accuracy per language of teachers, baseline and student, as a table for terminal and browser."""
+"""The report: test accuracy per language of teachers, baseline and student, as text and as a page."""
 
 import html
 import json
@@ -68,8 +68,8 @@ def report(task: TaskParams, variant: str) -> Path:
     head = ("language", "teacher", "finetune", variant)
     rows = _rows(task)
     caption = (
-        f"Supervised: {', '.join(task.supervised)}. The teachers are monolingual; finetune is the multilingual "
-        f"model fine-tuned on the hard labels; {variant} is the student."
+        f"Supervised: {', '.join(task.supervised)}. The teachers are monolingual; finetune is the "
+        f"multilingual model fine-tuned on the hard labels; {variant} is the student."
     )
     write_atomically(REPORT / "accuracy.md", _markdown(head, rows).encode())
     write_atomically(REPORT / "report.html", _page(head, rows, caption).encode())

@@ -1,4 +1,4 @@
-"""Models that exist already: a Hub id is pinned to its commit, a local folder to the digests of its weights."""
+"""Models that exist: a Hub id is pinned to its commit, a local folder to its weights' digests."""
 
 import hashlib
 import json

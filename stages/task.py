@@ -85,7 +85,7 @@ class TaskParams(Params):
         """All languages, supervised ones first."""
         return [*self.supervised, *self.zero_shot]
 
-    def schema(self) -> pa.Schema:
+    def columns(self) -> pa.Schema:
         """Columns of ``artifacts/data/<language>/<split>.arrow``."""
         fields = {name: pa.string() for name in self.text_fields}
         return pa.schema({"example_id": pa.binary(16), **fields, "label": pa.int32()})
@@ -115,7 +115,7 @@ def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
     """Read the examples of one language and split.
 
     Returns:
-        A table with the columns of ``task.schema()``, mapped into memory.
+        A table with the columns of ``task.columns()``, mapped into memory.
 
     Raises:
         StageError: `prepare` has not written the file, or wrote it for another task.
@@ -129,9 +129,9 @@ def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
         raise StageError(
             f"{path} is broken ({error}); write it again with: python -m pipeline prepare"
         ) from error
-    if table.schema.names != task.schema().names:
+    if table.schema.names != task.columns().names:
         raise StageError(
-            f"{path} has columns {table.schema.names}, not {task.schema().names}; "
+            f"{path} has columns {table.schema.names}, not {task.columns().names}; "
             "write it again with: python -m pipeline prepare"
         )
     return table

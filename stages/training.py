@@ -52,9 +52,10 @@ class ByLength(Sampler[int]):
 class TextTrainer(Trainer):
     """Hugging Face's Trainer, with batches by length and a stop at the first non-finite loss."""
 
+    train_dataset: Texts
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        texts = self.train_dataset if train_dataset is None else train_dataset
-        return ByLength(texts, batch_size=self.args.train_batch_size, seed=self.args.seed)
+        return ByLength(self.train_dataset, batch_size=self.args.train_batch_size, seed=self.args.seed)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Do one step; a loss that is NaN or infinite ends the training before the weights change."""
@@ -80,6 +81,11 @@ class OneBar(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.set_description(self._title)
             self.training_bar.unit = "step"
+
+    def close(self) -> None:
+        """Close the bar, also where the training ended early."""
+        if self.training_bar is not None:
+            self.training_bar.close()
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
         """Show no second bar for validation."""
@@ -123,12 +129,16 @@ def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
     """
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(OneBar(title))
+    bar = OneBar(title)
+    trainer.add_callback(bar)
     folder = Path(str(trainer.args.output_dir))
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if checkpoint:
         tqdm.write(f"{title}: going on from {checkpoint}", file=sys.stderr)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        bar.close()  # so that an error message begins on a line of its own
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
 

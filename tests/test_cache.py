@@ -291,7 +291,7 @@ def test_a_set_joins_by_id_with_repetitions(written: Path) -> None:
 
 def test_a_missing_soft_label_is_named_with_the_command_that_writes_it(written: Path) -> None:
     found = SoftLabelSet.read(written, language="de")
-    with pytest.raises(MissingSoftLabelsError, match="2 of 3 examples in 'de'.*teacher label --language de"):
+    with pytest.raises(MissingSoftLabelsError, match=r"2 of 3 examples in 'de'.*teacher label --language de"):
         found.join(example_ids([["text 3", "new", "newer"]]))
 
 
@@ -330,7 +330,7 @@ def test_a_set_that_does_not_match_its_manifest_is_refused(written: Path) -> Non
 def test_a_damaged_shard_of_a_set_is_refused(written: Path) -> None:
     shard = only_shard(written)
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ManifestError, match="is damaged.*write the soft labels with"):
+    with pytest.raises(ManifestError, match=r"is damaged.*write the soft labels with"):
         SoftLabelSet.read(written, language="de")
     shard.unlink()
     with pytest.raises(ManifestError, match="is not there"):

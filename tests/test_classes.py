@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stages.base import StageError
 from stages.classes import check_class_order, match_classes
 
+Labels = NDArray[np.int64]
 NLI = ["entailment", "neutral", "contradiction"]
 
 
 def match(teacher: list[str], task: list[str], names: dict[str, str] | None = None) -> list[int]:
-    return match_classes(teacher, task, names=names, language="de").tolist()
+    order: list[int] = match_classes(teacher, task, names=names, language="de").tolist()
+    return order
 
 
 def test_classes_are_matched_by_name_not_by_position() -> None:
@@ -46,14 +49,14 @@ def test_classes_without_a_counterpart_are_refused(
         match(teacher, NLI, names)
 
 
-def predictions(accuracy: float, *, n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def predictions(accuracy: float, *, n: int = 300, seed: int = 0) -> tuple[Labels, Labels]:
     generator = np.random.default_rng(seed)
     labels = generator.integers(3, size=n)
     noise = generator.integers(3, size=n)
     return np.where(generator.random(n) < accuracy, labels, noise), labels
 
 
-def check(predicted: np.ndarray, labels: np.ndarray) -> None:  # type: ignore[type-arg]
+def check(predicted: Labels, labels: Labels) -> None:
     check_class_order(predicted, labels, classes=NLI, language="de")
 
 

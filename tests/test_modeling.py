@@ -88,8 +88,9 @@ def plain(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Tensor]
 
 def student_of(folder: Path, **config: Any) -> MBLMForSequenceClassification:
     config = {"languages": LANGUAGES, "n_branches": K, "branch_layers": 2} | config
-    names = {index: name for index, name in enumerate("abcd")}
-    return MBLMForSequenceClassification.from_mplm(folder, id2label=names, **config).eval()
+    student = MBLMForSequenceClassification.from_mplm(folder, id2label=dict(enumerate("abcd")), **config)
+    student.eval()
+    return student
 
 
 def perturbed(student: MBLMForSequenceClassification) -> MBLMForSequenceClassification:
@@ -214,8 +215,9 @@ def test_a_stranger_loads_the_model_from_its_folder_alone(tmp_path: Path) -> Non
     student_of(tmp_path / "mplm").save_pretrained(tmp_path / "student")
     script = """
         from transformers import AutoModelForSequenceClassification
+        from torch import ones
         model = AutoModelForSequenceClassification.from_pretrained("student", trust_remote_code=True)
-        print(type(model).__module__.split(".")[0], model(input_ids=__import__("torch").ones(2, 3).long()).logits.shape)
+        print(type(model).__module__.split(".")[0], model(input_ids=ones(2, 3).long()).logits.shape)
     """
     environment = {"PATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(

@@ -113,7 +113,7 @@ def test_preparing_twice_gives_the_same_bytes(folder: Path) -> None:
 
 
 def test_the_built_in_task_refuses_other_classes_and_unknown_languages(folder: Path) -> None:
-    with pytest.raises(StageError, match="task 'names' needs task.text_fields"):
+    with pytest.raises(StageError, match=r"task 'names' needs task.text_fields"):
         prepare(names_task(classes=["a", "b"]))
     with pytest.raises(StageError, match="no language 'qqq'"):
         prepare(names_task(zero_shot=["qqq"]))
@@ -194,7 +194,7 @@ def test_a_missing_or_misspelt_column_is_named(folder: Path) -> None:
 def test_an_empty_or_absent_split_is_refused(folder: Path) -> None:
     pattern = write_all(folder)
     (folder / "in/fr/test.jsonl").unlink()
-    with pytest.raises(StageError, match="the test split of 'fr' is empty; task.source.pattern is in/"):
+    with pytest.raises(StageError, match=r"the test split of 'fr' is empty; task.source.pattern is in/"):
         prepare(nli_task(pattern))
     (folder / "in/de/validation.jsonl").unlink()
     with pytest.raises(StageError, match="the validation split of 'de' is empty"):
@@ -219,7 +219,7 @@ def test_files_of_an_unknown_kind_are_refused(folder: Path) -> None:
     pattern = write_all(folder).replace("jsonl", "xml")
     for path in folder.glob("in/*/*.jsonl"):
         path.rename(path.with_suffix(".xml"))
-    with pytest.raises(StageError, match="in/de/train.xml: it is not one of .csv, .tsv"):
+    with pytest.raises(StageError, match=r"in/de/train.xml: it is not one of .csv, .tsv"):
         prepare(nli_task(pattern))
 
 
@@ -272,5 +272,5 @@ def test_a_folder_laid_out_as_on_the_hub_is_read_by_configuration_and_class_name
 
 def test_a_data_set_that_cannot_be_loaded_is_named(folder: Path) -> None:
     source = HubSource(kind="hub", dataset="./absent", config=None, revision=None, label_field="label")
-    with pytest.raises(StageError, match="cannot load ./absent for 'de'"):
+    with pytest.raises(StageError, match=r"cannot load ./absent for 'de'"):
         prepare(nli_task("{language}{split}", source=source))

@@ -106,10 +106,13 @@ def test_code_that_a_stage_imports_is_its_dependency() -> None:
 
 @pytest.mark.parametrize("command", ["", *sorted(commands())])
 def test_help_is_quick_and_ends_with_an_example(command: str) -> None:
-    imported = "import sys; from pipeline.__main__ import main; main()"
-    check = f"import atexit, sys; atexit.register(lambda: print(sorted({{'torch', 'transformers', 'datasets', 'pyarrow'}} & set(sys.modules)))); {imported}"
+    script = (
+        "import atexit, sys; slow = {'torch', 'transformers', 'datasets', 'pyarrow'}\n"
+        "atexit.register(lambda: print(sorted(slow & set(sys.modules))))\n"
+        "from pipeline.__main__ import main; main()"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", check, *command.split(), "--help"],
+        [sys.executable, "-c", script, *command.split(), "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,

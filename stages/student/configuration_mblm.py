@@ -1,4 +1,4 @@
-"""Configuration of the multi-branch student. Imports only transformers, so that an exported model stands alone."""
+"""Configuration of the multi-branch student. Imports only transformers: an exported model stands alone."""
 
 from typing import Any
 

@@ -152,8 +152,8 @@ def _student(task: TaskParams, params: DistillParams, trunk: Path) -> MBLMForSeq
     branches = params.variant in ("branches", "mblm")
     if params.variant == "mblm" and len(task.supervised) < 2 and not params.mixture.own_branch:
         raise StageError(
-            "student.distill.variant mblm mixes the branches of other languages, but task.supervised names only "
-            f"{task.supervised[0]}; add a language, or set student.distill.mixture.own_branch: true"
+            "student.distill.variant mblm mixes the branches of other languages, but task.supervised names "
+            f"only {task.supervised[0]}; add a language, or set student.distill.mixture.own_branch: true"
         )
     try:
         return MBLMForSequenceClassification.from_mplm(
@@ -174,6 +174,7 @@ class _DistillTrainer(TextTrainer):
     def __init__(self, params: DistillParams, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._params = params
+        self._n_branches: int = kwargs["model"].config.n_branches
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -201,7 +202,7 @@ class _DistillTrainer(TextTrainer):
             return None
         return mixture_weights(
             language_ids,
-            n_branches=len(self.model.config.languages),
+            n_branches=self._n_branches,
             weights=mixture.weights,
             own_branch=mixture.own_branch,
         )

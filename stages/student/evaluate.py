@@ -26,7 +26,7 @@ MIXTURE = "mixture"
 def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -> dict[str, Any]:
     """Write metrics and plots of ``artifacts/student`` and ``artifacts/baseline``.
 
-    A supervised language goes through its own branch, any other through the mixture of all branches, as in use.
+    A supervised language goes through its own branch, any other through the mixture of all, as in use.
 
     Returns:
         The student's metrics: split → ``supervised`` and ``zero_shot`` → mean accuracy and macro-F1.
@@ -100,8 +100,9 @@ def _logits(
     for batch in DataLoader(texts, batch_size, sampler=order.tolist(), collate_fn=collator):
         states = model(**{key: value.to(model.device) for key, value in batch.items()}).branch_states
         batches.append(torch.stack([model.classify(states, w.expand(len(states), -1)) for w in weights]))
-    logits = np.empty((n_branches + 1, len(texts), model.config.num_labels), np.float32)
-    logits[:, order] = torch.cat(batches, dim=1).float().cpu().numpy()
+    by_length = torch.cat(batches, dim=1).float().cpu().numpy()
+    logits = np.empty_like(by_length)
+    logits[:, order] = by_length
     names = [*(model.config.languages if n_branches > 1 else []), MIXTURE]
     return dict(zip(names, logits[-len(names) :], strict=True))
 

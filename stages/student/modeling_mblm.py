@@ -1,9 +1,10 @@
 """The student: one trunk, one branch of transformer layers per language, one classifier that reads them all.
 
-Built from any encoder whose layers are a ModuleList. Each of its top layers is replaced by `BranchedLayer`, which
-holds one copy per branch; the family's own forward, with its masks and positions, stays untouched. Where the first
-of them is reached, the batch of B examples becomes a batch of P pairs (example, branch), of only those pairs that
-somebody asked for, sorted by branch. Axes: B batch, T tokens, H hidden, K branches, C classes, P pairs.
+Built from any encoder whose layers are a ModuleList. Each of its top layers is replaced by `BranchedLayer`,
+which holds one copy per branch; the family's own forward, with its masks and positions, stays untouched.
+Where the first of them is reached, the batch of B examples becomes a batch of P pairs (example, branch), of
+only those pairs that somebody asked for, sorted by branch. Axes: B batch, T tokens, H hidden, K branches,
+C classes, P pairs.
 
 Imports only torch, transformers and its configuration, so that an exported model stands alone.
 """
@@ -98,7 +99,7 @@ class _Routing:
         """Repeat what a layer gets besides hidden states, such as masks, for the pairs.
 
         Args:
-            value: Tensors whose first axis is B are given the axis P; tuples and lists are searched for them.
+            value: Tensors whose first axis is B get the axis P; tuples and lists are searched for them.
         """
         if self.is_identity:
             return value
@@ -126,8 +127,8 @@ class _Routing:
         return value
 
 
-# Set by MBLMModel around the encoder's forward. A context variable is safe with threads, and lets the families' own
-# forward pass between the two without knowing of it.
+# Set around the encoder's forward. A context variable is safe with threads, and the families' own forward,
+# which lies between, need not know of it.
 _ROUTING: ContextVar[_Routing] = ContextVar("routing")
 
 
@@ -222,15 +223,15 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
 
     def __init__(self, config: MBLMConfig) -> None:
         super().__init__(config)
-        family = require_family(config.mplm_config)
+        family = _family(config.mplm_config)
         mplm_config = deepcopy(config.mplm_config)
+        assert config.num_labels is not None  # transformers gives every configuration two
         mplm_config.num_labels = config.num_labels
         # sdpa is the default of the families that have it, and DeBERTa does not.
         attention = config._attn_implementation
         classifier = AutoModelForSequenceClassification.from_config(
             mplm_config, attn_implementation=None if attention == "sdpa" else attention
         )
-        self.num_labels = config.num_labels
         self.head = _Head(family, classifier)
         self.encoder = classifier.base_model
         self._mean_pooling = family.mean_pooling is not None and (
@@ -252,13 +253,19 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
             config: Attributes of `MBLMConfig`, and ``id2label``.
 
         Raises:
-            ValueError: The encoder's family is not one of those that fit.
+            ValueError: The encoder's family is not one of those that fit, or it lacks weights.
         """
         mplm_config = AutoConfig.from_pretrained(folder)
-        family = require_family(mplm_config)
+        family = _family(mplm_config)
         config["id2label"] = id2label = dict(config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"})
         config["label2id"] = {name: index for index, name in id2label.items()}
-        pretrained = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(id2label))
+        pretrained, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=len(id2label), output_loading_info=True
+        )
+        prefix = f"{pretrained.base_model_prefix}."
+        absent = sorted(name for name in loading["missing_keys"] if name.startswith(prefix))
+        if [name for name in absent if ".pooler." not in name]:
+            raise ValueError(f"{folder} has no weights for {', '.join(absent)}")
         student = cls(MBLMConfig(mplm_config=mplm_config, **config))
         student.head.load_state_dict(_Head(family, pretrained).state_dict())
         weights = pretrained.base_model.state_dict()
@@ -295,8 +302,8 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         Args:
             input_ids: Token ids, ``(B, T)``.
             attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
-            language_ids: Position of each text's language in ``config.languages``, or -1 for the mixture of all
-                branches; int64, ``(B,)``. None stands for -1 everywhere.
+            language_ids: Position of each text's language in ``config.languages``, or -1 for the mixture of
+                all branches; int64, ``(B,)``. None stands for -1 everywhere.
             mixture_weights: Weights of a mixture whose logits are wanted besides, float ``(B, K)``.
             labels: Classes, int64, ``(B,)``.
             kwargs: What the encoder's family takes besides, such as ``token_type_ids`` or ``inputs_embeds``.
@@ -363,12 +370,7 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         return (states * mask).sum(dim=1) / mask.sum(dim=1)
 
 
-def require_family(config: PreTrainedConfig) -> _Family:
-    """Look up how to take an encoder apart.
-
-    Raises:
-        ValueError: The encoder is of a family of which no student can be made.
-    """
+def _family(config: PreTrainedConfig) -> _Family:
     if config.model_type not in _FAMILIES:
         known = ", ".join(sorted(_FAMILIES))
         raise ValueError(f"no student can be made of a {config.model_type} model; of these: {known}")

@@ -1,7 +1,7 @@
 """The mathematics of stage two: tensors in, tensors out. Axes: B batch, K branches, C classes.
 
-With own-branch logits z, mixture logits m, teacher logits t and temperature τ (design of Yang et al., 2022; what
-the paper's abstract leaves open is a parameter):
+With own-branch logits z, mixture logits m, teacher logits t and temperature τ (Yang et al., 2022; what the
+paper's abstract leaves open is a parameter):
 
     KD(z, t) = τ² · KL(softmax(t/τ) ‖ softmax(z/τ))
     L        = (1-λ) KD(z, t) + λ KD(m, t) + α CE(z, hard label)
@@ -90,7 +90,7 @@ def objective(
     Args:
         logits: Of each text's own branch, shape ``(B, C)``.
         labels: Hard labels, int64, shape ``(B,)``.
-        teacher_logits: Soft labels in the task's class order, shape ``(B, C)``; None trains on hard labels alone.
+        teacher_logits: Soft labels in the task's class order, shape ``(B, C)``; None: hard labels alone.
         mixture_logits: Of a mixture of branches, shape ``(B, C)``; None leaves L_mix out.
         temperature: τ, above 0.
         mixture_weight: λ, from 0 to 1.

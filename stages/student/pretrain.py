@@ -1,13 +1,10 @@
-"""The multilingual model (MPLM) that the student starts from: pin one that exists, or pre-train a small one."""
+"""The multilingual model (MPLM) that the student starts from: pin one, or pre-train a small one."""
 
 import pyarrow as pa
-from transformers import AutoConfig
 
 from stages.artifacts import TRUNK
-from stages.base import StageError
 from stages.scratch import build_encoder
-from stages.source import fetch, pin, resolve
-from stages.student.modeling_mblm import require_family
+from stages.source import pin, resolve
 from stages.student.params import PretrainParams
 from stages.task import UNLABELLED, TaskParams, data_file, has_split, read_examples
 from stages.training import replaced_folder
@@ -16,22 +13,17 @@ from stages.training import replaced_folder
 def pretrain(task: TaskParams, params: PretrainParams) -> str:
     """Write ``artifacts/trunk``: an encoder, or a pin of one.
 
-    A small one is pre-trained on the unlabelled texts of all languages where the task has them (two translations
-    of one entity in one input, Conneau and Lample, 2019), and on the supervised languages' training texts
-    otherwise.
+    A small one is pre-trained on the unlabelled texts of all languages where the task has them (translations
+    in one input: Conneau and Lample, 2019), and on the supervised languages' training texts otherwise.
 
     Returns:
         One line about the model.
 
     Raises:
-        StageError: The base is not there, or it is of a family of which no student can be made.
+        StageError: There is no such base.
     """
     if params.base != "scratch":
         source = resolve(params.base, params.revision, key="student.pretrain.base")
-        try:
-            require_family(AutoConfig.from_pretrained(fetch(source)))
-        except ValueError as error:
-            raise StageError(f"student.pretrain.base is {params.base}: {error}") from error
         with replaced_folder(TRUNK) as folder:
             pin(folder, source)
         return f"trunk: {params.base}, pinned"
@@ -53,7 +45,7 @@ def pretrain(task: TaskParams, params: PretrainParams) -> str:
 
 
 def _texts(task: TaskParams, language: str) -> dict[str, str]:
-    """Give a language's texts by entity; texts that are labelled by task, not by entity, have no translations."""
+    """Give a language's texts by entity; training examples are entities of their own."""
     if has_split(language, UNLABELLED):
         table = pa.ipc.open_file(pa.memory_map(str(data_file(language, UNLABELLED)))).read_all()
         return dict(zip(table["entity"].to_pylist(), table["text"].to_pylist(), strict=True))

@@ -1,4 +1,4 @@
-"""Stage one: write a teacher's soft labels for the task's examples. Only what is new goes through the teacher.
+"""Stage one: write a teacher's soft labels. Only what is new goes through the teacher.
 
 hash every example → look it up in the store → run the teacher on the misses → append them to the store →
 write the soft-label set. The set is all that stage two reads.
@@ -6,7 +6,7 @@ write the soft-label set. The set is all that stage two reads.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS
 from stages.base import StageError
 from stages.classes import check_class_order, match_classes
 from stages.source import model_folder
-from stages.task import SPLITS, TaskParams, read_examples
+from stages.task import SPLITS, Split, TaskParams, read_examples
 from stages.teacher.params import CacheParams, LabelParams, TeacherParams
 
 
@@ -92,7 +92,7 @@ def _distinct(examples: pa.Table) -> pa.Table:
     positions = pa.array(np.arange(examples.num_rows))
     first = examples.select(["example_id"]).append_column("position", positions)
     first = first.group_by("example_id", use_threads=False).aggregate([("position", "min")])
-    return examples.take(first["position_min"].sort())  # type: ignore[no-any-return]
+    return examples.take(first["position_min"].sort())
 
 
 def _read(store: Store) -> SoftLabels:
@@ -117,25 +117,29 @@ def _label_misses(
     ids = misses["example_id"].combine_chunks()
     fields = [misses[field].to_pylist() for field in task.text_fields]
     pending: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+    n_kept = 0
     try:
         for batch in infer(folder, fields, params, title=title):
             pending.append(batch)
             if sum(len(positions) for positions, _ in pending) >= params.shard_examples:
-                _append(store, ids, pending)
+                n_kept += _append(store, ids, pending)
                 pending = []
     finally:
         if pending:
-            _append(store, ids, pending)
+            n_kept += _append(store, ids, pending)
+        if n_kept < len(ids):
+            tqdm.write(f"stopped; {n_kept:,} of {len(ids):,} soft labels are kept", file=sys.stderr)
 
 
 def _append(
     store: Store,
     ids: pa.FixedSizeBinaryArray,
     batches: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
-) -> None:
+) -> int:
     positions = np.concatenate([positions for positions, _ in batches])
     logits = np.concatenate([logits for _, logits in batches])
     store.append(SoftLabels(ids.take(pa.array(positions)), logits))
+    return len(positions)
 
 
 def _select(cached: SoftLabels, ids: pa.ChunkedArray) -> SoftLabels:
@@ -149,7 +153,7 @@ def _check_accuracy(
     task: TaskParams,
     soft_labels: SoftLabels,
     order: NDArray[np.int64],
-    splits: dict[str, pa.Table],
+    splits: Mapping[Split, pa.Table],
     language: str,
 ) -> dict[str, float]:
     predicted = soft_labels.logits[:, order].argmax(axis=1)

@@ -1,0 +1,198 @@
+"""The pipeline under real DVC: what runs, what does not, experiments, metrics, and no network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from tiny import ROOT, examples, tiny_params, write_input, write_jsonl, write_params
+
+pytestmark = pytest.mark.slow
+
+TEACHERS = {f"teacher-{what}@{language}" for what in ("finetune", "label") for language in ("de", "en")}
+ALL = TEACHERS | {
+    "prepare",
+    "student-pretrain",
+    "student-distill",
+    "student-baseline",
+    "student-evaluate",
+    "report",
+}
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "MBLM_TEACHER_CACHE": str(home / "store"),
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def dvc(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
+    done = subprocess.run(
+        [*prefix, "dvc", *arguments],
+        cwd=folder,
+        env=environment(folder.parent),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def stages_run(output: str) -> set[str]:
+    marker = "Running stage '"
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith(marker)}
+
+
+def change(folder: Path, **values: Any) -> None:
+    path = folder / "params.yaml"
+    params = YAML(typ="safe").load(path)
+    params["student"]["distill"] |= values
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(params, file)
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with the small task in which `dvc repro` has run once, cut off from every network."""
+    folder = tmp_path_factory.mktemp("dvc") / "clone"
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    for name in tracked:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_params(tiny_params())
+        write_input(folder)
+    for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "start"]):
+        subprocess.run(command, cwd=folder, env=environment(folder.parent), check=True)
+    # A new network namespace has no interface but a loopback that is down.
+    allowed = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0
+    output = dvc(folder, "repro", prefix=("unshare", "-rn") if allowed else ())
+    assert stages_run(output) == ALL
+    for command in (["git", "add", "-A"], ["git", "commit", "-qm", "reproduced"]):
+        subprocess.run(command, cwd=folder, env=environment(folder.parent), check=True)
+    return folder
+
+
+def test_a_second_repro_runs_nothing(reproduced: Path) -> None:
+    assert stages_run(dvc(reproduced, "repro")) == set()
+    assert "up to date" in dvc(reproduced, "status")
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode != 0,
+    reason="needs network namespaces for unprivileged users",
+)
+def test_the_fixture_ran_without_a_network(reproduced: Path) -> None:
+    probe = "import socket; socket.create_connection(('127.0.0.1', 9), timeout=1)"
+    done = subprocess.run(
+        ["unshare", "-rn", sys.executable, "-c", probe], capture_output=True, text=True, check=False
+    )
+    assert "Network is unreachable" in done.stderr
+
+
+def test_what_would_run_again_after_a_change(reproduced: Path) -> None:
+    """`dvc repro --dry` after each change, which is then taken back."""
+
+    def would_run(path: str, text: str) -> set[str]:
+        file = reproduced / path
+        before = file.read_text(encoding="utf-8")
+        file.write_text(text if text.startswith("{") else before + text, encoding="utf-8")
+        try:
+            return stages_run(dvc(reproduced, "repro", "--dry"))
+        finally:
+            file.write_text(before, encoding="utf-8")
+
+    def with_temperature(value: float) -> str:
+        params = json.loads(json.dumps(YAML(typ="safe").load(reproduced / "params.yaml")))
+        params["student"]["distill"]["temperature"] = value
+        return json.dumps(params)
+
+    stage_two = {"student-distill", "student-evaluate", "report"}
+    assert would_run("params.yaml", with_temperature(7.0)) <= stage_two
+    assert "student-distill" in would_run("params.yaml", with_temperature(7.0))
+    assert "student-distill" in would_run("stages/student/objective.py", "\n# changed\n")
+    assert not would_run("stages/student/objective.py", "\n# changed\n") & TEACHERS
+    assert "teacher-label@de" in would_run("stages/teacher/infer.py", "\n# changed\n")
+    assert "teacher-finetune@de" not in would_run("stages/teacher/infer.py", "\n# changed\n")
+    assert would_run("pipeline/app.py", "\n# changed\n") == set()
+
+
+def test_stages_run_alone_with_what_they_need(reproduced: Path) -> None:
+    assert stages_run(dvc(reproduced, "repro", "--force", "--single-item", "teacher-label@de")) == {
+        "teacher-label@de"
+    }
+    assert stages_run(dvc(reproduced, "repro", "student-distill")) == set()
+
+
+def test_one_new_example_labels_one(reproduced: Path) -> None:
+    path = reproduced / "data/de/train.jsonl"
+    before = path.read_text(encoding="utf-8")
+    write_jsonl(path, [*examples("de", "train"), {"text": "Hund 99999", "label": "animal"}])
+    output = dvc(reproduced, "repro", "prepare")
+    assert stages_run(output) == {"prepare"}
+    dvc(reproduced, "repro", "--single-item", "teacher-label@de")
+    assert "58 soft labels, 1 of them new" not in output
+    manifest = json.loads((reproduced / "artifacts/soft_labels/de/manifest.json").read_text())
+    assert manifest["examples"] == 58
+    path.write_text(before, encoding="utf-8")
+    dvc(reproduced, "repro")
+
+
+@pytest.mark.parametrize("where", [(), ("--temp",)])
+def test_experiments_run_in_place_and_apart(reproduced: Path, where: tuple[str, ...]) -> None:
+    output = dvc(reproduced, "exp", "run", *where, "-S", "student.distill.variant=branches")
+    ran = stages_run(output)
+    assert "student-distill" in ran
+    assert not ran & (TEACHERS | {"prepare", "student-pretrain", "student-baseline"})
+    shown = dvc(reproduced, "exp", "show", "--csv")
+    assert "branches" in shown
+    subprocess.run(["git", "checkout", "-q", "."], cwd=reproduced, check=True)
+    dvc(reproduced, "checkout")
+
+
+def test_metrics_and_plots_say_something(reproduced: Path) -> None:
+    metrics = json.loads(dvc(reproduced, "metrics", "show", "--json"))[""]["data"]
+    assert set(metrics) == {
+        os.path.join("artifacts", "metrics", name)
+        for name in ("baseline.json", "student.json", "teachers/de.json", "teachers/en.json")
+    }
+    change(reproduced, epochs=3)
+    dvc(reproduced, "repro", "student-evaluate")
+    assert "artifacts/metrics/student.json" in dvc(reproduced, "metrics", "diff", "--all")
+    dvc(reproduced, "plots", "show")
+    page = (reproduced / "dvc_plots/index.html").read_text(encoding="utf-8")
+    for title in ("Training losses", "Validation accuracy", "Accuracy per language"):
+        assert title in page
+    subprocess.run(["git", "checkout", "-q", "."], cwd=reproduced, check=True)
+    dvc(reproduced, "checkout")
+
+
+def test_soft_labels_travel_by_push_and_pull_and_suffice_for_stage_two(reproduced: Path) -> None:
+    remote, other = reproduced.parent / "remote", reproduced.parent / "other"
+    dvc(reproduced, "remote", "add", "--default", "--local", "-f", "there", str(remote))
+    dvc(reproduced, "push")
+    subprocess.run(["git", "clone", "-q", str(reproduced), str(other)], check=True)
+    dvc(other, "remote", "add", "--default", "--local", "there", str(remote))
+    dvc(other, "pull", "prepare", "teacher-label", "student-pretrain")
+    assert not (other / "artifacts/teachers").exists()
+    output = dvc(other, "repro", "--force", "--single-item", "student-distill")
+    assert stages_run(output) == {"student-distill"}

@@ -1,0 +1,97 @@
+"""The small task of the tests: three languages, three classes, models as small as they go."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+
+CLASSES = ["animal", "colour", "number"]
+WORDS = {
+    "de": (["Hund", "Katze", "Vogel"], ["rot", "blau", "grün"], ["eins", "zwei", "drei"]),
+    "en": (["dog", "cat", "bird"], ["red", "blue", "green"], ["one", "two", "three"]),
+    "nl": (["hond", "kat", "vogel"], ["rood", "blauw", "groen"], ["een", "twee", "drie"]),
+}
+SIZES = {"train": 36, "validation": 9, "test": 12}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+COMMANDS = (
+    ["prepare"],
+    *(["teacher", "finetune", "--language", language] for language in ("de", "en")),
+    *(["teacher", "label", "--language", language] for language in ("de", "en")),
+    ["student", "pretrain"],
+    ["student", "distill"],
+    ["student", "baseline"],
+    ["student", "evaluate"],
+    ["report"],
+)
+
+
+def examples(language: str, split: str) -> list[dict[str, Any]]:
+    """Make labelled texts: a noun of one of three kinds and a running number."""
+    rows = []
+    offset = list(SIZES).index(split) * 1000
+    for i in range(SIZES[split]):
+        label = i % 3
+        word = WORDS[language][label][(i // 3) % 3]
+        rows.append({"text": f"{word} {offset + i}", "label": CLASSES[label]})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def tiny_params() -> dict[str, Any]:
+    """The committed params.yaml, with another task and everything as small as it goes."""
+    params: dict[str, Any] = YAML(typ="safe").load(ROOT / "params.yaml")
+    params["task"] = {
+        "source": {
+            "kind": "files",
+            "pattern": "data/{language}/{split}.jsonl",
+            "label_field": "label",
+        },
+        "text_fields": ["text"],
+        "classes": CLASSES,
+        "supervised": ["de", "en"],
+        "zero_shot": ["nl"],
+        "max_examples": None,
+    }
+    teacher = {"base": "scratch", "revision": None, "finetune": True, "labels": None}
+    params["teachers"] = {"de": dict(teacher), "en": dict(teacher)}
+    size = {"layers": 2, "hidden": 16, "heads": 2, "merges": 30, "mlm_steps": 2, "mlm_batch_size": 4}
+    params["teacher"]["finetune"]["scratch"] |= size
+    params["teacher"]["finetune"] |= {"epochs": 2, "batch_size": 6}
+    params["student"]["pretrain"]["scratch"] |= size
+    params["student"]["distill"] |= {"epochs": 2, "batch_size": 8, "branch_layers": 1, "save_steps": 4}
+    return params
+
+
+def write_params(params: dict[str, Any]) -> None:
+    with Path("params.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(params, file)
+
+
+def write_input(folder: Path) -> None:
+    """Write the examples of all languages and splits to ``data/``."""
+    for language in WORDS:
+        for split in SIZES:
+            write_jsonl(folder / "data" / language / f"{split}.jsonl", examples(language, split))
