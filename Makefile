@@ -16,9 +16,10 @@ test: .venv/installed-test
 	ruff check .
 	ruff format --check .
 	mypy
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist loadfile
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv, which takes some minutes the first time"
 	$(PYTHON) -m venv .venv
 	pip install --quiet --constraint constraints.txt --editable .
 	touch $@

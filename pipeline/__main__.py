@@ -1,5 +1,6 @@
 """Entry point of ``python -m pipeline``: expected failures end with one line and exit code 1."""
 
+import errno
 import os
 import sys
 
@@ -8,6 +9,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from pipeline.app import app
+
+# No space, over quota, read-only or not permitted: nothing that a traceback would explain.
+_ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main() -> int:
@@ -23,7 +27,8 @@ def main() -> int:
         from pipeline.params import ParamsError
         from stages.base import StageError
 
-        if not isinstance(error, (CacheError, ParamsError, StageError)):
+        environment = isinstance(error, OSError) and error.errno in _ENVIRONMENT
+        if not environment and not isinstance(error, (CacheError, ParamsError, StageError)):
             raise
         sys.stderr.write(f"error: {error}\n")
         return 1

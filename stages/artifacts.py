@@ -1,5 +1,8 @@
 """Where each stage writes. Paths are relative to the folder that the pipeline runs in, as in dvc.yaml."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 DATA = Path("artifacts/data")
@@ -11,3 +14,20 @@ BASELINE = Path("artifacts/baseline")
 METRICS = Path("artifacts/metrics")
 PLOTS = Path("artifacts/plots")
 REPORT = Path("artifacts/report")
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write to, and put it in the place of `folder` once it is complete."""
+    new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    for left_behind in (new, old):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        for done_with in (new, old):
+            shutil.rmtree(done_with, ignore_errors=True)

@@ -18,6 +18,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from cache import example_ids, write_atomically
+from stages.artifacts import DATA, replaced_folder
 from stages.base import StageError
 from stages.names import CLASSES, read_names, split_of
 from stages.task import (
@@ -68,6 +69,11 @@ def prepare(task: TaskParams) -> Prepared:
     Raises:
         StageError: A column, split or class is missing, a text is null, or a label is not one of the classes.
     """
+    with replaced_folder(DATA) as folder:
+        return _prepare(task, folder)
+
+
+def _prepare(task: TaskParams, folder: Path) -> Prepared:
     read = _reader(task)
     examples: dict[str, dict[Split, int]] = {}
     overlap = {}
@@ -82,13 +88,13 @@ def prepare(task: TaskParams) -> Prepared:
             elif supervised or split == "test":
                 raise StageError(f"the {split} split of '{language}' is empty; {_source_hint(task)}")
         for split, table in tables.items():
-            _write(table, data_file(language, split))
+            _write(table, data_file(language, split, folder))
         examples[language] = {split: table.num_rows for split, table in tables.items()}
         if supervised:
             train = set(tables["train"]["example_id"].to_pylist())
             overlap[language] = sum(i in train for i in tables["test"]["example_id"].to_pylist())
         if isinstance(task.source, NamesSource):
-            _write_unlabelled_names(language)
+            _write_unlabelled_names(language, folder)
     return Prepared(examples, overlap)
 
 
@@ -118,10 +124,10 @@ def _read_names_split(language: str, split: Split) -> Columns:
     return {"text": [n.text for n in names], "label": [n.label for n in names]}
 
 
-def _write_unlabelled_names(language: str) -> None:
+def _write_unlabelled_names(language: str, folder: Path) -> None:
     names = [name for name in read_names(language) if split_of(name.entity) == "train"]
     columns = {"text": [n.text for n in names], "entity": [n.entity for n in names]}
-    _write(pa.table(columns), data_file(language, UNLABELLED))
+    _write(pa.table(columns), data_file(language, UNLABELLED, folder))
 
 
 def _read_hub(source: HubSource, task: TaskParams, language: str, split: Split) -> Columns | None:

@@ -1,5 +1,6 @@
 """The task: its text fields, classes and languages, and its examples as `prepare` wrote them."""
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -101,9 +102,9 @@ class TaskParams(Params):
             raise StageError(f"'{language}' is not in task.supervised; these are: {known}")
 
 
-def data_file(language: str, split: str) -> Path:
+def data_file(language: str, split: str, folder: Path = DATA) -> Path:
     """Path of the examples of one language and split."""
-    return DATA / language / f"{split}.arrow"
+    return folder / language / f"{split}.arrow"
 
 
 def has_split(language: str, split: str) -> bool:
@@ -125,7 +126,7 @@ def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except FileNotFoundError:
         raise StageError(f"{path} is not there; write it with: python -m pipeline prepare") from None
-    except pa.ArrowInvalid as error:
+    except (OSError, pa.ArrowException) as error:
         raise StageError(
             f"{path} is broken ({error}); write it again with: python -m pipeline prepare"
         ) from error
@@ -135,3 +136,12 @@ def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
             "write it again with: python -m pipeline prepare"
         )
     return table
+
+
+def examples_digest(examples: pa.Table) -> str:
+    """Hash the examples' texts, by their ids, and labels, in their order."""
+    digest = hashlib.sha256()
+    for name in ("example_id", "label"):
+        for chunk in examples[name].chunks:
+            digest.update(chunk.buffers()[1])
+    return digest.hexdigest()

@@ -1,11 +1,11 @@
 """What all trainings share: the Hugging Face Trainer with our sampler, progress bar and resume."""
 
 import hashlib
+import json
 import math
-import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from tqdm import tqdm
 from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import get_last_checkpoint
 
 from cache import canonical_json
 from stages.base import StageError, TrainingParams
@@ -131,8 +130,7 @@ def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
     trainer.remove_callback(ProgressCallback)
     bar = OneBar(title)
     trainer.add_callback(bar)
-    folder = Path(str(trainer.args.output_dir))
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    checkpoint = _last_complete_checkpoint(Path(str(trainer.args.output_dir)))
     if checkpoint:
         tqdm.write(f"{title}: going on from {checkpoint}", file=sys.stderr)
     try:
@@ -141,6 +139,15 @@ def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
         bar.close()  # so that an error message begins on a line of its own
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
+
+
+def _last_complete_checkpoint(folder: Path) -> str | None:
+    """Find the last checkpoint that a killed run had finished writing: its state is written last."""
+    complete = {}
+    for path in folder.glob("checkpoint-*/trainer_state.json"):
+        with suppress(ValueError):
+            complete[int(json.loads(path.read_bytes())["global_step"])] = str(path.parent)
+    return complete[max(complete)] if complete else None
 
 
 def checkpoint_folder(name: str, facts: Any) -> Path:
@@ -154,20 +161,6 @@ def checkpoint_folder(name: str, facts: Any) -> Path:
         facts: JSON values: everything that the training depends on.
     """
     return _CHECKPOINTS / name / hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
-
-
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write to, and put it in the place of `folder` once it is complete."""
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,14 +1,13 @@
 """Folders in which the pipeline runs on a small real task, without network."""
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import COMMANDS, ROOT, Ran, Run, tiny_params, write_input, write_params
+from tiny import COMMANDS, Ran, Run, tiny_params, write_input, write_params
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -54,16 +53,19 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every command has run once, as a user would run it; not to be changed."""
+    """A folder in which every command has run once; not to be changed."""
+    from pipeline.__main__ import main
+
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_params(tiny_params())
         patch.setenv("MBLM_TEACHER_CACHE", str(folder / "store"))
-        patch.setenv("PYTHONPATH", str(ROOT))
         write_input(folder)
         for command in COMMANDS:
-            subprocess.run([sys.executable, "-m", "pipeline", *command], check=True)
+            patch.setattr(sys, "argv", ["pipeline", *command])
+            with pytest.raises(SystemExit, match="0"):
+                main()
     return folder
 
 

@@ -147,24 +147,23 @@ def test_one_new_example_labels_one(reproduced: Path) -> None:
     path = reproduced / "data/de/train.jsonl"
     before = path.read_text(encoding="utf-8")
     write_jsonl(path, [*examples("de", "train"), {"text": "Hund 99999", "label": "animal"}])
-    output = dvc(reproduced, "repro", "prepare")
-    assert stages_run(output) == {"prepare"}
-    dvc(reproduced, "repro", "--single-item", "teacher-label@de")
-    assert "58 soft labels, 1 of them new" not in output
+    assert stages_run(dvc(reproduced, "repro", "prepare")) == {"prepare"}
+    output = dvc(reproduced, "repro", "--single-item", "teacher-label@de")
+    assert "58 soft labels, 1 of them new" in output
     manifest = json.loads((reproduced / "artifacts/soft_labels/de/manifest.json").read_text())
     assert manifest["examples"] == 58
     path.write_text(before, encoding="utf-8")
     dvc(reproduced, "repro")
 
 
-@pytest.mark.parametrize("where", [(), ("--temp",)])
-def test_experiments_run_in_place_and_apart(reproduced: Path, where: tuple[str, ...]) -> None:
-    output = dvc(reproduced, "exp", "run", *where, "-S", "student.distill.variant=branches")
+@pytest.mark.parametrize(("where", "variant"), [((), "branches"), (("--temp",), "distill")])
+def test_experiments_run_in_place_and_apart(reproduced: Path, where: tuple[str, ...], variant: str) -> None:
+    output = dvc(reproduced, "exp", "run", *where, "-S", f"student.distill.variant={variant}")
     ran = stages_run(output)
     assert "student-distill" in ran
     assert not ran & (TEACHERS | {"prepare", "student-pretrain", "student-baseline"})
     shown = dvc(reproduced, "exp", "show", "--csv")
-    assert "branches" in shown
+    assert variant in shown
     subprocess.run(["git", "checkout", "-q", "."], cwd=reproduced, check=True)
     dvc(reproduced, "checkout")
 
@@ -172,7 +171,7 @@ def test_experiments_run_in_place_and_apart(reproduced: Path, where: tuple[str, 
 def test_metrics_and_plots_say_something(reproduced: Path) -> None:
     metrics = json.loads(dvc(reproduced, "metrics", "show", "--json"))[""]["data"]
     assert set(metrics) == {
-        os.path.join("artifacts", "metrics", name)
+        f"artifacts/metrics/{name}"
         for name in ("baseline.json", "student.json", "teachers/de.json", "teachers/en.json")
     }
     change(reproduced, epochs=3)

@@ -244,6 +244,10 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: 
         time.sleep(0.005)
     process.kill()
     process.wait()
+    # As if it had been killed while it wrote the next one.
+    (unfinished,) = Path(".checkpoints").glob("student-student/*/checkpoint-8")
+    shutil.copytree(unfinished, unfinished.with_name("checkpoint-99"))
+    (unfinished.with_name("checkpoint-99") / "trainer_state.json").write_text("{")
     assert not Path("artifacts/student").exists()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "going on from" in done.stderr

@@ -14,20 +14,19 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, set_seed
 
 from cache import SoftLabelSet
-from stages.artifacts import SOFT_LABELS, STUDENT, TRUNK
+from stages.artifacts import SOFT_LABELS, STUDENT, TRUNK, replaced_folder
 from stages.base import StageError
 from stages.classes import match_classes
 from stages.source import model_folder, weight_digests
 from stages.student.modeling_mblm import MBLMForSequenceClassification
 from stages.student.objective import mixture_weights, objective
 from stages.student.params import DistillParams
-from stages.task import TaskParams, read_examples
+from stages.task import TaskParams, examples_digest, read_examples
 from stages.texts import Collator, Texts, require_splittable
 from stages.training import (
     TextTrainer,
     accuracy,
     checkpoint_folder,
-    replaced_folder,
     run,
     training_arguments,
 )
@@ -98,18 +97,23 @@ def distill(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         last = _write_curves(history, task.supervised, folder)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(checkpoints.parent, ignore_errors=True)
     return Trained(params.variant, trainer.state.global_step, last)
 
 
 def _training_texts(
     task: TaskParams, class_maps: ClassMaps, params: DistillParams
 ) -> tuple[Texts, list[str]]:
-    """Join the training splits of all supervised languages with their soft labels, once, in memory."""
+    """Join the training splits of all supervised languages with their soft labels, once, in memory.
+
+    Returns:
+        The examples, and digests of everything that was read.
+    """
     tables = {language: read_examples(task, language, "train") for language in task.supervised}
+    digests = [examples_digest(table) for table in tables.values()]
     if params.variant == "finetune":
-        return _texts(task, tables, params=params), []
-    logits, digests = [], []
+        return _texts(task, tables, params=params), digests
+    logits = []
     for language, table in tables.items():
         soft_labels = SoftLabelSet.read(SOFT_LABELS / language, language=language)
         order = match_classes(

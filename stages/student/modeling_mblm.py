@@ -260,7 +260,7 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         config["id2label"] = id2label = dict(config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"})
         config["label2id"] = {name: index for index, name in id2label.items()}
         pretrained, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=len(id2label), output_loading_info=True
+            folder, num_labels=len(id2label), ignore_mismatched_sizes=True, output_loading_info=True
         )
         prefix = f"{pretrained.base_model_prefix}."
         absent = sorted(name for name in loading["missing_keys"] if name.startswith(prefix))

@@ -2,12 +2,11 @@
 
 import pyarrow as pa
 
-from stages.artifacts import TRUNK
+from stages.artifacts import TRUNK, replaced_folder
 from stages.scratch import build_encoder
 from stages.source import pin, resolve
 from stages.student.params import PretrainParams
 from stages.task import UNLABELLED, TaskParams, data_file, has_split, read_examples
-from stages.training import replaced_folder
 
 
 def pretrain(task: TaskParams, params: PretrainParams) -> str:

@@ -8,18 +8,17 @@ import numpy as np
 import pyarrow as pa
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from stages.artifacts import TEACHERS
+from stages.artifacts import TEACHERS, replaced_folder
 from stages.base import StageError
 from stages.scratch import build_encoder
 from stages.source import fetch, pin, resolve
-from stages.task import UNLABELLED, TaskParams, data_file, has_split, read_examples
+from stages.task import UNLABELLED, TaskParams, data_file, examples_digest, has_split, read_examples
 from stages.teacher.params import FinetuneParams, TeacherParams
 from stages.texts import Collator, Texts, require_splittable
 from stages.training import (
     TextTrainer,
     accuracy,
     checkpoint_folder,
-    replaced_folder,
     run,
     training_arguments,
 )
@@ -32,9 +31,8 @@ def finetune(task: TaskParams, teacher: TeacherParams, params: FinetuneParams, l
         One line about the teacher.
 
     Raises:
-        StageError: The language is not supervised, its data or its base is missing, or the loss is NaN.
+        StageError: The language's data or its base is missing, or the loss is NaN.
     """
-    task.require_supervised(language)
     output = TEACHERS / language
     key = f"teachers.{language}.base"
     if not teacher.finetune:
@@ -52,13 +50,13 @@ def finetune(task: TaskParams, teacher: TeacherParams, params: FinetuneParams, l
         task.model_dump(),
         params.model_dump(),
         source,
-        {split: table.num_rows for split, table in splits.items()},
+        {split: examples_digest(table) for split, table in splits.items()},
     ]
     checkpoints = checkpoint_folder(f"teacher-finetune-{language}", facts)
     base = fetch(source) if source else _scratch_base(task, params, language, checkpoints / "base")
     with replaced_folder(output) as folder:
         result = _train(task, params, language, splits, base, checkpoints, folder)
-    shutil.rmtree(checkpoints)
+    shutil.rmtree(checkpoints.parent)
     return f"teacher '{language}': {result:.1%} of {splits['validation'].num_rows} validation examples"
 
 
@@ -109,7 +107,10 @@ def _train(
     tokenizer = AutoTokenizer.from_pretrained(base)
     require_splittable(tokenizer, params.subword_dropout)
     model = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=len(task.classes), id2label=dict(enumerate(task.classes))
+        base,
+        num_labels=len(task.classes),
+        id2label=dict(enumerate(task.classes)),
+        ignore_mismatched_sizes=True,  # a classifier for another task is replaced
     )
     steps_per_epoch = -(-splits["train"].num_rows // params.batch_size)
     trainer = TextTrainer(

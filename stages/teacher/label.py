@@ -57,11 +57,10 @@ def label(
     """Write ``artifacts/soft_labels/<language>`` and the teacher's accuracy.
 
     Raises:
-        StageError: The language has no teacher or no data, the teacher's classes are not the task's or are
+        StageError: The teacher or the data is not there, the teacher's classes are not the task's or are
             evidently in another order, or its logits are not finite.
         CacheError: The store cannot be used.
     """
-    task.require_supervised(language)
     splits = {split: read_examples(task, language, split) for split in SPLITS}
     examples = _distinct(pa.concat_tables(splits.values()))
     folder = model_folder(TEACHERS / language, command=f"teacher finetune --language {language}")
