@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cache.errors import DamagedShardError, NotFiniteError
@@ -49,7 +50,7 @@ class SoftLabels:
         Returns:
             For each id its position here, -1 where it is absent; int64, shape ``(len(ids),)``.
         """
-        found = pa.compute.index_in(ids, value_set=self.ids).fill_null(-1)
+        found = pc.index_in(ids, value_set=self.ids).fill_null(-1)
         return np.asarray(found, np.int64)
 
 

@@ -69,14 +69,18 @@ def label(
     )
     order = match_classes(producer.classes, task.classes, names=teacher.labels, language=language)
     store = Store(store_root(cache.root), producer)
-    misses = examples.filter(pa.array(_read(store).positions(examples["example_id"]) < 0))
+    cached = store.read()
+    for damaged in store.damaged:
+        tqdm.write(f"{damaged}; its examples are labelled again", file=sys.stderr)
+    misses = examples.filter(pa.array(cached.positions(examples["example_id"]) < 0))
     tqdm.write(
         f"{language}: {examples.num_rows - misses.num_rows:,} cached, {misses.num_rows:,} to label",
         file=sys.stderr,
     )
     if misses.num_rows:
         _label_misses(task, params, store, folder, misses, title=f"label '{language}'")
-    soft_labels = _select(_read(store), examples["example_id"])
+        cached = store.read()
+    soft_labels = _select(cached, examples["example_id"])
     accuracy = _check_accuracy(task, soft_labels, order, splits, language)
     SoftLabelSet.write(SOFT_LABELS / language, language=language, producer=producer, soft_labels=soft_labels)
     write_atomically(
@@ -94,13 +98,6 @@ def _distinct(examples: pa.Table) -> pa.Table:
     return examples.take(first["position_min"].sort())
 
 
-def _read(store: Store) -> SoftLabels:
-    cached = store.read()
-    for error in store.damaged:
-        tqdm.write(f"{error}; its examples are labelled again", file=sys.stderr)
-    return cached
-
-
 def _label_misses(
     task: TaskParams,
     params: LabelParams,
@@ -116,13 +113,14 @@ def _label_misses(
     ids = misses["example_id"].combine_chunks()
     fields = [misses[field].to_pylist() for field in task.text_fields]
     pending: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-    n_kept = 0
+    n_pending = n_kept = 0
     try:
         for batch in infer(folder, fields, params, title=title):
             pending.append(batch)
-            if sum(len(positions) for positions, _ in pending) >= params.shard_examples:
+            n_pending += len(batch[0])
+            if n_pending >= params.shard_examples:
                 n_kept += _append(store, ids, pending)
-                pending = []
+                pending, n_pending = [], 0
     finally:
         if pending:
             n_kept += _append(store, ids, pending)
