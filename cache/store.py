@@ -56,10 +56,14 @@ class Store:
                     self.damaged.append(error)
         return SoftLabels.concatenate(parts, n_classes=len(self._producer.classes))
 
-    def append(self, soft_labels: SoftLabels) -> None:
-        """Add soft labels as one new shard. They are on disk when this returns."""
+    def create(self) -> None:
+        """Make the producer's folder: a store that cannot be written to is noticed before the work."""
         if not (self.folder / "producer.json").exists():
             write_atomically(self.folder / "producer.json", canonical_json(self._producer.facts))
+
+    def append(self, soft_labels: SoftLabels) -> None:
+        """Add soft labels as one new shard. They are on disk when this returns."""
+        self.create()
         write_shard(self.folder, soft_labels, producer=self._producer)
 
     def _check_producer(self) -> None:

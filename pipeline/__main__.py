@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 
 # Before anything of Hugging Face is imported, which read these once.
@@ -10,8 +11,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from pipeline.app import app
 
-# No space, over quota, read-only or not permitted: nothing that a traceback would explain.
-_ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# A full, broken or protected disk, or a path that is no folder: nothing that a traceback would explain.
+_ENVIRONMENT = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
 
 
 def main() -> int:
@@ -20,6 +24,8 @@ def main() -> int:
     Returns:
         The exit code: 1 after an expected failure. Typer itself exits in all other cases.
     """
+    # A scheduler's stop is Ctrl-C: what is computed is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except Exception as error:

@@ -73,8 +73,8 @@ def load_params(path: Path, changes: Sequence[str] = ()) -> PipelineParams:
     """
     try:
         values = YAML(typ="safe").load(path)
-    except FileNotFoundError:
-        raise ParamsError(f"{path} is not there; name another file with --params") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(f"cannot read {path}; name another file with --params ({error})") from None
     except YAMLError as error:
         raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

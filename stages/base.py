@@ -1,8 +1,16 @@
 """What every stage is built on: how a section of params.yaml is declared, and how a stage fails."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -13,7 +21,7 @@ Precision = Literal["float32", "bfloat16"]
 class Params(BaseModel):
     """A section of params.yaml: no unknown keys, no silent conversions, no changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TrainingParams(Params):
@@ -22,7 +30,7 @@ class TrainingParams(Params):
     seed: Seed
     """Decides initial weights, dropout, the order of examples and the splitting of words."""
     batch_size: PositiveInt
-    """Examples per optimizer step, over all devices."""
+    """Examples per optimizer step on each device."""
     learning_rate: PositiveFloat
     """Highest learning rate, reached at the end of the warm-up."""
     warmup_share: Share
@@ -55,6 +63,12 @@ class ScratchParams(Params):
     mlm_learning_rate: PositiveFloat
     mlm_share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the tokens that are to be predicted."""
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden is {self.hidden}, which is no multiple of heads, {self.heads}")
+        return self
 
 
 class StageError(Exception):

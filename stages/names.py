@@ -27,7 +27,7 @@ class Name:
 
 
 def read_names(language: str) -> list[Name]:
-    """List the names of a language, sorted by CLDR id; of equal names only the first.
+    """List the names of a language in an order that mixes classes; of equal names only one.
 
     Raises:
         StageError: CLDR has no such language.
@@ -41,13 +41,17 @@ def read_names(language: str) -> list[Name]:
     first: dict[str, Name] = {}
     for name in names:
         first.setdefault(name.text, name)
-    return list(first.values())
+    return sorted(first.values(), key=lambda name: _hash(name.entity))
 
 
 def split_of(entity: str) -> Split:
     """Assign a CLDR id to a split: about 70 % train, 10 % validation, 20 % test, in every language alike."""
-    bucket = int.from_bytes(hashlib.blake2b(entity.encode(), digest_size=8).digest(), "big") % 10
+    bucket = int.from_bytes(_hash(entity), "big") % 10
     return "train" if bucket < 7 else "validation" if bucket < 8 else "test"
+
+
+def _hash(entity: str) -> bytes:
+    return hashlib.blake2b(entity.encode(), digest_size=8).digest()
 
 
 def _all_names(locale: Locale) -> Iterator[Name]:

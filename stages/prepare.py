@@ -5,7 +5,6 @@ Nothing is normalised: the text that is hashed, labelled and trained on is the t
 
 import difflib
 import glob
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +136,9 @@ def _read_hub(source: HubSource, task: TaskParams, language: str, split: Split) 
     try:
         builder = datasets.load_dataset_builder(source.dataset, config, revision=source.revision)
         builder.download_and_prepare()
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise StageError(f"cannot load {source.dataset} for '{language}': {error}") from error
+    except Exception as error:  # of many types, the network's among them
+        reason = str(error).strip().partition("\n")[0]
+        raise StageError(f"cannot load {source.dataset} for '{language}': {reason}") from error
     if split not in builder.info.splits:
         return None
     data = builder.as_dataset(split=split)
@@ -152,7 +152,7 @@ def _read_files(source: FilesSource, task: TaskParams, language: str, split: Spl
     paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
     if not paths:
         return None
-    tables = [_read_file(Path(path), task.text_fields) for path in paths]
+    tables = [_read_file(Path(path), source, task.text_fields) for path in paths]
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
@@ -160,18 +160,31 @@ def _read_files(source: FilesSource, task: TaskParams, language: str, split: Spl
     return _columns(task, table, source.label_field, None, ", ".join(paths))
 
 
-def _read_file(path: Path, text_fields: list[str]) -> pa.Table:
-    """Read one file; the text fields of CSV and TSV are text whatever they look like."""
-    texts = dict.fromkeys(text_fields, pa.string())
-    parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
+def _read_file(path: Path, source: FilesSource, text_fields: list[str]) -> pa.Table:
+    """Read one file; in CSV and TSV, texts and labels are text whatever they look like."""
+    texts = pa.schema(dict.fromkeys(text_fields, pa.string()))
     try:
         if path.suffix == ".parquet":
             return pa.parquet.read_table(path)
         if path.suffix in (".jsonl", ".json"):
-            return pa.json.read_json(path)
+            options = pa.json.ParseOptions(explicit_schema=texts)
+            table = pa.json.read_json(path, parse_options=options)
+            # A column that the schema names and the file has not is full of nulls.
+            absent = [name for name in texts.names if table[name].null_count == table.num_rows]
+            return table.drop_columns(absent)
         if path.suffix in (".csv", ".tsv"):
-            convert = pa.csv.ConvertOptions(column_types=texts)
-            return pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+            tabs = path.suffix == ".tsv"  # has no quotes: IANA text/tab-separated-values
+            return pa.csv.read_csv(
+                path,
+                parse_options=pa.csv.ParseOptions(
+                    delimiter="\t" if tabs else ",",
+                    quote_char=False if tabs else '"',
+                    newlines_in_values=not tabs,
+                ),
+                convert_options=pa.csv.ConvertOptions(
+                    column_types=texts.append(pa.field(source.label_field, pa.string()))
+                ),
+            )
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise StageError(f"cannot read {path}: {error}") from error
     raise StageError(f"cannot read {path}: it is not one of {', '.join(_SUFFIXES)}")
@@ -186,7 +199,6 @@ def _columns(
             close = difflib.get_close_matches(field, table.column_names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(table.column_names)}"
             raise StageError(f"{where} has no column '{field}'; {hint}")
-    table = table.slice(0, task.max_examples)
     labels = table[label_field].to_pylist()
     if label_names is not None:
         known = dict(enumerate(label_names))
@@ -210,17 +222,18 @@ def _checked(task: TaskParams, columns: Columns, where: str) -> pa.Table:
 
 
 def _label_indices(classes: list[str], labels: list[Any], where: str) -> Iterable[int]:
-    """Turn labels into positions in the task's classes; whole numbers are positions already."""
+    """Turn labels into positions in the task's classes: by name, or by number where no name is a number."""
     index = {name: position for position, name in enumerate(classes)}
+    if not any(name.lstrip("-").isdigit() for name in classes):
+        index |= {str(position): position for position in range(len(classes))}
     for row, label in enumerate(labels):
-        position = label if type(label) is int else index.get(str(label), -1)
-        if not 0 <= position < len(classes):
-            unknown = Counter(str(label) for label in labels).get(str(label))
+        if str(label) not in index:
+            count = sum(other == label for other in labels)
             raise StageError(
-                f"{where}, row {row}: label {label!r} ({unknown} times) is not one of "
+                f"{where}, row {row}: label {label!r} ({count} times) is not one of "
                 f"task.classes: {', '.join(classes)}"
             )
-        yield position
+        yield index[str(label)]
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report: test accuracy per language of teachers, baseline and student, as text and as a page."""
+"""The report: test accuracy per language of teachers, baseline, student and branches, as text and page."""
 
 import html
 import json
@@ -15,24 +15,24 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Test accuracy per language</title>
+<title>Accuracy per language</title>
 <style>
 :root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem; }}
+div {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; }}
 th, td {{ text-align: right; padding: .2rem .6rem; font-variant-numeric: tabular-nums; }}
-th:first-child, td:first-child {{ text-align: left; }}
+th:first-child {{ text-align: left; }}
+tbody th {{ font-weight: inherit; }}
 thead th {{ border-bottom: 2px solid; }}
 tr.average {{ font-weight: bold; border-bottom: 1px solid; }}
 </style>
 <h1>Test accuracy per language</h1>
 <p>{caption}</p>
-<table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
+{accuracies}
+<h2>Every branch on every language</h2>
+<p>Test accuracy of the student: a row is a language, a column the branch that its texts are sent through.</p>
+{branches}
 </html>
 """
 
@@ -72,7 +72,12 @@ def report(task: TaskParams, variant: str) -> Path:
         f"multilingual model fine-tuned on the hard labels; {variant} is the student."
     )
     write_atomically(REPORT / "accuracy.md", _markdown(head, rows).encode())
-    write_atomically(REPORT / "report.html", _page(head, rows, caption).encode())
+    page = _PAGE.format(
+        caption=html.escape(caption),
+        accuracies=_table(head, rows),
+        branches=_table(*_branch_rows(task)),
+    )
+    write_atomically(REPORT / "report.html", page.encode())
     return REPORT / "report.html"
 
 
@@ -124,17 +129,30 @@ def _markdown(head: tuple[str, ...], rows: list[Row]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
-def _page(head: tuple[str, ...], rows: list[Row], caption: str) -> str:
+def _table(head: tuple[str, ...], rows: list[Row]) -> str:
     lines = []
     for row in rows:
         cells = "".join(f"<td>{cell}</td>" for cell in _texts(row))
         style = ' class="average"' if row.is_average else ""
         lines.append(f'<tr{style}><th scope="row">{html.escape(row.name)}</th>{cells}</tr>')
-    return _PAGE.format(
-        caption=html.escape(caption),
-        head="".join(f'<th scope="col">{html.escape(name)}</th>' for name in head),
-        rows="\n".join(lines),
-    )
+    columns = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+    body = "\n".join(lines)
+    return f"<div><table>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+
+
+def _branch_rows(task: TaskParams) -> tuple[tuple[str, ...], list[Row]]:
+    """Lay out the accuracies of all branches on all languages."""
+    found = {
+        (row["language"], row["branch"]): row["accuracy"]
+        for row in _read(PLOTS / "accuracy_by_branch.json", "student evaluate")
+        if row["split"] == "test"
+    }
+    branches = list(dict.fromkeys(branch for _, branch in found))
+    rows = [
+        Row(language, False, tuple(found.get((language, branch)) for branch in branches))
+        for language in task.languages
+    ]
+    return ("language", *branches), rows
 
 
 def _texts(row: Row) -> list[str]:

@@ -86,6 +86,10 @@ def build_encoder(
         title: Of the progress bar.
     """
     set_seed(seed)
+    names = {
+        language: {entity: text for entity, text in texts.items() if text.strip()}
+        for language, texts in names.items()
+    }
     texts = [text for by_entity in names.values() for text in by_entity.values()]
     tokenizer = build_tokenizer(texts, merges=params.merges)
     model = RobertaForMaskedLM(_config(params, tokenizer))

@@ -1,7 +1,10 @@
-"""Models that exist: a Hub id is pinned to its commit, a local folder to its weights' digests."""
+"""Models that exist: a Hub id is pinned to its commit, a local folder to its files' digests."""
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +20,63 @@ def resolve(base: str, revision: str | None, *, key: str) -> dict[str, Any]:
 
     Args:
         base: Hub id or local folder.
-        revision: Branch, tag or commit of a Hub id.
+        revision: Branch, tag or commit of a Hub id; a full commit asks no network.
         key: The parameter, for messages.
 
     Returns:
-        JSON values that `fetch` takes: the folder and the digests of its weights, or the Hub id and a commit.
+        JSON values that `fetch` takes: a folder and the digests of its files, or a Hub id and a commit.
 
     Raises:
         StageError: There is no such folder, and the Hub knows no such model or cannot be reached.
     """
     if Path(base).is_dir():
-        return {"folder": base, "weights": weight_digests(Path(base))}
+        folder = Path(base).resolve()
+        if not list(folder.glob("*.safetensors")):
+            raise StageError(f"{key} is {base}, which has no weights in *.safetensors")
+        return {"folder": str(folder), "files": model_digests(folder)}
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return {"hub": base, "commit": revision}
     from huggingface_hub import HfApi  # slow import
 
     try:
-        info = HfApi().model_info(base, revision=revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise StageError(f"{key} is {base}: no folder of that name, and the Hub says: {reason}") from error
-    return {"hub": base, "commit": info.sha}
+        commit = HfApi().model_info(base, revision=revision).sha
+    except Exception as error:  # the client's network errors have no stable type
+        raise StageError(
+            f"{key} is {base}: no folder of that name, and the Hub says: {_first_line(error)}"
+        ) from error
+    return {"hub": base, "commit": commit}
 
 
-def fetch(source: dict[str, Any]) -> Path:
+def fetch(source: dict[str, Any], *, command: str) -> Path:
     """Give the folder with the files of a source; files from the Hub are downloaded at most once.
 
+    Args:
+        source: What `resolve` gave.
+        command: What pins it, for messages.
+
     Raises:
-        StageError: The folder is gone or changed, or the download failed.
+        StageError: The folder is gone or changed, the download failed, or there are no safetensors weights.
     """
     if "folder" in source:
         folder = Path(source["folder"])
-        if not folder.is_dir() or weight_digests(folder) != source["weights"]:
-            raise StageError(f"the weights in {folder} are not those that were pinned; pin it again")
+        if not folder.is_dir() or model_digests(folder) != source["files"]:
+            raise StageError(
+                f"the files in {folder} are not those that were pinned; "
+                f"pin them again with: python -m pipeline {command}"
+            )
         return folder
     from huggingface_hub import snapshot_download  # slow import
 
+    name, commit = source["hub"], source["commit"]
     try:
-        return Path(
-            snapshot_download(
-                source["hub"],
-                revision=source["commit"],
-                allow_patterns=_FILES,
-                ignore_patterns=["*/*"],
-            )
+        folder = Path(
+            snapshot_download(name, revision=commit, allow_patterns=_FILES, ignore_patterns=["*/*"])
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise StageError(f"cannot download {source['hub']}: {reason}") from error
+    except Exception as error:  # the client's network errors have no stable type
+        raise StageError(f"cannot download {name} at {commit}: {_first_line(error)}") from error
+    if not list(folder.glob("*.safetensors")):
+        raise StageError(f"{name} at {commit} has no weights in *.safetensors")
+    return folder
 
 
 def pin(folder: Path, source: dict[str, Any]) -> None:
@@ -82,16 +96,49 @@ def model_folder(output: Path, *, command: str) -> Path:
     """
     pinned = output / _PIN
     if pinned.is_file():
-        return fetch(json.loads(pinned.read_text(encoding="utf-8")))
+        return fetch(json.loads(pinned.read_text(encoding="utf-8")), command=command)
     if not (output / "config.json").is_file():
         raise StageError(f"{output} holds no model; make it with: python -m pipeline {command}")
     return output
 
 
-def weight_digests(folder: Path) -> dict[str, str]:
-    """Hash a model folder's safetensors files, by name."""
+def model_digests(folder: Path) -> dict[str, str]:
+    """Hash a model folder's weights, configuration and tokenizer, by file name."""
     digests = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn what transformers raises for files that make no model into one line.
+
+    Raises:
+        StageError: Anything but an error of ours was raised within.
+    """
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:  # of many types, from many libraries
+        raise StageError(f"cannot load {what}: {_first_line(error)}") from error
+
+
+def require_max_tokens(max_tokens: int, tokenizer: Any, config: Any, *, key: str) -> None:
+    """Refuse inputs that are longer than a model's table of positions.
+
+    Raises:
+        StageError: `max_tokens` is above what tokenizer and model take.
+    """
+    positions = getattr(config, "max_position_embeddings", None) or max_tokens
+    if config.model_type in ("camembert", "roberta", "xlm-roberta"):
+        positions -= config.pad_token_id + 1  # positions are counted from behind the padding's
+    limit = min(tokenizer.model_max_length, positions)
+    if max_tokens > limit:
+        raise StageError(f"{key} is {max_tokens}, but the model takes at most {limit} tokens")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

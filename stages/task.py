@@ -1,6 +1,7 @@
 """The task: its text fields, classes and languages, and its examples as `prepare` wrote them."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -47,10 +48,12 @@ class FilesSource(Params):
     label_field: str
 
     @model_validator(mode="after")
-    def _has_placeholders(self) -> Self:
+    def _is_watched_and_complete(self) -> Self:
         for placeholder in ("{language}", "{split}"):
             if placeholder not in self.pattern:
                 raise ValueError(f"pattern needs {placeholder} in it")
+        if not self.pattern.startswith("data/"):
+            raise ValueError("pattern must begin with data/, which DVC watches; link your files there")
         return self
 
 
@@ -79,6 +82,9 @@ class TaskParams(Params):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{what} '{name}' is named twice")
+        for name in ("example_id", "label"):
+            if name in self.text_fields:
+                raise ValueError(f"no text field may be called {name}, which is a column of our own")
         return self
 
     @property
@@ -87,9 +93,10 @@ class TaskParams(Params):
         return [*self.supervised, *self.zero_shot]
 
     def columns(self) -> pa.Schema:
-        """Columns of ``artifacts/data/<language>/<split>.arrow``."""
+        """Columns of ``artifacts/data/<language>/<split>.arrow``; the metadata holds the classes."""
         fields = {name: pa.string() for name in self.text_fields}
-        return pa.schema({"example_id": pa.binary(16), **fields, "label": pa.int32()})
+        columns = {"example_id": pa.binary(16), **fields, "label": pa.int32()}
+        return pa.schema(columns, metadata={"classes": json.dumps(self.classes)})
 
     def require_supervised(self, language: str) -> None:
         """Refuse a language that has no teacher.
@@ -130,12 +137,31 @@ def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
         raise StageError(
             f"{path} is broken ({error}); write it again with: python -m pipeline prepare"
         ) from error
-    if table.schema.names != task.columns().names:
+    if not table.schema.equals(task.columns(), check_metadata=True):
         raise StageError(
-            f"{path} has columns {table.schema.names}, not {task.columns().names}; "
+            f"{path} was written for other text fields or classes than params.yaml names; "
             "write it again with: python -m pipeline prepare"
         )
     return table
+
+
+def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
+    """Give a language's texts for pre-training by the entity that they name; equal entities are translations.
+
+    Where the task has no unlabelled text, these are the training texts of a supervised language, which are
+    entities of their own, and nothing of a zero-shot language.
+
+    Raises:
+        StageError: `prepare` has not run.
+    """
+    if has_split(language, UNLABELLED):
+        table = pa.ipc.open_file(pa.memory_map(str(data_file(language, UNLABELLED)))).read_all()
+        return dict(zip(table["entity"].to_pylist(), table["text"].to_pylist(), strict=True))
+    if language not in task.supervised:
+        return {}
+    table = read_examples(task, language, "train")
+    texts = [text for field in task.text_fields for text in table[field].to_pylist()]
+    return {f"{language}:{index}": text for index, text in enumerate(texts)}
 
 
 def examples_digest(examples: pa.Table) -> str:

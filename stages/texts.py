@@ -83,8 +83,8 @@ def require_splittable(tokenizer: PreTrainedTokenizerBase, subword_dropout: floa
     Raises:
         StageError: Subword dropout is on, and the tokenizer would read the mark as text.
     """
-    pre_tokenizer = repr(getattr(tokenizer, "backend_tokenizer", tokenizer).pre_tokenizer)
-    if subword_dropout and SPLIT_MARK not in pre_tokenizer:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if subword_dropout and SPLIT_MARK not in repr(getattr(backend, "pre_tokenizer", None)):
         raise StageError(
             "subword_dropout works only with tokenizers that were built here from scratch; "
             "set it to 0.0 in params.yaml for this model"

@@ -104,7 +104,7 @@ def training_arguments(
         output_dir=str(folder),
         max_steps=max_steps,
         per_device_train_batch_size=params.batch_size,
-        per_device_eval_batch_size=256,
+        per_device_eval_batch_size=params.batch_size,
         learning_rate=params.learning_rate,
         warmup_steps=math.ceil(params.warmup_share * max_steps),
         weight_decay=params.weight_decay,
@@ -114,6 +114,7 @@ def training_arguments(
         logging_nan_inf_filter=False,
         save_total_limit=2,
         remove_unused_columns=False,
+        use_cpu=not torch.accelerator.is_available(),  # bfloat16 on a CPU is refused without it
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
         **more,

@@ -179,7 +179,7 @@ def test_metrics_and_plots_say_something(reproduced: Path) -> None:
     assert "artifacts/metrics/student.json" in dvc(reproduced, "metrics", "diff", "--all")
     dvc(reproduced, "plots", "show")
     page = (reproduced / "dvc_plots/index.html").read_text(encoding="utf-8")
-    for title in ("Training losses", "Validation accuracy", "Accuracy per language"):
+    for title in ("Training losses", "Validation accuracy", "Test accuracy per language"):
         assert title in page
     subprocess.run(["git", "checkout", "-q", "."], cwd=reproduced, check=True)
     dvc(reproduced, "checkout")

@@ -46,6 +46,10 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
         ("task.max_examples='9'", "max_examples is '9': input should be a valid integer"),
         ("task.source={kind: sql}", "'names', 'hub', 'files'"),
         ("task.source={kind: files, pattern: a, label_field: b}", "pattern needs {language} in it"),
+        ("task.source={kind: files, pattern: '{language}{split}', label_field: b}", "must begin with data/"),
+        ("task.text_fields=[label]", "no text field may be called label"),
+        ("teacher.finetune.scratch.heads=3", "hidden is 128, which is no multiple of heads, 3"),
+        ("student.distill.temperature=.inf", "temperature is inf: input should be a finite number"),
         ("task.zero_shot=[de]", "language 'de' is named twice"),
         ("task.supervised=[de, sv]", "'sv', which has no teacher; add teachers.sv with a base"),
         (
@@ -87,6 +91,8 @@ def test_changes_that_cannot_be_made_are_refused() -> None:
 def test_files_that_are_no_params_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="name another file with --params"):
         load_params(tmp_path / "absent.yaml")
+    with pytest.raises(ParamsError, match="name another file with --params"):
+        load_params(tmp_path)
     for text, message in (("a: [", "is not YAML"), ("hello", "holds no sections"), ("", "holds no sections")):
         path = tmp_path / "params.yaml"
         path.write_text(text)

@@ -153,7 +153,10 @@ def test_a_pinned_teacher_labels_and_a_change_of_its_weights_is_noticed(finished
     assert "57 cached, 0 to label" in run(*LABEL).err
     set_bias(folder, [0.0, 0.1, 0.0])
     done = run(*LABEL)
-    assert (done.code, "are not those that were pinned" in done.err) == (1, True)
+    assert (
+        done.code,
+        "pin them again with: python -m pipeline teacher finetune --language de" in done.err,
+    ) == (1, True)
 
 
 def test_labelling_that_is_stopped_keeps_what_it_has(finished: Path) -> None:

@@ -57,10 +57,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".tsv":
+        lines = [list(rows[0]), *(row.values() for row in rows)]
+        path.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")
     else:
         with path.open("w", newline="", encoding="utf-8") as file:
-            delimiter = "\t" if path.suffix == ".tsv" else ","
-            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+            writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
 
@@ -75,8 +77,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_all(folder: Path, rows: list[dict[str, Any]] = ROWS, suffix: str = "jsonl") -> str:
     for language, split in (("de", "train"), ("de", "validation"), ("de", "test"), ("fr", "test")):
-        write(folder / "in" / language / f"{split}.{suffix}", rows)
-    return f"in/{{language}}/{{split}}.{suffix}"
+        write(folder / "data" / language / f"{split}.{suffix}", rows)
+    return f"data/{{language}}/{{split}}.{suffix}"
 
 
 # The built-in task
@@ -140,8 +142,8 @@ def test_files_of_every_kind_give_the_text_as_it_is(folder: Path, suffix: str) -
 
 def test_several_files_of_a_split_are_read_in_the_order_of_their_names(folder: Path) -> None:
     write_all(folder)
-    write(folder / "in/de/train-2.jsonl", [{"premise": "z", "hypothesis": "z", "label": "no"}])
-    task = nli_task("in/{language}/{split}*.jsonl")
+    write(folder / "data/de/train-2.jsonl", [{"premise": "z", "hypothesis": "z", "label": "no"}])
+    task = nli_task("data/{language}/{split}*.jsonl")
     prepare(task)
     assert read_examples(task, "de", "train")["premise"].to_pylist()[0] == "z"
     assert read_examples(task, "de", "train").num_rows == 4
@@ -151,6 +153,30 @@ def test_labels_may_be_positions_in_the_classes(folder: Path) -> None:
     task = nli_task(write_all(folder, [{**row, "label": i % 2} for i, row in enumerate(ROWS)]))
     prepare(task)
     assert read_examples(task, "de", "test")["label"].to_pylist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_labels_that_are_class_names_are_names_even_if_they_are_numbers(folder: Path, suffix: str) -> None:
+    rows = [{**row, "label": stars} for row, stars in zip(ROWS, (5, 1, 2), strict=True)]
+    task = nli_task(write_all(folder, rows, suffix), classes=["1", "2", "3", "4", "5"])
+    prepare(task)
+    assert read_examples(task, "de", "test")["label"].to_pylist() == [4, 0, 1]
+    write_all(folder, [{**row, "label": 0} for row in ROWS], suffix)
+    with pytest.raises(StageError, match=r"label '?0'? .3 times. is not one of task.classes: 1, 2"):
+        prepare(task)
+
+
+def test_words_that_look_like_values_are_class_names(folder: Path) -> None:
+    rows = [{**row, "label": name} for row, name in zip(ROWS, ("true", "null", "true"), strict=True)]
+    task = nli_task(write_all(folder, rows, "csv"), classes=["null", "true"])
+    prepare(task)
+    assert read_examples(task, "de", "test")["label"].to_pylist() == [1, 0, 1]
+
+
+def test_a_cut_of_the_built_in_task_has_all_classes(folder: Path) -> None:
+    task = names_task(max_examples=100)
+    assert prepare(task).examples["de"] == {"train": 100, "validation": 100, "test": 100}
+    assert set(read_examples(task, "de", "train")["label"].to_pylist()) == set(range(6))
 
 
 def test_max_examples_keeps_the_first(folder: Path) -> None:
@@ -193,16 +219,16 @@ def test_a_missing_or_misspelt_column_is_named(folder: Path) -> None:
 
 def test_an_empty_or_absent_split_is_refused(folder: Path) -> None:
     pattern = write_all(folder)
-    (folder / "in/fr/test.jsonl").unlink()
-    with pytest.raises(StageError, match=r"the test split of 'fr' is empty; task.source.pattern is in/"):
+    (folder / "data/fr/test.jsonl").unlink()
+    with pytest.raises(StageError, match=r"the test split of 'fr' is empty; task.source.pattern is data/"):
         prepare(nli_task(pattern))
-    (folder / "in/de/validation.jsonl").unlink()
+    (folder / "data/de/validation.jsonl").unlink()
     with pytest.raises(StageError, match="the validation split of 'de' is empty"):
         prepare(nli_task(pattern))
     write_all(folder, suffix="csv")
-    (folder / "in/de/train.csv").write_text("premise,hypothesis,label\n")
+    (folder / "data/de/train.csv").write_text("premise,hypothesis,label\n")
     with pytest.raises(StageError, match="the train split of 'de' is empty"):
-        prepare(nli_task("in/{language}/{split}.csv"))
+        prepare(nli_task("data/{language}/{split}.csv"))
 
 
 @pytest.mark.parametrize(
@@ -210,16 +236,16 @@ def test_an_empty_or_absent_split_is_refused(folder: Path) -> None:
 )
 def test_a_broken_file_is_named(folder: Path, suffix: str, content: bytes) -> None:
     pattern = write_all(folder, suffix=suffix)
-    (folder / f"in/de/train.{suffix}").write_bytes(content)
-    with pytest.raises(StageError, match=rf"cannot read in/de/train.{suffix}"):
+    (folder / f"data/de/train.{suffix}").write_bytes(content)
+    with pytest.raises(StageError, match=rf"cannot read data/de/train.{suffix}"):
         prepare(nli_task(pattern))
 
 
 def test_files_of_an_unknown_kind_are_refused(folder: Path) -> None:
     pattern = write_all(folder).replace("jsonl", "xml")
-    for path in folder.glob("in/*/*.jsonl"):
+    for path in folder.glob("data/*/*.jsonl"):
         path.rename(path.with_suffix(".xml"))
-    with pytest.raises(StageError, match=r"in/de/train.xml: it is not one of .csv, .tsv"):
+    with pytest.raises(StageError, match=r"data/de/train.xml: it is not one of .csv, .tsv"):
         prepare(nli_task(pattern))
 
 
@@ -228,9 +254,12 @@ def test_examples_of_another_task_are_refused(folder: Path) -> None:
     with pytest.raises(StageError, match="is not there; write it with: python -m pipeline prepare"):
         read_examples(task, "de", "train")
     prepare(task)
-    other = nli_task("in/{language}/{split}.jsonl", text_fields=["premise"])
-    with pytest.raises(StageError, match=r"has columns .* not \['example_id', 'premise', 'label'\]"):
+    other = nli_task("data/{language}/{split}.jsonl", text_fields=["premise"])
+    with pytest.raises(StageError, match="was written for other text fields or classes"):
         read_examples(other, "de", "train")
+    swapped = nli_task("data/{language}/{split}.jsonl", classes=["yes", "no"])
+    with pytest.raises(StageError, match="was written for other text fields or classes"):
+        read_examples(swapped, "de", "train")
     Path("artifacts/data/de/train.arrow").write_bytes(b"torn")
     with pytest.raises(StageError, match="is broken"):
         read_examples(task, "de", "train")
@@ -253,7 +282,7 @@ def test_a_folder_laid_out_as_on_the_hub_is_read_by_configuration_and_class_name
                 lines += [f"  - split: {split}", f"    path: {language}/{split}.parquet"]
     (hub / "README.md").write_text("\n".join([*lines, "---"]))
     task = nli_task(
-        "{language}{split}",
+        "data/{language}{split}",
         source=HubSource(
             kind="hub", dataset=str(hub), config="{language}", revision=None, label_field="label"
         ),
@@ -273,4 +302,4 @@ def test_a_folder_laid_out_as_on_the_hub_is_read_by_configuration_and_class_name
 def test_a_data_set_that_cannot_be_loaded_is_named(folder: Path) -> None:
     source = HubSource(kind="hub", dataset="./absent", config=None, revision=None, label_field="label")
     with pytest.raises(StageError, match=r"cannot load ./absent for 'de'"):
-        prepare(nli_task("{language}{split}", source=source))
+        prepare(nli_task("data/{language}{split}", source=source))

@@ -1,5 +1,6 @@
 """Stage two: train the student from soft labels on disk. No teacher is loaded here."""
 
+import hashlib
 import json
 import shutil
 from collections import defaultdict
@@ -17,7 +18,7 @@ from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS, STUDENT, TRUNK, replaced_folder
 from stages.base import StageError
 from stages.classes import match_classes
-from stages.source import model_folder, weight_digests
+from stages.source import loading, model_digests, model_folder, require_max_tokens
 from stages.student.modeling_mblm import MBLMForSequenceClassification
 from stages.student.objective import mixture_weights, objective
 from stages.student.params import DistillParams
@@ -67,12 +68,14 @@ def distill(
     """
     train, digests = _training_texts(task, class_maps, params)
     trunk = model_folder(TRUNK, command="student pretrain")
-    facts = [task.model_dump(), params.model_dump(), digests, weight_digests(trunk)]
+    facts = [task.model_dump(), params.model_dump(), digests, model_digests(trunk)]
     checkpoints = checkpoint_folder(f"student-{output.name}", facts)
     set_seed(params.seed)
-    tokenizer = AutoTokenizer.from_pretrained(trunk)
+    with loading(f"the encoder in {trunk} as a student"):
+        tokenizer = AutoTokenizer.from_pretrained(trunk)
+        model = _student(task, params, trunk)
     require_splittable(tokenizer, params.subword_dropout)
-    model = _student(task, params, trunk)
+    require_max_tokens(params.max_tokens, tokenizer, model.encoder.config, key="student.distill.max_tokens")
     trainer = _DistillTrainer(
         params,
         model=model,
@@ -93,11 +96,15 @@ def distill(
         compute_metrics=accuracy,
     )
     history = run(trainer, title=f"student ({params.variant})")
+    last_step = [log for log in history if log["step"] == trainer.state.max_steps]
+    if not any(f"eval_{task.supervised[-1]}_accuracy" in log for log in last_step):
+        trainer.evaluate()  # the run was killed between its last step and its last validation
+        history = trainer.state.log_history
     with replaced_folder(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         last = _write_curves(history, task.supervised, folder)
-    shutil.rmtree(checkpoints.parent, ignore_errors=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return Trained(params.variant, trainer.state.global_step, last)
 
 
@@ -123,7 +130,7 @@ def _training_texts(
             language=language,
         )
         logits.append(soft_labels.join(table["example_id"])[:, order])
-        digests.append(soft_labels.digest)
+        digests.append(hashlib.sha256(logits[-1].tobytes()).hexdigest())
     return _texts(task, tables, params=params, teacher_logits=np.concatenate(logits)), digests
 
 
@@ -159,17 +166,14 @@ def _student(task: TaskParams, params: DistillParams, trunk: Path) -> MBLMForSeq
             "student.distill.variant mblm mixes the branches of other languages, but task.supervised names "
             f"only {task.supervised[0]}; add a language, or set student.distill.mixture.own_branch: true"
         )
-    try:
-        return MBLMForSequenceClassification.from_mplm(
-            trunk,
-            languages=task.supervised,
-            n_branches=len(task.supervised) if branches else 1,
-            branch_layers=params.branch_layers,
-            mixing=params.mixture.of,
-            id2label=dict(enumerate(task.classes)),
-        )
-    except ValueError as error:
-        raise StageError(f"student.distill: {error}") from error
+    return MBLMForSequenceClassification.from_mplm(
+        trunk,
+        languages=task.supervised,
+        n_branches=len(task.supervised) if branches else 1,
+        branch_layers=params.branch_layers,
+        mixing=params.mixture.of,
+        id2label=dict(enumerate(task.classes)),
+    )
 
 
 class _DistillTrainer(TextTrainer):
@@ -235,14 +239,16 @@ def _write_curves(history: list[dict[str, Any]], languages: list[str], folder: P
         for log in history
         if "loss" in log
     ]
-    curves: list[dict[str, Any]] = []
-    last: dict[str, float] = {}
+    by_step: dict[int, dict[str, float]] = defaultdict(dict)
     for log in history:
         for language in languages:
-            value = log.get(f"eval_{language}_accuracy")
-            if value is not None:
-                curves.append({"step": log["step"], "language": language, "accuracy": value})
-                last[language] = value
+            if f"eval_{language}_accuracy" in log:
+                by_step[log["step"]][language] = log[f"eval_{language}_accuracy"]
+    curves = [
+        {"step": step, "average": float(np.mean(list(values.values()))), **values}
+        for step, values in by_step.items()
+    ]
+    last = by_step[max(by_step)]
     (folder / "losses.json").write_text(json.dumps(losses, indent=1), encoding="utf-8")
     (folder / "validation.json").write_text(json.dumps(curves, indent=1), encoding="utf-8")
     return last

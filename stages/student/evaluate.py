@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from cache import write_atomically
 from stages.artifacts import BASELINE, METRICS, PLOTS, STUDENT
-from stages.source import model_folder
+from stages.base import StageError
+from stages.source import loading, model_folder
 from stages.student.modeling_mblm import MBLMForSequenceClassification
 from stages.student.params import DistillParams, EvaluateParams
 from stages.task import SPLITS, TaskParams, has_split, read_examples
@@ -40,13 +41,15 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
     metrics = {}
     for name, folder in models.items():
         rows = _evaluate_model(task, distill, params, folder, name)
-        by_branch += [{"model": name, **row} for row in rows]
+        by_branch += [row for row in rows if name == "student"]
         own = [row for row in rows if row["branch"] == row["used"]]
         by_language += [{"model": name, **row} for row in own]
         metrics[name] = _averages(own)
         _write_json(METRICS / f"{name}.json", metrics[name])
     _write_json(PLOTS / "accuracy_by_language.json", by_language)
-    _write_json(PLOTS / "accuracy_by_branch.json", [row for row in by_branch if row["model"] == "student"])
+    _write_json(PLOTS / "accuracy_by_branch.json", by_branch)
+    tested = [row for row in by_language if (row["model"], row["split"]) == ("student", "test")]
+    _write_json(PLOTS / "test_accuracy.json", tested)
     return metrics["student"]
 
 
@@ -56,9 +59,15 @@ def _evaluate_model(
     """Give one row per split, language and branch, the mixture included."""
     command = "student baseline" if name == "baseline" else "student distill"
     folder = model_folder(folder, command=command)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MBLMForSequenceClassification.from_pretrained(folder).eval().to(device)
-    collator = Collator(AutoTokenizer.from_pretrained(folder), distill.max_tokens)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    with loading(f"the student in {folder}"):
+        model = MBLMForSequenceClassification.from_pretrained(folder).eval().to(device)
+        collator = Collator(AutoTokenizer.from_pretrained(folder), distill.max_tokens)
+    if (list(model.config.id2label.values()), model.config.languages) != (task.classes, task.supervised):
+        raise StageError(
+            f"the student in {folder} was trained for other classes or languages than params.yaml names; "
+            f"train it again with: python -m pipeline {command}"
+        )
     shared = model.config.n_branches == 1
     rows = []
     for language in tqdm(task.languages, desc=f"evaluate {name}", unit="language"):

@@ -227,6 +227,7 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         mplm_config = deepcopy(config.mplm_config)
         assert config.num_labels is not None  # transformers gives every configuration two
         mplm_config.num_labels = config.num_labels
+        mplm_config.dtype = None  # that of the student, not that in which the encoder was saved
         # sdpa is the default of the families that have it, and DeBERTa does not.
         attention = config._attn_implementation
         classifier = AutoModelForSequenceClassification.from_config(
@@ -260,12 +261,16 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         config["id2label"] = id2label = dict(config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"})
         config["label2id"] = {name: index for index, name in id2label.items()}
         pretrained, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=len(id2label), ignore_mismatched_sizes=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            num_labels=len(id2label),
+            ignore_mismatched_sizes=True,  # a classifier for another task is replaced
+            output_loading_info=True,
         )
-        prefix = f"{pretrained.base_model_prefix}."
-        absent = sorted(name for name in loading["missing_keys"] if name.startswith(prefix))
-        if [name for name in absent if ".pooler." not in name]:
-            raise ValueError(f"{folder} has no weights for {', '.join(absent)}")
+        unfit = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+        unfit = {key for key in unfit if key.startswith(f"{pretrained.base_model_prefix}.")}
+        if any(".pooler." not in key for key in unfit):
+            raise ValueError(f"{folder} has no fitting weights for {', '.join(sorted(unfit))}")
         student = cls(MBLMConfig(mplm_config=mplm_config, **config))
         student.head.load_state_dict(_Head(family, pretrained).state_dict())
         weights = pretrained.base_model.state_dict()

@@ -1,12 +1,10 @@
 """The multilingual model (MPLM) that the student starts from: pin one, or pre-train a small one."""
 
-import pyarrow as pa
-
 from stages.artifacts import TRUNK, replaced_folder
 from stages.scratch import build_encoder
 from stages.source import pin, resolve
 from stages.student.params import PretrainParams
-from stages.task import UNLABELLED, TaskParams, data_file, has_split, read_examples
+from stages.task import TaskParams, pretraining_texts
 
 
 def pretrain(task: TaskParams, params: PretrainParams) -> str:
@@ -27,7 +25,7 @@ def pretrain(task: TaskParams, params: PretrainParams) -> str:
             pin(folder, source)
         return f"trunk: {params.base}, pinned"
     assert params.scratch is not None  # held by the validation of params.yaml
-    texts = {language: _texts(task, language) for language in task.languages}
+    texts = {language: pretraining_texts(task, language) for language in task.languages}
     with replaced_folder(TRUNK) as folder:
         build_encoder(
             params.scratch,
@@ -41,15 +39,3 @@ def pretrain(task: TaskParams, params: PretrainParams) -> str:
         )
     n_texts = sum(map(len, texts.values()))
     return f"trunk: pre-trained on {n_texts:,} texts in {len(texts)} languages"
-
-
-def _texts(task: TaskParams, language: str) -> dict[str, str]:
-    """Give a language's texts by entity; training examples are entities of their own."""
-    if has_split(language, UNLABELLED):
-        table = pa.ipc.open_file(pa.memory_map(str(data_file(language, UNLABELLED)))).read_all()
-        return dict(zip(table["entity"].to_pylist(), table["text"].to_pylist(), strict=True))
-    if language not in task.supervised:
-        return {}
-    table = read_examples(task, language, "train")
-    texts = [text for field in task.text_fields for text in table[field].to_pylist()]
-    return {f"{language}:{index}": text for index, text in enumerate(texts)}

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from stages.artifacts import TEACHERS, replaced_folder
 from stages.base import StageError
 from stages.scratch import build_encoder
-from stages.source import fetch, pin, resolve
-from stages.task import UNLABELLED, TaskParams, data_file, examples_digest, has_split, read_examples
+from stages.source import fetch, loading, pin, require_max_tokens, resolve
+from stages.task import TaskParams, examples_digest, pretraining_texts, read_examples
 from stages.teacher.params import FinetuneParams, TeacherParams
 from stages.texts import Collator, Texts, require_splittable
 from stages.training import (
@@ -53,10 +54,15 @@ def finetune(task: TaskParams, teacher: TeacherParams, params: FinetuneParams, l
         {split: examples_digest(table) for split, table in splits.items()},
     ]
     checkpoints = checkpoint_folder(f"teacher-finetune-{language}", facts)
-    base = fetch(source) if source else _scratch_base(task, params, language, checkpoints / "base")
+    command = f"teacher finetune --language {language}"
+    base = (
+        fetch(source, command=command)
+        if source
+        else _scratch_base(task, params, language, checkpoints / "base")
+    )
     with replaced_folder(output) as folder:
         result = _train(task, params, language, splits, base, checkpoints, folder)
-    shutil.rmtree(checkpoints.parent)
+    shutil.rmtree(checkpoints)
     return f"teacher '{language}': {result:.1%} of {splits['validation'].num_rows} validation examples"
 
 
@@ -72,17 +78,11 @@ def texts_of(task: TaskParams, table: pa.Table, **options: Any) -> Texts:
 def _scratch_base(task: TaskParams, params: FinetuneParams, language: str, folder: Path) -> Path:
     """Pre-train a small encoder on the language's texts, unless an interrupted run has done so."""
     assert params.scratch is not None  # held by the validation of params.yaml
-    if has_split(language, UNLABELLED):
-        unlabelled = pa.ipc.open_file(pa.memory_map(str(data_file(language, UNLABELLED)))).read_all()
-        texts = unlabelled["text"].to_pylist()
-    else:
-        table = read_examples(task, language, "train")
-        texts = [text for field in task.text_fields for text in table[field].to_pylist()]
     if not (folder / "config.json").is_file():
         with replaced_folder(folder) as new:
             build_encoder(
                 params.scratch,
-                {language: {str(i): text for i, text in enumerate(texts)}},
+                {language: pretraining_texts(task, language)},
                 new,
                 seed=params.seed,
                 max_tokens=params.max_tokens,
@@ -104,14 +104,24 @@ def _train(
 ) -> float:
     """Fine-tune and save; returns the best validation accuracy."""
     set_seed(params.seed)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    with loading(f"the base of teachers.{language}"):
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            base,
+            dtype=torch.float32,
+            id2label=dict(enumerate(task.classes)),
+            label2id={name: index for index, name in enumerate(task.classes)},
+            ignore_mismatched_sizes=True,  # a classifier for another task is replaced
+            output_loading_info=True,
+        )
+    unfit = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    unfit = {key for key in unfit if key.startswith(f"{model.base_model_prefix}.")}
+    if any(".pooler." not in key for key in unfit):
+        raise StageError(
+            f"the base of teachers.{language} has no fitting weights for {', '.join(sorted(unfit))}"
+        )
     require_splittable(tokenizer, params.subword_dropout)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        base,
-        num_labels=len(task.classes),
-        id2label=dict(enumerate(task.classes)),
-        ignore_mismatched_sizes=True,  # a classifier for another task is replaced
-    )
+    require_max_tokens(params.max_tokens, tokenizer, model.config, key="teacher.finetune.max_tokens")
     steps_per_epoch = -(-splits["train"].num_rows // params.batch_size)
     trainer = TextTrainer(
         model=model,

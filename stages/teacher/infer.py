@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BatchEncoding
 
 from stages.base import StageError
+from stages.source import loading, require_max_tokens
 from stages.teacher.params import LabelParams
 
 _TOKENIZER_BATCH = 4096
@@ -35,19 +36,18 @@ def infer(
     Raises:
         StageError: The model's logits are NaN or infinite, or it takes no inputs of `max_tokens`.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if params.max_tokens > tokenizer.model_max_length:
-        raise StageError(
-            f"teacher.label.max_tokens is {params.max_tokens}, but the teacher in {folder} takes "
-            f"at most {tokenizer.model_max_length} tokens"
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    with loading(f"the teacher in {folder}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
         )
-    model, loading = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
-    if loading["missing_keys"]:
+    if found["missing_keys"]:
         raise StageError(
-            f"the teacher in {folder} has no weights for {', '.join(sorted(loading['missing_keys']))}; "
+            f"the teacher in {folder} has no weights for {', '.join(sorted(found['missing_keys']))}; "
             "fine-tune it first: teachers.<language>.finetune: true"
         )
+    require_max_tokens(params.max_tokens, tokenizer, model.config, key="teacher.label.max_tokens")
     model = model.eval().to(device)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=params.precision == "bfloat16")
     rows = [

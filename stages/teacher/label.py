@@ -110,6 +110,7 @@ def _label_misses(
     """Run the teacher and append to the store; whatever ends the run, what is computed is kept."""
     from stages.teacher.infer import infer  # slow import: torch
 
+    store.create()
     ids = misses["example_id"].combine_chunks()
     fields = [misses[field].to_pylist() for field in task.text_fields]
     pending: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
