@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import CLASSES, ROOT, Run, examples, tiny_params, write_jsonl, write_params
 
+from cache import SoftLabelSet, example_ids
 from stages.student.modeling_mblm import MBLMForSequenceClassification
 
 LABEL = ("teacher", "label", "--language", "de")
@@ -125,8 +126,6 @@ def test_a_changed_teacher_labels_everything_again(finished: Path, run: Run) -> 
 def test_soft_labels_are_the_teachers_logits(finished: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from cache import SoftLabelSet, example_ids
-
     texts = [row["text"] for row in examples("de", "train")]
     cached = SoftLabelSet.read(Path("artifacts/soft_labels/de"), language="de")
     tokenizer = AutoTokenizer.from_pretrained("artifacts/teachers/de")
@@ -159,7 +158,21 @@ def test_a_pinned_teacher_labels_and_a_change_of_its_weights_is_noticed(finished
     ) == (1, True)
 
 
-def test_labelling_that_is_stopped_keeps_what_it_has(finished: Path) -> None:
+def test_a_teacher_that_was_saved_in_half_precision_is_run_in_the_precision_asked_for(
+    finished: Path, run: Run
+) -> None:
+    folder = use_ready_teacher(finished / "artifacts/teachers/de", dtype="bfloat16")
+    weights = load_file(folder / "model.safetensors")
+    half = {name: value.bfloat16() for name, value in weights.items()}
+    save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
+    run("teacher", "finetune", "--language", "de")
+    assert "0 cached, 57 to label" in run(*LABEL).err
+    logits = SoftLabelSet.read(Path("artifacts/soft_labels/de"), language="de").soft_labels.logits
+    assert not np.array_equal(logits, torch.tensor(logits).bfloat16().float().numpy())
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_labelling_that_is_stopped_keeps_what_it_has(finished: Path, stop: signal.Signals) -> None:
     shutil.rmtree(finished / "store")
     params = tiny_params()
     params["teacher"]["label"] |= {"batch_tokens": 8}
@@ -187,7 +200,7 @@ def test_labelling_that_is_stopped_keeps_what_it_has(finished: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped; 10 of 57 soft labels are kept" in err
@@ -215,6 +228,29 @@ def test_every_variant_trains_after_teachers_and_store_are_deleted(
     assert done.out.startswith(f"{variant}: 18 steps")
     student = MBLMForSequenceClassification.from_pretrained("artifacts/student")
     assert student.config.n_branches == (2 if variant in ("branches", "mblm") else 1)
+
+
+def test_both_trainings_run_in_bfloat16_with_weights_in_float32(finished: Path, run: Run) -> None:
+    for stage, command in (
+        ("teacher.finetune", ("teacher", "finetune", "--language", "de")),
+        ("student.distill", ("student", "distill")),
+    ):
+        done = run(*command, "--set", f"{stage}.precision=bfloat16")
+        assert done.code == 0, done.err
+    for path in ("artifacts/teachers/de", "artifacts/student"):
+        weights = load_file(f"{path}/model.safetensors")
+        assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_a_student_of_an_encoder_in_half_precision_has_weights_in_float32(finished: Path, run: Run) -> None:
+    path = Path("artifacts/trunk/model.safetensors")
+    half = {name: value.bfloat16() for name, value in load_file(path).items()}
+    save_file(half, path, metadata={"format": "pt"})
+    config = json.loads(Path("artifacts/trunk/config.json").read_text())
+    Path("artifacts/trunk/config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    assert run("student", "distill").code == 0
+    student = load_file("artifacts/student/model.safetensors")
+    assert {weight.dtype for weight in student.values()} == {torch.float32}
 
 
 def test_the_variant_finetune_is_the_baseline(finished: Path, run: Run) -> None:
@@ -258,6 +294,13 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: 
     for name in before:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)
     assert not list(Path(".checkpoints").glob("student-student/*"))
+
+
+def test_texts_that_are_empty_do_not_stop_pre_training(workspace: Path, run: Run) -> None:
+    rows = [{**row, "text": "" if i % 2 else row["text"]} for i, row in enumerate(examples("de", "train"))]
+    write_jsonl(workspace / "data/de/train.jsonl", rows)
+    assert run("prepare").code == 0
+    assert run("student", "pretrain").code == 0
 
 
 def test_changed_parameters_do_not_go_on_from_a_foreign_checkpoint(finished: Path, run: Run) -> None:
@@ -376,6 +419,41 @@ def test_soft_labels_that_miss_examples_are_refused(finished: Path, run: Run) ->
 def test_a_branch_deeper_than_the_model_is_refused(finished: Path, run: Run) -> None:
     line = refused(run, "student", "distill", "--set", "student.distill.branch_layers=9")
     assert "branch_layers is 9, but roberta has 2 layers" in line
+
+
+def test_a_student_of_other_classes_is_not_evaluated(finished: Path, run: Run) -> None:
+    swapped = f"task.classes=[{', '.join(reversed(CLASSES))}]"
+    line = refused(run, "student", "evaluate", "--set", swapped)
+    assert "was trained for other classes or languages" in line
+    assert "was written for other text fields or classes" in refused(run, *LABEL, "--set", swapped)
+
+
+def test_inputs_longer_than_the_model_takes_are_refused(finished: Path, run: Run) -> None:
+    for key, command in (
+        ("teacher.finetune.max_tokens", ("teacher", "finetune", "--language", "de")),
+        ("teacher.label.max_tokens", LABEL),
+        ("student.distill.max_tokens", ("student", "distill")),
+    ):
+        line = refused(run, *command, "--set", f"{key}=600")
+        assert f"{key} is 600, but the model takes at most 510 tokens" in line
+
+
+def test_files_that_make_no_model_are_refused(finished: Path, run: Run) -> None:
+    for path, command in (
+        ("artifacts/trunk", ("student", "distill")),
+        ("artifacts/student", ("student", "evaluate")),
+    ):
+        weights = Path(path) / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+        assert "cannot load the" in refused(run, *command)
+
+
+def test_a_store_that_is_no_folder_is_refused_before_the_teacher_runs(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").write_text("")
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", "file/store")
+    assert "Not a directory" in refused(run, *LABEL)
 
 
 def test_a_mixture_of_one_language_is_refused(finished: Path, run: Run) -> None:
