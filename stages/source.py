@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from cache import write_atomically
 from stages.base import StageError
 
@@ -116,13 +118,11 @@ def loading(what: str) -> Iterator[None]:
     """Turn what transformers raises for files that make no model into one line.
 
     Raises:
-        StageError: Anything but an error of ours was raised within.
+        StageError: A library could not make a model of the files.
     """
     try:
         yield
-    except StageError:
-        raise
-    except Exception as error:  # of many types, from many libraries
+    except (ImportError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise StageError(f"cannot load {what}: {_first_line(error)}") from error
 
 

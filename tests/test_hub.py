@@ -1,0 +1,139 @@
+"""Models on the Hub: pinned to a commit, downloaded once; a server on loopback speaks its protocol."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, tiny_params, write_params
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "acme/teacher"
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves one model repository from a folder, and keeps what was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.requests: list[str] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        self.server.requests.append(path)
+        files = sorted(file.name for file in self.server.folder.iterdir())
+        api, files_at = f"/api/models/{REPOSITORY}", f"/{REPOSITORY}/resolve/{COMMIT}/"
+        if path in (api, f"{api}/revision/{COMMIT}"):
+            siblings = [{"rfilename": name} for name in files]
+            body = json.dumps({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}).encode()
+        elif path == f"{api}/tree/{COMMIT}":
+            tree = [{"type": "file", "path": name, "oid": COMMIT, "size": 1} for name in files]
+            body = json.dumps(tree).encode()
+        elif path.startswith(files_at) and path.removeprefix(files_at) in files:
+            body = (self.server.folder / path.removeprefix(files_at)).read_bytes()
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def hub(finished: Path) -> Iterator[Hub]:
+    folder = finished.parent / "repository"
+    shutil.copytree(finished / "artifacts/teachers/de", folder)
+    (folder / "training_args.bin").write_bytes(b"not to be downloaded")
+    server = Hub(folder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    params = tiny_params()
+    params["teachers"]["de"] |= {"base": REPOSITORY, "finetune": False}
+    write_params(params)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def pipeline(hub: Hub, *command: str) -> subprocess.CompletedProcess[str]:
+    # Other tests ran commands in this process, which go offline unless params.yaml names the Hub.
+    inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment = {
+        **inherited,
+        "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+        "HF_HOME": str(Path("huggingface").absolute()),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_teacher_on_the_hub_is_pinned_to_its_commit_and_downloaded_once(hub: Hub) -> None:
+    done = pipeline(hub, "teacher", "finetune", "--language", "de")
+    assert done.returncode == 0, done.stderr
+    pinned = json.loads(Path("artifacts/teachers/de/pin.json").read_text())
+    assert pinned == {"hub": REPOSITORY, "commit": COMMIT}
+    assert not any("/resolve/" in path for path in hub.requests)
+
+    done = pipeline(hub, "teacher", "label", "--language", "de")
+    assert done.returncode == 0, done.stderr
+    # The same weights as those that labelled this data already: the store has it all.
+    assert "57 cached, 0 to label" in done.stderr
+    assert not any("training_args.bin" in path for path in hub.requests)
+
+    hub.shutdown()
+    hub.server_close()
+    done = pipeline(hub, "teacher", "label", "--language", "de")
+    assert done.returncode == 0, done.stderr
+    assert "57 cached, 0 to label" in done.stderr
+
+
+def test_a_model_that_the_hub_does_not_know_is_refused(hub: Hub) -> None:
+    params = tiny_params()
+    params["teachers"]["de"] |= {"base": "acme/absent", "finetune": False}
+    write_params(params)
+    done = pipeline(hub, "teacher", "finetune", "--language", "de")
+    assert done.returncode == 1
+    assert (
+        "teachers.de.base is acme/absent: no folder of that name, and the Hub says: Client error '404"
+        in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub) -> None:
+    hub.shutdown()
+    hub.server_close()
+    done = pipeline(hub, "teacher", "finetune", "--language", "de")
+    assert done.returncode == 1
+    assert "teachers.de.base is acme/teacher: no folder of that name, and the Hub says" in done.stderr
+    assert "Traceback" not in done.stderr
