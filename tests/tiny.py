@@ -1,12 +1,15 @@
 """The small task of the tests: three languages, three classes, models as small as they go."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,3 +98,22 @@ def write_input(folder: Path) -> None:
     for language in WORDS:
         for split in SIZES:
             write_jsonl(folder / "data" / language / f"{split}.jsonl", examples(language, split))
+
+
+def use_ready_teacher(source: Path, **config: Any) -> Path:
+    """Let params.yaml name a copy of a fine-tuned teacher, with changes in its configuration."""
+    folder = Path("ready").absolute()
+    shutil.copytree(source, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    params = tiny_params()
+    params["teachers"]["de"] |= {"base": str(folder), "finetune": False}
+    write_params(params)
+    return folder
+
+
+def set_bias(folder: Path, bias: list[float]) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["classifier.out_proj.bias"] = torch.tensor(bias)
+    save_file(weights, path, metadata={"format": "pt"})
