@@ -4,7 +4,6 @@ Nothing is normalised: the text that is hashed, labelled and trained on is the t
 """
 
 import difflib
-import glob
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,15 +148,16 @@ def _read_hub(source: HubSource, task: TaskParams, language: str, split: Split) 
 
 def _read_files(source: FilesSource, task: TaskParams, language: str, split: Split) -> Columns | None:
     pattern = source.pattern.replace("{language}", language).replace("{split}", split)
-    paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    paths = sorted(Path().glob(pattern))
     if not paths:
         return None
-    tables = [_read_file(Path(path), source, task.text_fields) for path in paths]
+    tables = [_read_file(path, source, task.text_fields) for path in paths]
+    names = ", ".join(map(str, paths))
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise StageError(f"the columns of {', '.join(paths)} do not fit together: {error}") from error
-    return _columns(task, table, source.label_field, None, ", ".join(paths))
+        raise StageError(f"the columns of {names} do not fit together: {error}") from error
+    return _columns(task, table, source.label_field, None, names)
 
 
 def _read_file(path: Path, source: FilesSource, text_fields: list[str]) -> pa.Table:

@@ -177,6 +177,28 @@ def test_gradients_reach_the_trunk_and_only_the_branches_in_use(tmp_path: Path) 
     assert all(p.grad is None for branch in (1, 2) for p in branched[branch].parameters())
 
 
+def test_gradients_of_a_mixture_do_not_depend_on_how_threads_meet(tmp_path: Path) -> None:
+    values = FAMILIES["roberta"][1] | {"hidden_size": 96, "num_hidden_layers": 2}
+    config = AutoConfig.for_model("roberta", num_labels=C, **values)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    student = student_of(tmp_path, branch_layers=1)
+    batch = {
+        "input_ids": torch.randint(5, 50, (64, 16), generator=torch.Generator().manual_seed(0)),
+        "language_ids": torch.arange(64) % K,
+        "mixture_weights": torch.full((64, K), 1 / K),
+    }
+    gradients = []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(10):
+            student.zero_grad()
+            student(**batch).mixture_logits.square().sum().backward()
+            gradients.append(student.get_input_embeddings().weight.grad.clone())
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(gradients[0], other) for other in gradients)
+
+
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     AutoModelForSequenceClassification.from_config(config_of("xlm-roberta")).save_pretrained(tmp_path)
     gradients = []

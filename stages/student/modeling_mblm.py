@@ -95,6 +95,17 @@ class _Routing:
         identity = max(counts) == n_examples == len(examples)
         return cls(n_examples, examples, branches, counts, identity)
 
+    def gather(self, hidden_states: Tensor) -> Tensor:
+        """Repeat hidden states for the pairs, ``(B, T, H)`` to ``(P, T, H)``.
+
+        Branch by branch: no branch has an example twice, so each gradient is a sum in a fixed order. A single
+        index with repetitions would add them up in parallel, in an order that changes from run to run.
+        """
+        parts = (part for part in self.examples.split(self.counts) if len(part))
+        return torch.cat(
+            [hidden_states if len(part) == self.n_examples else hidden_states[part] for part in parts]
+        )
+
     def expand(self, value: Any) -> Any:
         """Repeat what a layer gets besides hidden states, such as masks, for the pairs.
 
@@ -161,7 +172,7 @@ class BranchedLayer(nn.ModuleList):
         """
         routing = _ROUTING.get()
         if self.is_first and not routing.is_identity:
-            hidden_states = hidden_states[routing.examples]
+            hidden_states = routing.gather(hidden_states)
         args, kwargs = routing.expand(args), {k: routing.expand(v) for k, v in kwargs.items()}
         outputs = []
         start = 0
