@@ -32,7 +32,7 @@ from cache.errors import (
     NotFiniteError,
     ProducerError,
 )
-from cache.identity import ID_TYPE, Producer, canonical_json, example_id, example_ids
+from cache.identity import ID_TYPE, Producer, canonical_json, example_id, example_ids, file_digest
 from cache.shards import SoftLabels, write_atomically
 from cache.softlabels import SoftLabelSet
 from cache.store import Store, store_root
@@ -52,6 +52,7 @@ __all__ = [
     "canonical_json",
     "example_id",
     "example_ids",
+    "file_digest",
     "store_root",
     "write_atomically",
 ]

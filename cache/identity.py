@@ -108,7 +108,7 @@ class Producer:
             {
                 "schema": SCHEMA_VERSION,
                 "outputs": ["logits"],
-                "weights": sorted(_file_digest(path) for path in weights),
+                "weights": sorted(file_digest(path) for path in weights),
                 "config": _stable_json(config_file),
                 "tokenizer": {path.name: _tokenizer_fact(path) for path in tokenizer},
                 "text_fields": list(text_fields),
@@ -137,7 +137,8 @@ def canonical_json(value: Any) -> bytes:
     ).encode()
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Hash a file's bytes: sha256, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -155,4 +156,4 @@ def _stable_json(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer_fact(path: Path) -> Any:
-    return _stable_json(path) if path.name == "tokenizer_config.json" else _file_digest(path)
+    return _stable_json(path) if path.name == "tokenizer_config.json" else file_digest(path)

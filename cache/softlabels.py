@@ -1,6 +1,5 @@
 """A soft-label set: exactly the soft labels of one data set in one language, as stage two reads them."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +25,12 @@ class SoftLabelSet:
         language: Whose examples it labels.
         producer: The teacher that wrote it.
         soft_labels: Logits in the teacher's class order, ``producer.classes``.
-        digest: Of the manifest, and so of everything in the set.
     """
 
     folder: Path
     language: str
     producer: Producer
     soft_labels: SoftLabels
-    digest: str
 
     @classmethod
     def write(cls, folder: Path, *, language: str, producer: Producer, soft_labels: SoftLabels) -> None:
@@ -98,7 +95,7 @@ class SoftLabelSet:
         soft_labels = SoftLabels.concatenate(parts, n_classes=len(classes))
         if len(soft_labels) != n_examples:
             raise refuse(f"{len(soft_labels)} soft labels where the manifest says {n_examples}")
-        return cls(folder, language, producer, soft_labels, hashlib.sha256(data).hexdigest())
+        return cls(folder, language, producer, soft_labels)
 
     def join(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
         """Look up the logits of examples.

@@ -5,6 +5,7 @@ Names of territories, languages, scripts, currencies, time zones and units, from
 set is seen in any language, in pre-training either.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class Name:
     label: str
 
 
-def read_names(language: str) -> list[Name]:
+@functools.cache
+def read_names(language: str) -> tuple[Name, ...]:
     """List the names of a language in an order that mixes classes; of equal names only one.
 
     Raises:
@@ -41,7 +43,7 @@ def read_names(language: str) -> list[Name]:
     first: dict[str, Name] = {}
     for name in names:
         first.setdefault(name.text, name)
-    return sorted(first.values(), key=lambda name: _hash(name.entity))
+    return tuple(sorted(first.values(), key=lambda name: _hash(name.entity)))
 
 
 def split_of(entity: str) -> Split:

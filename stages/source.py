@@ -1,6 +1,5 @@
 """Models that exist: a Hub id is pinned to its commit, a local folder to its files' digests."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from cache import write_atomically
+from cache import file_digest, write_atomically
 from stages.base import StageError
 
 _PIN = "pin.json"
@@ -106,11 +105,8 @@ def model_folder(output: Path, *, command: str) -> Path:
 
 def model_digests(folder: Path) -> dict[str, str]:
     """Hash a model folder's weights, configuration and tokenizer, by file name."""
-    digests = {}
-    for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    paths = (path for pattern in _FILES for path in folder.glob(pattern))
+    return {path.name: file_digest(path) for path in paths}
 
 
 @contextmanager

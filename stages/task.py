@@ -129,14 +129,7 @@ def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
         StageError: `prepare` has not written the file, or wrote it for another task.
     """
     path = data_file(language, split)
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except FileNotFoundError:
-        raise StageError(f"{path} is not there; write it with: python -m pipeline prepare") from None
-    except (OSError, pa.ArrowException) as error:
-        raise StageError(
-            f"{path} is broken ({error}); write it again with: python -m pipeline prepare"
-        ) from error
+    table = _open(path)
     if not table.schema.equals(task.columns(), check_metadata=True):
         raise StageError(
             f"{path} was written for other text fields or classes than params.yaml names; "
@@ -155,13 +148,24 @@ def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
         StageError: `prepare` has not run.
     """
     if has_split(language, UNLABELLED):
-        table = pa.ipc.open_file(pa.memory_map(str(data_file(language, UNLABELLED)))).read_all()
+        table = _open(data_file(language, UNLABELLED))
         return dict(zip(table["entity"].to_pylist(), table["text"].to_pylist(), strict=True))
     if language not in task.supervised:
         return {}
     table = read_examples(task, language, "train")
     texts = [text for field in task.text_fields for text in table[field].to_pylist()]
     return {f"{language}:{index}": text for index, text in enumerate(texts)}
+
+
+def _open(path: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except FileNotFoundError:
+        raise StageError(f"{path} is not there; write it with: python -m pipeline prepare") from None
+    except (OSError, pa.ArrowException) as error:
+        raise StageError(
+            f"{path} is broken ({error}); write it again with: python -m pipeline prepare"
+        ) from error
 
 
 def examples_digest(examples: pa.Table) -> str:

@@ -6,6 +6,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import (
     CLASSES,
+    LABEL,
     Run,
     examples,
     set_bias,
@@ -14,8 +15,6 @@ from tiny import (
     write_jsonl,
     write_params,
 )
-
-LABEL = ("teacher", "label", "--language", "de")
 
 
 def refused(run: Run, *command: str) -> str:

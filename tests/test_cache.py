@@ -296,11 +296,9 @@ def test_a_missing_soft_label_is_named_with_the_command_that_writes_it(written: 
 
 
 def test_writing_a_set_again_replaces_it(written: Path) -> None:
-    before = SoftLabelSet.read(written, language="de").digest
     SoftLabelSet.write(written, language="de", producer=producer(), soft_labels=soft_labels(["only this"]))
     after = SoftLabelSet.read(written, language="de")
     assert len(after.soft_labels) == 1
-    assert after.digest != before
     assert len(list(written.glob("*.arrow"))) == 1
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import (
+    LABEL,
     ROOT,
     Run,
     examples,
@@ -26,9 +27,6 @@ from tiny import (
 
 from cache import SoftLabelSet, example_ids
 from stages.student.modeling_mblm import MBLMForSequenceClassification
-
-LABEL = ("teacher", "label", "--language", "de")
-
 
 # What a finished run leaves
 

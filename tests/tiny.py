@@ -34,6 +34,7 @@ class Ran:
 Run = Callable[..., Ran]
 
 
+LABEL = ("teacher", "label", "--language", "de")
 COMMANDS = (
     ["prepare"],
     *(["teacher", "finetune", "--language", language] for language in ("de", "en")),
