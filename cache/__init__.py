@@ -1,25 +1,35 @@
 """Soft labels on disk: the store that everybody shares, and the soft-label sets that stage two reads.
 
-The format, readable with pyarrow alone. A folder holds immutable shards:
+The format, readable with pyarrow or zarr alone. A folder, here or on an object store, holds immutable shards:
 
-    store            <root>/<producer id>/producer.json and shards
+    store            <root>/<producer id>/producer.json, last_use.json and shards
     soft-label set   <folder>/manifest.json and shards
 
-A shard is one Arrow IPC file called ``<rows>-<sha256 of the file, hex>.arrow`` with the columns
+A shard is called ``<rows>-<sha256 of the file, hex>.<extension>``. It is an Arrow IPC file with one
+uncompressed record batch (``arrow``), or a Zarr v3 group in an uncompressed zip file (``zarr.zip``) with one
+array per column, one chunk per array, no codec but ``bytes``, and ids as ``uint8 (N, 16)``. The columns, C
+classes:
 
-    example_id   fixed_size_binary(16)            blake2b-128 of the text fields, each preceded by its
-                                                  length in bytes (8 bytes, little-endian)
-    logits       fixed_size_list<float32>[C]      raw, in the teacher's class order
+    example_id         fixed_size_binary(16)            blake2b-128 of the text fields, each preceded by
+                                                        its length in bytes (8 bytes, little-endian)
+    logits             fixed_size_list<float32>[C]      raw, in the teacher's class order; or float16
+    hidden             fixed_size_list<float16>[H]      last state of the first token; where asked for
 
-and the schema metadata ``mblm``: JSON with ``schema`` (1), ``producer`` (id) and ``classes`` (C names).
-It is written under a temporary name that begins with a dot, flushed to disk and renamed: a file with a
-shard's name is complete, and one whose bytes do not give its name is damaged. Nothing else is needed to
-read a folder, and any number of processes may add shards to it at once. The same example in two shards is
-harmless: both hold the logits of the same producer.
+or, where only the k largest logits are kept, in place of ``logits``:
+
+    top_classes        fixed_size_list<uint16>[k]       indices of the classes, largest logit first
+    top_logits         fixed_size_list<float32>[k]      their logits; or float16
+    log_sum_exp_rest   float32                          log-sum-exp of all other logits
+
+The metadata ``mblm`` of Arrow's schema (JSON) or of Zarr's group holds ``schema`` (1), ``producer`` (id) and
+``classes`` (C names). A file with a shard's name is complete; one whose bytes do not give its name is
+damaged. Nothing else is needed to read a folder, and any number of processes may add shards to it at once.
+The same example in two shards is harmless: both are of the same producer.
 
 ``producer.json`` holds the facts that decide a logit besides the text (digests of weights and tokenizer,
-model config, text fields, truncation, dtype); the producer id is the sha256 of their canonical JSON (sorted
-keys, no spaces, UTF-8). ``manifest.json`` holds ``schema``, ``language``, ``examples`` (a count) and
+model config, text fields, truncation, dtype, outputs); the producer id is the sha256 of their canonical JSON
+(sorted keys, no spaces, UTF-8). ``last_use.json`` says who used it last, for people only. ``damaged/`` holds
+what ``cache repair`` set aside. ``manifest.json`` holds ``schema``, ``language``, ``examples`` (a count) and
 ``producers``: for each its ``id``, ``facts`` and the names of its ``shards``. Shards that the manifest does
 not name are no part of the set.
 """
@@ -31,24 +41,31 @@ from cache.errors import (
     MissingSoftLabelsError,
     NotFiniteError,
     ProducerError,
+    StoreError,
 )
-from cache.identity import ID_TYPE, Producer, canonical_json, example_id, example_ids, file_digest
-from cache.shards import SoftLabels, write_atomically
-from cache.softlabels import SoftLabelSet
+from cache.files import write_atomically
+from cache.identity import ID_TYPE, Outputs, Producer, canonical_json, example_id, example_ids, file_digest
+from cache.label_set import SoftLabelSet
+from cache.lookup import Index, Lookup
+from cache.soft_labels import SoftLabels
 from cache.store import Store, store_root
 
 __all__ = [
     "ID_TYPE",
     "CacheError",
     "DamagedShardError",
+    "Index",
+    "Lookup",
     "ManifestError",
     "MissingSoftLabelsError",
     "NotFiniteError",
+    "Outputs",
     "Producer",
     "ProducerError",
     "SoftLabelSet",
     "SoftLabels",
     "Store",
+    "StoreError",
     "canonical_json",
     "example_id",
     "example_ids",

@@ -1,7 +1,5 @@
 """What can go wrong with soft labels on disk, each with its facts as attributes."""
 
-from pathlib import Path
-
 
 class CacheError(Exception):
     """An expected failure: its message is one line that says what, where and what to type next."""
@@ -15,21 +13,21 @@ class DamagedShardError(CacheError):
         reason: What does not fit.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path} is damaged: {reason}")
         self.path = path
         self.reason = reason
 
 
 class NotFiniteError(CacheError):
-    """Logits that hold NaN or infinity; they are never written and never read.
+    """Numbers that hold NaN or infinity; they are never written and never read.
 
     Attributes:
-        count: Number of examples with such logits.
+        count: Number of examples with such numbers.
     """
 
     def __init__(self, where: str, count: int) -> None:
-        super().__init__(f"{where}: the logits of {count} examples are NaN or infinite")
+        super().__init__(f"{where}: the logits or hidden states of {count} examples are NaN or infinite")
         self.count = count
 
 
@@ -42,7 +40,7 @@ class MissingSoftLabelsError(CacheError):
         total: Number of examples asked for.
     """
 
-    def __init__(self, *, language: str, missing: int, total: int, folder: Path) -> None:
+    def __init__(self, *, language: str, missing: int, total: int, folder: str) -> None:
         super().__init__(
             f"{missing} of {total} examples in '{language}' have no soft label in {folder}; "
             f"write them with: python -m pipeline teacher label --language {language}"
@@ -55,7 +53,7 @@ class MissingSoftLabelsError(CacheError):
 class ManifestError(CacheError):
     """A soft-label set whose manifest is absent, unreadable or does not match its shards."""
 
-    def __init__(self, *, folder: Path, language: str, reason: str) -> None:
+    def __init__(self, *, folder: str, language: str, reason: str) -> None:
         super().__init__(
             f"{folder}: {reason}; write the soft labels with: "
             f"python -m pipeline teacher label --language {language}"
@@ -65,3 +63,7 @@ class ManifestError(CacheError):
 
 class ProducerError(CacheError):
     """A teacher folder that cannot be identified, or a producer.json that is not its folder's."""
+
+
+class StoreError(CacheError):
+    """A store that cannot be reached, or that has not what was asked of it."""

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
@@ -71,6 +71,53 @@ def example_ids(columns: Sequence[Sequence[str]]) -> pa.FixedSizeBinaryArray:
     return pa.array([example_id(*fields) for fields in zip(*columns, strict=True)], type=ID_TYPE)
 
 
+class Column(NamedTuple):
+    """A column of soft labels: N values of `dtype`, or N lists of `width` values each.
+
+    A width of None is one that the teacher's facts do not tell.
+    """
+
+    dtype: str
+    width: int | None
+
+
+SCALAR = 0
+"""Width of a column with one value per example."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What is kept of a teacher's answer.
+
+    Attributes:
+        dtype: Type of the logits on disk.
+        top_k: Keep only this many logits, the largest, and the log-sum-exp of the others; None keeps all.
+        hidden: Whether the last layer's state of the first token is kept too, as float16.
+    """
+
+    dtype: Literal["float32", "float16"] = "float32"
+    top_k: int | None = None
+    hidden: bool = False
+
+    def columns(self, n_classes: int) -> dict[str, Column]:
+        """List the columns besides ``example_id``.
+
+        Raises:
+            ProducerError: `top_k` leaves no class out, or there are more classes than 16 bits count.
+        """
+        if self.top_k is None:
+            columns = {"logits": Column(self.dtype, n_classes)}
+        elif 0 < self.top_k < n_classes <= 2**16:
+            columns = {
+                "top_classes": Column("uint16", self.top_k),
+                "top_logits": Column(self.dtype, self.top_k),
+                "log_sum_exp_rest": Column("float32", SCALAR),
+            }
+        else:
+            raise ProducerError(f"top_k is {self.top_k}; {n_classes} classes allow 1 to {n_classes - 1}")
+        return columns | ({"hidden": Column("float16", None)} if self.hidden else {})
+
+
 @dataclass(frozen=True)
 class Producer:
     """Everything that decides a soft label besides the text.
@@ -82,7 +129,15 @@ class Producer:
     facts: dict[str, Any]
 
     @classmethod
-    def of_teacher(cls, folder: Path, *, text_fields: Sequence[str], max_tokens: int, dtype: str) -> Self:
+    def of_teacher(
+        cls,
+        folder: Path,
+        *,
+        text_fields: Sequence[str],
+        max_tokens: int,
+        dtype: str,
+        outputs: Outputs = Outputs(),
+    ) -> Self:
         """Identify a teacher by the content of its files, without loading it.
 
         Args:
@@ -90,9 +145,11 @@ class Producer:
             text_fields: The task's text fields in the order in which the teacher reads them.
             max_tokens: Longer inputs are truncated to this many tokens.
             dtype: Compute dtype, such as ``float32``.
+            outputs: What is kept of the answers.
 
         Raises:
-            ProducerError: The folder has no configuration, no safetensors weights or no tokenizer.
+            ProducerError: The folder has no configuration, no safetensors weights or no tokenizer, or the
+                teacher has too few or too many classes for `outputs`.
         """
         config_file = folder / "config.json"
         weights = sorted(folder.glob("*.safetensors"))
@@ -104,10 +161,10 @@ class Producer:
         ):
             if not found:
                 raise ProducerError(f"{folder} is not a teacher: it has no {what}")
-        return cls(
+        producer = cls(
             {
                 "schema": SCHEMA_VERSION,
-                "outputs": ["logits"],
+                "outputs": ["logits", "hidden"] if outputs.hidden else ["logits"],
                 "weights": sorted(file_digest(path) for path in weights),
                 "config": _stable_json(config_file),
                 "tokenizer": {path.name: _tokenizer_fact(path) for path in tokenizer},
@@ -115,8 +172,13 @@ class Producer:
                 "max_tokens": max_tokens,
                 "truncation": "longest_first",
                 "dtype": dtype,
+                # These two are facts only where they depart from what was once the only way.
+                **({} if outputs.dtype == "float32" else {"logits_dtype": outputs.dtype}),
+                **({} if outputs.top_k is None else {"top_k": outputs.top_k}),
             }
         )
+        _ = producer.columns
+        return producer
 
     @property
     def id(self) -> str:
@@ -125,9 +187,30 @@ class Producer:
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of the teacher's logits."""
-        names: dict[str, str] = self.facts["config"]["id2label"]
-        return [names[index] for index in sorted(names, key=int)]
+        """Class names in the order of the teacher's logits.
+
+        Raises:
+            ProducerError: The facts hold none.
+        """
+        try:
+            names = self.facts["config"]["id2label"]
+            return [str(names[index]) for index in sorted(names, key=int)]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ProducerError("the facts of the producer hold no class names") from None
+
+    @property
+    def outputs(self) -> Outputs:
+        """What is kept of the teacher's answers."""
+        return Outputs(
+            dtype=self.facts.get("logits_dtype", "float32"),
+            top_k=self.facts.get("top_k"),
+            hidden="hidden" in self.facts.get("outputs", ()),
+        )
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """The columns of the producer's soft labels besides ``example_id``."""
+        return self.outputs.columns(len(self.classes))
 
 
 def canonical_json(value: Any) -> bytes:

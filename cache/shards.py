@@ -1,160 +1,137 @@
-"""One shard: an immutable Arrow file whose name is its row count and the digest of its bytes."""
+"""One shard: an immutable file whose name is its row count and the digest of its bytes."""
 
 import hashlib
-import json
-import os
 import re
-import secrets
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from cache import arrow_format, zarr_format
 from cache.errors import DamagedShardError, NotFiniteError
+from cache.files import Folder
 from cache.identity import ID_TYPE, SCHEMA_VERSION, Producer
+from cache.soft_labels import SoftLabels
 
-_NAME = re.compile(r"(?P<rows>\d+)-(?P<digest>[0-9a-f]{64})\.arrow")
-_METADATA_KEY = b"mblm"
+MAX_BYTES = 1 << 31
+"""Larger shards are neither written nor read."""
+
+_FORMATS = {"arrow": arrow_format, "zarr": zarr_format}
+_NAME = re.compile(r"(?P<rows>[1-9][0-9]{0,11})-(?P<digest>[0-9a-f]{64})\.(?P<extension>arrow|zarr\.zip)")
 
 
-@dataclass(frozen=True)
-class SoftLabels:
-    """Raw logits of N examples, C classes in the teacher's order.
+class ShardName(NamedTuple):
+    """What a shard's file name says."""
 
-    Attributes:
-        ids: Example ids, Arrow array of type ``ID_TYPE``, length N.
-        logits: float32, shape ``(N, C)``.
-    """
-
-    ids: pa.FixedSizeBinaryArray
-    logits: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.ids)
+    rows: int
+    digest: str
+    extension: str
 
     @classmethod
-    def concatenate(cls, parts: list[Self], *, n_classes: int) -> Self:
-        """Put parts one behind the other; no parts give zero examples."""
-        return cls(
-            pa.concat_arrays([part.ids for part in parts] or [pa.array([], type=ID_TYPE)]),
-            np.concatenate([np.empty((0, n_classes), np.float32), *(p.logits for p in parts)]),
-        )
-
-    def positions(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.int64]:
-        """Find ids.
-
-        Returns:
-            For each id its position here, -1 where it is absent; int64, shape ``(len(ids),)``.
-        """
-        found = pc.index_in(ids, value_set=self.ids).fill_null(-1)
-        return np.asarray(found, np.int64)
+    def parse(cls, name: str) -> Self | None:
+        """Take a file name apart; None where it is not a shard's."""
+        match = _NAME.fullmatch(name)
+        return cls(int(match["rows"]), match["digest"], match["extension"]) if match else None
 
 
-def write_shard(folder: Path, soft_labels: SoftLabels, *, producer: Producer) -> str:
+def write_shard(folder: Folder, soft_labels: SoftLabels, *, producer: Producer, format_: str) -> str:
     """Write a shard so that it exists whole or not at all.
 
-    The bytes go to a temporary name, to the disk, and only then to the shard's own name. Two writers of
-    the same bytes choose the same name, and either file may win.
+    Two writers of the same bytes choose the same name, and either file may win.
+
+    Args:
+        folder: Where to.
+        soft_labels: At least one.
+        producer: Whose they are.
+        format_: ``arrow`` or ``zarr``.
 
     Returns:
         The shard's file name.
 
     Raises:
-        NotFiniteError: A logit is NaN or infinite.
+        NotFiniteError: A number is NaN or infinite.
+        ValueError: The soft labels are not those of this producer, or too many for one shard.
     """
-    n_broken = int((~np.isfinite(soft_labels.logits)).any(axis=1).sum())
+    if soft_labels.n_classes != len(producer.classes) or set(soft_labels.columns) != set(producer.columns):
+        raise ValueError(f"columns {set(soft_labels.columns)} of {soft_labels.n_classes} classes")
+    n_broken = _count_not_finite(soft_labels)
     if n_broken:
         raise NotFiniteError(str(folder), n_broken)
-    data = _encode(soft_labels, producer)
-    name = f"{len(soft_labels)}-{hashlib.sha256(data).hexdigest()}.arrow"
-    write_atomically(folder / name, data)
+    metadata = {"schema": SCHEMA_VERSION, "producer": producer.id, "classes": producer.classes}
+    codec = _FORMATS[format_]
+    data = codec.encode(soft_labels, metadata)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"a shard of {len(data):,} bytes; at most {MAX_BYTES:,} are read")
+    name = f"{len(soft_labels)}-{hashlib.sha256(data).hexdigest()}.{codec.EXTENSION}"
+    folder.write(name, data)
     return name
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that is never seen half-written, and is on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def is_shard(path: Path) -> bool:
-    """Tell whether a file has a shard's name; whether it is one, `read_shard` finds out."""
-    return _NAME.fullmatch(path.name) is not None
-
-
-def read_shard(path: Path, *, producer_id: str) -> SoftLabels:
+def read_shard(folder: Folder, name: str, *, producer: Producer) -> SoftLabels:
     """Read a shard and check everything that its name and its producer promise.
 
     Args:
-        path: A file for which `is_shard` holds.
-        producer_id: Who must have written it.
+        folder: Where it lies.
+        name: A shard's name.
+        producer: Who must have written it.
 
     Raises:
         DamagedShardError: The bytes are not those that the name's digest was made from, or they are not a
             shard of this producer.
+        FileNotFoundError: It is not there, or no longer.
     """
-    name = _NAME.fullmatch(path.name)
-    if name is None:
-        raise DamagedShardError(path, "its name is not a shard's")
-    data = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
-    if hashlib.sha256(data).hexdigest() != name["digest"]:
-        raise DamagedShardError(path, "its content does not match the digest in its name")
+    path = f"{folder}/{name}"
+    data = read_bytes(folder, name)
+    parsed = ShardName.parse(name)
     try:
-        table = pa.ipc.open_file(data).read_all().combine_chunks()
-        metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-        written_by, version = metadata["producer"], metadata["schema"]
-        n_classes = len(metadata["classes"])
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise DamagedShardError(path, f"it is not a shard: {error}") from error
-    if version != SCHEMA_VERSION:
-        raise DamagedShardError(path, f"schema version {version}, this is {SCHEMA_VERSION}")
-    if written_by != producer_id:
-        raise DamagedShardError(path, f"it belongs to producer {written_by}")
-    if not table.schema.equals(_schema(n_classes)) or table.num_rows != int(name["rows"]):
-        raise DamagedShardError(path, "its columns or its row count are not a shard's")
-    ids = table["example_id"].combine_chunks()
-    values = table["logits"].combine_chunks()
-    if ids.null_count or values.null_count or values.flatten().null_count:
-        raise DamagedShardError(path, "it holds nulls")
-    logits = values.flatten().to_numpy().reshape(-1, n_classes)
-    if not np.isfinite(logits).all():
-        raise DamagedShardError(path, "it holds NaN or infinite logits")
-    return SoftLabels(ids, logits)
+        if parsed is None:
+            raise ValueError("its name is not a shard's")
+        codec = next(codec for codec in _FORMATS.values() if parsed.extension == codec.EXTENSION)
+        metadata, ids, columns = codec.decode(data, producer.columns)
+        if not isinstance(metadata, dict) or metadata.get("schema") != SCHEMA_VERSION:
+            raise ValueError(f"it is not of schema version {SCHEMA_VERSION}")
+        if metadata.get("producer") != producer.id:
+            raise ValueError(f"it belongs to producer {metadata.get('producer')}")
+        if metadata.get("classes") != producer.classes:
+            raise ValueError("its classes are not those of the producer")
+        if len(ids) != parsed.rows:
+            raise ValueError(f"it holds {len(ids)} examples")
+        soft_labels = SoftLabels(
+            pa.FixedSizeBinaryArray.from_buffers(ID_TYPE, len(ids), [None, pa.py_buffer(ids)]),
+            columns,
+            len(producer.classes),
+        )
+        n_broken = _count_not_finite(soft_labels)
+        if n_broken:
+            raise ValueError(f"it holds NaN or infinite numbers for {n_broken} examples")
+        if "top_classes" in columns and columns["top_classes"].max() >= soft_labels.n_classes:
+            raise ValueError("it names classes that do not exist")
+    except ValueError as error:
+        raise DamagedShardError(path, str(error)) from error
+    return soft_labels
 
 
-def _schema(n_classes: int) -> pa.Schema:
-    return pa.schema({"example_id": ID_TYPE, "logits": pa.list_(pa.float32(), n_classes)})
+def read_bytes(folder: Folder, name: str) -> bytes:
+    """Read a shard's bytes and check that they are those that its name promises.
+
+    Raises:
+        DamagedShardError: They are not.
+        FileNotFoundError: It is not there, or no longer.
+    """
+    path = f"{folder}/{name}"
+    try:
+        data = folder.read(name)
+    except (IsADirectoryError, PermissionError) as error:
+        raise DamagedShardError(path, f"it cannot be read ({error.strerror})") from error
+    parsed = ShardName.parse(name)
+    if parsed is None or hashlib.sha256(data).hexdigest() != parsed.digest:
+        raise DamagedShardError(path, "its content does not match the digest in its name")
+    return data
 
 
-def _encode(soft_labels: SoftLabels, producer: Producer) -> memoryview:
-    n_classes = len(producer.classes)
-    logits = np.ascontiguousarray(soft_labels.logits, np.float32)
-    if logits.shape != (len(soft_labels), n_classes):
-        raise ValueError(f"logits {logits.shape} for {len(soft_labels)} ids, {n_classes} classes")
-    metadata = {"schema": SCHEMA_VERSION, "producer": producer.id, "classes": producer.classes}
-    schema = _schema(n_classes).with_metadata(
-        {_METADATA_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)}
-    )
-    values = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), n_classes)
-    table = pa.Table.from_arrays([soft_labels.ids, values], schema=schema)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(table)
-    return memoryview(sink.getvalue())
+def _count_not_finite(soft_labels: SoftLabels) -> int:
+    broken = np.zeros(len(soft_labels), bool)
+    for values in soft_labels.columns.values():
+        if values.dtype.kind == "f":
+            broken |= ~np.isfinite(values).reshape(len(broken), -1).all(axis=1)
+    return int(broken.sum())

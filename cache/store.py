@@ -2,22 +2,78 @@
 
 import json
 import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import platformdirs
+import pyarrow as pa
 
-from cache.errors import DamagedShardError, ProducerError
+from cache.errors import CacheError, DamagedShardError, ProducerError, StoreError
+from cache.files import Folder
 from cache.identity import Producer, canonical_json
-from cache.shards import SoftLabels, is_shard, read_shard, write_atomically, write_shard
+from cache.lookup import Lookup
+from cache.shards import MAX_BYTES, ShardName, read_shard, write_shard
+from cache.soft_labels import SoftLabels
 
 ENVIRONMENT_VARIABLE = "MBLM_TEACHER_CACHE"
+FACTS = "producer.json"
+LAST_USE = "last_use.json"
+SET_ASIDE = "damaged"
+
+_PRODUCER_ID = re.compile("[0-9a-f]{64}")
+_AT_ONCE = 8  # shards in flight: hides an object store's latency, bounds memory
 
 
-def store_root(configured: str | None) -> Path:
-    """Find the store: the environment variable, else the configured folder, else the user's cache."""
+def store_root(configured: str | None) -> str:
+    """Find the store: the environment variable, else the configured place, else the user's cache folder.
+
+    Args:
+        configured: ``cache.root`` of params.yaml: a folder, or a URL that fsspec knows.
+    """
     chosen = os.environ.get(ENVIRONMENT_VARIABLE) or configured
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("mblm") / "teachers"
+    if not chosen:
+        return str(platformdirs.user_cache_path("mblm") / "teachers")
+    return chosen if "://" in chosen else str(Path(chosen).expanduser())
+
+
+@dataclass(frozen=True)
+class LastUse:
+    """Who asked a store for a producer's soft labels last.
+
+    Attributes:
+        at: When, in UTC.
+        teacher: What params.yaml calls the teacher.
+        language: Of the examples.
+    """
+
+    at: datetime
+    teacher: str
+    language: str
+
+    def encode(self) -> bytes:
+        """Give the content of ``last_use.json``."""
+        return canonical_json(
+            {"at": self.at.isoformat(timespec="seconds"), "teacher": self.teacher, "language": self.language}
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read the content of ``last_use.json``.
+
+        Raises:
+            ValueError: It is none.
+        """
+        try:
+            values = json.loads(data)
+            at = datetime.fromisoformat(values["at"]).astimezone(UTC)
+            return cls(at, str(values["teacher"]), str(values["language"]))
+        except (KeyError, OverflowError, RecursionError, TypeError) as error:
+            raise ValueError(f"not a last use: {error!r}") from error
 
 
 class Store:
@@ -28,51 +84,160 @@ class Store:
 
     Attributes:
         folder: ``<root>/<producer id>``.
-        damaged: The damaged shards that the last `read` left out.
+        producer: Whose soft labels these are.
+        damaged: The damaged shards that were met, by name.
     """
 
-    def __init__(self, root: Path, producer: Producer) -> None:
-        self.folder = root / producer.id
-        self.damaged: list[DamagedShardError] = []
-        self._producer = producer
+    def __init__(self, root: str | Path, producer: Producer) -> None:
+        self.folder = Folder(root).folder(producer.id)
+        self.producer = producer
+        self.damaged: dict[str, DamagedShardError] = {}
+        self._created = False
 
-    def read(self) -> SoftLabels:
-        """Read all soft labels of the producer.
+    @classmethod
+    def open(cls, root: str | Path, producer_id: str) -> Self:
+        """Open what lies in a store, by its producer's id.
 
-        A damaged shard counts as absent: its examples are labelled again. It is listed in `damaged`.
+        Raises:
+            ProducerError: Its producer.json is absent, unreadable or not that of the id.
+        """
+        folder = Folder(root).folder(producer_id)
+        return cls(root, _read_producer(folder, producer_id))
+
+    def shards(self) -> dict[str, int]:
+        """List the names of the shards that are there now, with their sizes in bytes."""
+        entries = self.folder.list()
+        return {
+            name: entry.size
+            for name, entry in entries.items()
+            if ShardName.parse(name) is not None and not entry.is_folder
+        }
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, SoftLabels]]:
+        """Read and check shards, a few at once, in the order of their names.
+
+        A damaged shard counts as absent and is listed in `damaged`; one that vanished, because another
+        process merged or deleted it since it was listed, is left out.
+        """
+
+        def read_one(name: str) -> SoftLabels | DamagedShardError | None:
+            try:
+                return read_shard(self.folder, name, producer=self.producer)
+            except FileNotFoundError:
+                return None
+            except DamagedShardError as error:
+                return error
+
+        ordered = sorted(names)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for start in range(0, len(ordered), _AT_ONCE):
+                some = ordered[start : start + _AT_ONCE]
+                for name, result in zip(some, pool.map(read_one, some), strict=True):
+                    if isinstance(result, DamagedShardError):
+                        self.damaged[name] = result
+                    elif result is not None:
+                        yield name, result
+
+    def look_up(self, ids: pa.FixedSizeBinaryArray) -> Lookup:
+        """Find the soft labels of examples.
+
+        Args:
+            ids: N example ids, repeated as often as wanted.
 
         Raises:
             ProducerError: The folder's producer.json belongs to another producer.
         """
-        self.damaged = []
-        parts = []
-        if self.folder.is_dir():
-            self._check_producer()
-        for path in sorted(self.folder.glob("*")):
-            if is_shard(path):
+        if FACTS in self.folder.list():  # absent where a first writer was killed before its first shard
+            _read_producer(self.folder, self.producer.id)
+        lookup = Lookup(ids)
+        self.update(lookup)
+        return lookup
+
+    def update(self, lookup: Lookup) -> None:
+        """Fill a look-up from the shards that it has not seen, whoever wrote them."""
+        while True:
+            sizes = self.shards()
+            new = sizes.keys() - lookup.seen
+            if not new:
+                return
+            lookup.seen |= new
+            for name in [name for name in new if sizes[name] > MAX_BYTES]:
+                self.damaged[name] = DamagedShardError(f"{self.folder}/{name}", "it is too large for a shard")
+                new.remove(name)
+            for name, soft_labels in self.read(new):
                 try:
-                    parts.append(read_shard(path, producer_id=self._producer.id))
-                except DamagedShardError as error:
-                    self.damaged.append(error)
-        return SoftLabels.concatenate(parts, n_classes=len(self._producer.classes))
+                    lookup.fill(soft_labels)
+                except ValueError as error:
+                    self.damaged[name] = DamagedShardError(f"{self.folder}/{name}", str(error))
 
     def create(self) -> None:
         """Make the producer's folder: a store that cannot be written to is noticed before the work."""
-        if not (self.folder / "producer.json").exists():
-            write_atomically(self.folder / "producer.json", canonical_json(self._producer.facts))
+        if not self._created and FACTS not in self.folder.list():
+            self.folder.write(FACTS, canonical_json(self.producer.facts))
+        self._created = True
 
-    def append(self, soft_labels: SoftLabels) -> None:
-        """Add soft labels as one new shard. They are on disk when this returns."""
+    def append(self, soft_labels: SoftLabels, *, format_: str = "arrow") -> str:
+        """Add soft labels as one new shard. They are on disk when this returns.
+
+        Returns:
+            The shard's name.
+        """
         self.create()
-        write_shard(self.folder, soft_labels, producer=self._producer)
+        return write_shard(self.folder, soft_labels, producer=self.producer, format_=format_)
 
-    def _check_producer(self) -> None:
-        path = self.folder / "producer.json"
+    def note_use(self, *, teacher: str, language: str) -> None:
+        """Write down who uses this, for people and for ``gc``; a read-only store still serves."""
         try:
-            facts: Any = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return  # a first writer was killed before it wrote a shard
-        except ValueError as error:
-            raise ProducerError(f"{path} is not JSON ({error}); delete it and run again") from error
-        if Producer(facts).id != self._producer.id:
-            raise ProducerError(f"{path} describes another producer; delete it and run again")
+            self.folder.write(LAST_USE, LastUse(datetime.now(UTC), teacher, language).encode())
+        except (CacheError, OSError):
+            return
+
+    def last_use(self) -> LastUse | None:
+        """Tell who used this last; None where that is not known."""
+        try:
+            return LastUse.decode(self.folder.read(LAST_USE))
+        except (FileNotFoundError, ValueError):
+            return None
+
+
+def producer_ids(root: str | Path) -> list[str]:
+    """List the producers that have a folder in a store."""
+    return [
+        name
+        for name, entry in Folder(root).list().items()
+        if entry.is_folder and _PRODUCER_ID.fullmatch(name)
+    ]
+
+
+def find_producer(root: str | Path, prefix: str) -> str:
+    """Find a producer by the beginning of its id.
+
+    Raises:
+        StoreError: None or several begin like this.
+    """
+    found = [name for name in producer_ids(root) if name.startswith(prefix)]
+    if len(found) != 1:
+        what = "no producer" if not found else f"{len(found)} producers"
+        raise StoreError(
+            f"{what} in {root} with an id that begins with '{prefix}'; "
+            "list them with: python -m pipeline cache ls"
+        )
+    return found[0]
+
+
+def _read_producer(folder: Folder, producer_id: str) -> Producer:
+    path = f"{folder}/{FACTS}"
+    mend = "delete it and run teacher label again"
+    try:
+        facts: Any = json.loads(folder.read(FACTS))
+    except FileNotFoundError:
+        raise ProducerError(f"{path} is not there; run teacher label again") from None
+    except (RecursionError, ValueError) as error:
+        raise ProducerError(f"{path} is not JSON ({error}); {mend}") from error
+    try:
+        producer = Producer(facts)
+        if producer.id == producer_id:
+            return producer
+    except (RecursionError, TypeError, ValueError):
+        pass
+    raise ProducerError(f"{path} describes another producer; {mend}")

@@ -129,7 +129,7 @@ def _training_texts(
             names=class_maps.get(language),
             language=language,
         )
-        logits.append(soft_labels.join(table["example_id"])[:, order])
+        logits.append(soft_labels.join(table["example_id"]).logits[:, order])
         digests.append(hashlib.sha256(logits[-1].tobytes()).hexdigest())
     return _texts(task, tables, params=params, teacher_logits=np.concatenate(logits)), digests
 

@@ -5,23 +5,37 @@ write the soft-label set. The set is all that stage two reads.
 """
 
 import json
+import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache import Producer, SoftLabels, SoftLabelSet, Store, store_root, write_atomically
+from cache import (
+    Index,
+    Lookup,
+    Outputs,
+    Producer,
+    SoftLabels,
+    SoftLabelSet,
+    Store,
+    store_root,
+    write_atomically,
+)
 from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS
-from stages.base import StageError
 from stages.classes import check_class_order, match_classes
 from stages.source import model_folder
 from stages.task import SPLITS, Split, TaskParams, read_examples
 from stages.teacher.params import CacheParams, LabelParams, TeacherParams
+
+if TYPE_CHECKING:
+    from stages.teacher.infer import Answers
 
 
 @dataclass(frozen=True)
@@ -64,87 +78,114 @@ def label(
     splits = {split: read_examples(task, language, split) for split in SPLITS}
     examples = _distinct(pa.concat_tables(splits.values()))
     folder = model_folder(TEACHERS / language, command=f"teacher finetune --language {language}")
-    producer = Producer.of_teacher(
-        folder, text_fields=task.text_fields, max_tokens=params.max_tokens, dtype=params.precision
-    )
+    producer = producer_of(folder, task, params)
     order = match_classes(producer.classes, task.classes, names=teacher.labels, language=language)
     store = Store(store_root(cache.root), producer)
-    cached = store.read()
-    for damaged in store.damaged:
+    lookup = store.look_up(examples["example_id"].combine_chunks())
+    n_cached = int(lookup.found.sum())
+    for damaged in store.damaged.values():
         tqdm.write(f"{damaged}; its examples are labelled again", file=sys.stderr)
-    misses = examples.filter(pa.array(cached.positions(examples["example_id"]) < 0))
-    tqdm.write(
-        f"{language}: {examples.num_rows - misses.num_rows:,} cached, {misses.num_rows:,} to label",
-        file=sys.stderr,
-    )
-    if misses.num_rows:
-        _label_misses(task, params, store, folder, misses, title=f"label '{language}'")
-        cached = store.read()
-    soft_labels = _select(cached, examples["example_id"])
+    tqdm.write(f"{language}: {n_cached:,} cached, {examples.num_rows - n_cached:,} to label", file=sys.stderr)
+    n_labelled = 0
+    if n_cached < examples.num_rows:
+        fields = [examples[field].to_pylist() for field in task.text_fields]
+        try:
+            n_labelled = _label_misses(params, store, lookup, folder, fields, title=f"label '{language}'")
+        finally:
+            n_kept = int(lookup.found.sum())
+            if n_kept < examples.num_rows:
+                tqdm.write(
+                    f"stopped; {n_kept:,} of {examples.num_rows:,} soft labels are kept", file=sys.stderr
+                )
+    store.note_use(teacher=teacher.base, language=language)
+    soft_labels = lookup.soft_labels()
     accuracy = _check_accuracy(task, soft_labels, order, splits, language)
-    SoftLabelSet.write(SOFT_LABELS / language, language=language, producer=producer, soft_labels=soft_labels)
+    SoftLabelSet.write(
+        SOFT_LABELS / language,
+        language=language,
+        producer=producer,
+        soft_labels=soft_labels,
+        format_=params.format,
+    )
     write_atomically(
         METRICS / "teachers" / f"{language}.json",
         json.dumps({split: {"accuracy": value} for split, value in accuracy.items()}).encode(),
     )
-    return Labelled(examples.num_rows, misses.num_rows, accuracy)
+    return Labelled(examples.num_rows, n_labelled, accuracy)
+
+
+def producer_of(folder: Path, task: TaskParams, params: LabelParams) -> Producer:
+    """Identify a teacher by its files and by how it is asked."""
+    return Producer.of_teacher(
+        folder,
+        text_fields=task.text_fields,
+        max_tokens=params.max_tokens,
+        dtype=params.precision,
+        outputs=Outputs(dtype=params.logits, top_k=params.top_k, hidden=params.hidden),
+    )
 
 
 def _distinct(examples: pa.Table) -> pa.Table:
     """Keep the first of examples with the same text."""
-    positions = pa.array(np.arange(examples.num_rows))
-    first = examples.select(["example_id"]).append_column("position", positions)
-    first = first.group_by("example_id", use_threads=False).aggregate([("position", "min")])
-    return examples.take(first["position_min"].sort())
+    ids = examples["example_id"].combine_chunks()
+    first = Index(ids).positions(ids) == np.arange(len(ids))
+    return examples.filter(pa.array(first))
 
 
 def _label_misses(
-    task: TaskParams,
     params: LabelParams,
     store: Store,
+    lookup: Lookup,
     folder: Path,
-    misses: pa.Table,
+    fields: list[list[str]],
     *,
     title: str,
-) -> None:
-    """Run the teacher and append to the store; whatever ends the run, what is computed is kept."""
-    from stages.teacher.infer import infer  # slow import: torch
+) -> int:
+    """Run the teacher on what the store has not, shard by shard.
+
+    Shards are taken in random order, each after another look at the store: processes that label the same
+    examples at once go different ways, and one leaves out what another has finished.
+
+    Returns:
+        The number of examples that went through the teacher.
+    """
+    from stages.teacher.infer import Teacher  # slow import: torch
 
     store.create()
-    ids = misses["example_id"].combine_chunks()
-    fields = [misses[field].to_pylist() for field in task.text_fields]
-    pending: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-    n_pending = n_kept = 0
-    try:
-        for batch in infer(folder, fields, params, title=title):
-            pending.append(batch)
-            n_pending += len(batch[0])
-            if n_pending >= params.shard_examples:
-                n_kept += _append(store, ids, pending)
-                pending, n_pending = [], 0
-    finally:
-        if pending:
-            n_kept += _append(store, ids, pending)
-        if n_kept < len(ids):
-            tqdm.write(f"stopped; {n_kept:,} of {len(ids):,} soft labels are kept", file=sys.stderr)
+    model = Teacher(folder, params)
+    sizes = np.array([sum(map(len, texts)) + 1 for texts in zip(*fields, strict=True)])
+    misses = np.flatnonzero(~lookup.found)
+    misses = misses[np.argsort(-sizes[misses], kind="stable")]
+    shards = [misses[i : i + params.shard_examples] for i in range(0, len(misses), params.shard_examples)]
+    n_labelled = 0
+    with tqdm(total=int(sizes[misses].sum()), desc=title, unit="char", unit_scale=True) as bar:
+        while shards:
+            wanted = shards.pop(secrets.randbelow(len(shards)))
+            store.update(lookup)
+            todo = wanted[~lookup.found[wanted]]
+            bar.update(int(sizes[wanted].sum() - sizes[todo].sum()))
+            answers: list[Answers] = []
+            try:
+                for batch in model.answer([[texts[i] for i in todo] for texts in fields]):
+                    answers.append(batch)
+                    n_labelled += len(batch.positions)
+                    bar.update(int(sizes[todo[batch.positions]].sum()))
+                    rate = n_labelled / max(bar.format_dict["elapsed"], 1e-9)
+                    bar.set_postfix_str(f"{n_labelled:,} examples, {rate:,.0f}/s", refresh=False)
+            finally:  # what ends the run, an error or Ctrl-C, loses nothing that is computed
+                if answers:
+                    soft_labels = _pack(lookup.ids.take(pa.array(todo)), answers, store.producer.outputs)
+                    lookup.seen.add(store.append(soft_labels, format_=params.format))
+                    lookup.fill(soft_labels)
+    return n_labelled
 
 
-def _append(
-    store: Store,
-    ids: pa.FixedSizeBinaryArray,
-    batches: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
-) -> int:
-    positions = np.concatenate([positions for positions, _ in batches])
-    logits = np.concatenate([logits for _, logits in batches])
-    store.append(SoftLabels(ids.take(pa.array(positions)), logits))
-    return len(positions)
-
-
-def _select(cached: SoftLabels, ids: pa.ChunkedArray) -> SoftLabels:
-    positions = cached.positions(ids)
-    if (positions < 0).any():
-        raise StageError("soft labels vanished from the store while they were read; run it again")
-    return SoftLabels(ids.combine_chunks(), cached.logits[positions])
+def _pack(ids: pa.FixedSizeBinaryArray, answers: "list[Answers]", outputs: Outputs) -> SoftLabels:
+    positions = np.concatenate([batch.positions for batch in answers])
+    logits = np.concatenate([batch.logits for batch in answers])
+    hidden = [batch.hidden for batch in answers if batch.hidden is not None]
+    states = np.concatenate(hidden) if hidden else None
+    return SoftLabels.pack(ids.take(pa.array(positions)), logits, states, outputs=outputs)
 
 
 def _check_accuracy(
@@ -154,9 +195,13 @@ def _check_accuracy(
     splits: Mapping[Split, pa.Table],
     language: str,
 ) -> dict[str, float]:
-    predicted = soft_labels.logits[:, order].argmax(axis=1)
+    predicted = np.argsort(order)[soft_labels.predicted()]  # in the task's order
+    index = Index(soft_labels.ids)
     by_split = {
-        split: (predicted[soft_labels.positions(table["example_id"])], table["label"].to_numpy())
+        split: (
+            predicted[index.positions(table["example_id"].combine_chunks())],
+            table["label"].to_numpy(),
+        )
         for split, table in splits.items()
     }
     check_class_order(

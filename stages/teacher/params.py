@@ -1,5 +1,7 @@
 """Sections `teacher` and `teachers` of params.yaml. Light to import: no torch."""
 
+from typing import Literal
+
 from pydantic import PositiveInt
 
 from stages.base import MaxTokens, Params, Precision, ScratchParams, Share, TrainingParams
@@ -34,7 +36,15 @@ class LabelParams(Params):
     max_tokens: MaxTokens
     """Longer inputs are truncated to this many tokens, special tokens included."""
     precision: Precision
-    """Compute dtype of the teacher; logits are stored as float32."""
+    """Compute dtype of the teacher."""
+    format: Literal["arrow", "zarr"]
+    """Of the shards that are written; both are read."""
+    logits: Literal["float32", "float16"]
+    """Type of the logits on disk."""
+    top_k: PositiveInt | None
+    """Keep only this many logits, the largest, and the log-sum-exp of the others; null keeps all."""
+    hidden: bool
+    """Whether to keep the last layer's state of the first token too, as float16."""
     batch_tokens: PositiveInt
     """Token cells, padding included, per forward pass; changes speed and memory, not the logits."""
     shard_examples: PositiveInt
@@ -52,4 +62,5 @@ class CacheParams(Params):
     """Section `cache`."""
 
     root: str | None
-    """Folder of the store; null takes the user's cache folder. MBLM_TEACHER_CACHE overrides it."""
+    """Folder of the store, or a URL such as ``s3://bucket/soft``; null takes the user's cache folder.
+    MBLM_TEACHER_CACHE overrides it."""

@@ -1,0 +1,117 @@
+"""A shard as an Arrow IPC file. What is read may come from anybody: nothing in it is believed."""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cache.identity import ID_TYPE, SCALAR, Column
+from cache.soft_labels import SoftLabels
+
+EXTENSION = "arrow"
+_METADATA_KEY = b"mblm"
+_MAGIC = b"ARROW1\0\0"
+_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "uint16": pa.uint16()}
+
+
+def encode(soft_labels: SoftLabels, metadata: Mapping[str, Any]) -> memoryview:
+    """Give the bytes of a shard: one uncompressed record batch."""
+    arrays, widths = [soft_labels.ids], {}
+    for name, values in soft_labels.columns.items():
+        values = np.ascontiguousarray(values)
+        flat = pa.array(values.reshape(-1))
+        widths[name] = Column(values.dtype.name, SCALAR if values.ndim == 1 else values.shape[1])
+        arrays.append(flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
+    encoded = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    schema = _schema(widths).with_metadata({_METADATA_KEY: encoded})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return memoryview(sink.getvalue())
+
+
+def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.uint8], dict[str, Any]]:
+    """Take a shard apart; arrays are views of the bytes.
+
+    The messages are read in their order, as a stream, so that what is checked is what is used: the footer,
+    which could point elsewhere, is not.
+
+    Args:
+        data: The bytes.
+        columns: The columns that it must have.
+
+    Returns:
+        The metadata, the ids as bytes ``(N, 16)``, and the columns.
+
+    Raises:
+        ValueError: This is no such shard.
+    """
+    if not data.startswith(_MAGIC):
+        raise ValueError("it is not an Arrow file")
+    try:
+        messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(data).slice(len(_MAGIC)))
+        schema = pa.ipc.read_schema(messages.read_next_message())
+        metadata = json.loads((schema.metadata or {}).get(_METADATA_KEY, b""))
+        widths = {name: _with_width(column, name, schema) for name, column in columns.items()}
+        if not schema.equals(_schema(widths)):
+            raise ValueError("its columns are not those of the producer")
+        message = messages.read_next_message()
+        if message.type != "record batch" or _is_compressed(message.metadata):
+            raise ValueError("it does not begin with an uncompressed record batch")
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)
+    except (pa.ArrowException, RecursionError, StopIteration, struct.error) as error:
+        raise ValueError(f"it is not a shard: {str(error).partition(chr(10))[0]}") from error
+    flat = [array.flatten() if pa.types.is_fixed_size_list(array.type) else array for array in batch.columns]
+    if any(array.null_count for array in [*batch.columns, *flat]):
+        raise ValueError("it holds nulls")
+    ids = np.frombuffer(batch.column(0).buffers()[1], np.uint8, count=16 * batch.num_rows).reshape(-1, 16)
+    arrays = {}
+    for (name, (_, width)), array in zip(widths.items(), flat[1:], strict=True):
+        values = array.to_numpy()
+        arrays[name] = values if width == SCALAR else values.reshape(-1, width)
+    return metadata, ids, arrays
+
+
+def _schema(columns: Mapping[str, Column]) -> pa.Schema:
+    fields = {"example_id": ID_TYPE}
+    for name, (dtype, width) in columns.items():
+        fields[name] = _TYPES[dtype] if width == SCALAR else pa.list_(_TYPES[dtype], width)
+    return pa.schema(fields)
+
+
+def _with_width(column: Column, name: str, schema: pa.Schema) -> Column:
+    """Take the width that the facts do not tell from the shard."""
+    index = schema.get_field_index(name)
+    if column.width is None and index >= 0 and pa.types.is_fixed_size_list(schema.field(index).type):
+        return column._replace(width=schema.field(index).type.list_size)
+    return column._replace(width=column.width or SCALAR)
+
+
+def _is_compressed(message: pa.Buffer) -> bool:
+    """Tell whether a record batch names a compression: then a small file may unpack to any size.
+
+    pyarrow does not say, so this reads the flatbuffer as ``Message.fbs`` of the Arrow format lays it out:
+    field 2 of the message is the record batch, field 3 of the record batch is the compression.
+    """
+    data = memoryview(message)
+
+    def field(table: int, index: int) -> int:
+        """Position of a table's field, 0 where it is absent."""
+        vtable = table - struct.unpack_from("<i", data, table)[0]
+        if vtable < 0:
+            raise struct.error("a flatbuffer points outside")
+        size = struct.unpack_from("<H", data, vtable)[0]
+        if size < 6 + 2 * index:
+            return 0
+        offset: int = struct.unpack_from("<H", data, vtable + 4 + 2 * index)[0]
+        return table + offset if offset else 0
+
+    root = struct.unpack_from("<I", data, 0)[0]
+    header = field(root, 2)
+    batch = header + struct.unpack_from("<I", data, header)[0]
+    return field(batch, 3) != 0

@@ -1,0 +1,148 @@
+"""A folder of files on this machine, or anywhere that fsspec reaches."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cache.errors import StoreError
+
+
+class Entry(NamedTuple):
+    """What a listing says of one name."""
+
+    size: int
+    is_folder: bool
+
+
+class Folder:
+    """A folder by its path or URL, such as ``/data/soft`` or ``s3://bucket/soft``; it need not exist.
+
+    Nothing of a listing is kept: another process may have written since. Files appear whole or not at all
+    here and on object stores.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.url = str(place)
+        try:
+            self._fs, self._path = fsspec.url_to_fs(self.url, use_listings_cache=False)
+        except ImportError as error:
+            protocol = self.url.partition("://")[0]
+            raise StoreError(
+                f"{self.url}: {error}; for s3: pip install --constraint constraints.txt --editable '.[s3]', "
+                f"for others the fsspec package of {protocol}"
+            ) from error
+        except ValueError as error:
+            raise StoreError(f"{self.url} is no place for a store: {error}") from error
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def folder(self, name: str) -> "Folder":
+        """Give the folder of this name in this one."""
+        return Folder(f"{self.url.rstrip('/')}/{name}")
+
+    def list(self) -> dict[str, Entry]:
+        """List what is there now, in the order of names; nothing where the folder does not exist.
+
+        Raises:
+            StoreError: The place cannot be reached.
+        """
+        with self._reaching():
+            try:
+                found = self._fs.ls(self._path, detail=True)
+            except FileNotFoundError:
+                return {}
+        entries = {}
+        for info in found:
+            name = info["name"].rstrip("/").rpartition("/")[2]
+            # An object store may list the folder itself as an empty file of its own.
+            if info["name"].rstrip("/") != self._path.rstrip("/"):
+                entries[name] = Entry(int(info["size"] or 0), info["type"] == "directory")
+        return dict(sorted(entries.items()))
+
+    def read(self, name: str) -> bytes:
+        """Read a file as a whole: what is checked is what is used, whatever happens to the file then.
+
+        Raises:
+            FileNotFoundError: It is not there, or no longer.
+            StoreError: The place cannot be reached.
+        """
+        with self._reaching():
+            data: bytes = self._fs.cat_file(self._join(name))
+        return data
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write a file that is never seen half-written, and is kept when this returns.
+
+        Raises:
+            StoreError: The place cannot be reached or written to.
+        """
+        if self._local:
+            write_atomically(Path(self._join(name)), data)
+            return
+        try:
+            with self._reaching():
+                self._fs.pipe_file(self._join(name), bytes(data))
+        except FileNotFoundError as error:
+            raise StoreError(f"cannot write to {self.url}: {error}") from error
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is still there."""
+        with self._reaching():
+            try:
+                self._fs.rm_file(self._join(name))
+            except FileNotFoundError:
+                return
+
+    def delete_if_empty(self) -> None:
+        """Delete the folder itself where folders are things of their own and this one is empty."""
+        if self._local and not self.list():
+            Path(self._path).rmdir()
+
+    def move(self, name: str, subfolder: str) -> None:
+        """Move a file into a folder in this one; a copy that is there already is replaced."""
+        self.folder(subfolder).write(name, self.read(name))
+        self.delete(name)
+
+    def _join(self, name: str) -> str:
+        return f"{self._path.rstrip('/')}/{name}"
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Say in one line what a client of a remote place raises; its errors have no stable type."""
+        if self._local:
+            yield
+            return
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise StoreError(f"cannot use {self.url}: {first_line}") from error
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write a file on this machine that is never seen half-written, and is on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

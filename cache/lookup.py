@@ -1,0 +1,124 @@
+"""Find examples by id: an index of ids, and wanted examples that are filled shard by shard."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cache.soft_labels import SoftLabels, id_words
+
+_BLOCK_BITS = 18
+_BLOCK = 1 << _BLOCK_BITS
+
+
+class Index:
+    """Where each of N example ids stands. It takes 8 bytes per id beside the ids themselves.
+
+    Ids are hashes, so the upper bits of one word all but tell them apart, and the lower bits have room for
+    the position: one sort of plain numbers is the whole index, and ids are looked up in sorted order, which
+    walks through memory instead of jumping. Whole ids are compared in the end.
+    """
+
+    def __init__(self, ids: pa.FixedSizeBinaryArray) -> None:
+        self._words = id_words(ids)
+        self._bits = np.uint64(max(len(ids) - 1, 0).bit_length())
+        self._keys = _prefixes(self._words[:, 0], self._bits) | np.arange(len(ids), dtype=np.uint64)
+        self._keys.sort()
+
+    def positions(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.int64]:
+        """Find ids.
+
+        Returns:
+            For each id the first position where it stands, -1 where it does not; int64, shape
+            ``(len(ids),)``.
+        """
+        found = np.full(len(ids), -1, np.int64)
+        if len(self._keys):
+            words = id_words(ids)
+            for start in range(0, len(ids), _BLOCK):
+                found[start : start + _BLOCK] = self._find(words[start : start + _BLOCK])
+        return found
+
+    def _find(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Find the positions of at most ``_BLOCK`` ids."""
+        bits = np.uint64(_BLOCK_BITS)
+        sorted_words = _prefixes(words[:, 0], bits) | np.arange(len(words), dtype=np.uint64)
+        sorted_words.sort()
+        order = (sorted_words & np.uint64(_BLOCK - 1)).astype(np.int64)
+        wanted = words[order]
+        prefixes = _prefixes(wanted[:, 0], self._bits)
+        candidates = np.searchsorted(self._keys, prefixes)
+        result = np.full(len(words), -1, np.int64)
+        open_ = np.arange(len(words))
+        while len(open_):  # once, but for ids whose prefix another id shares
+            open_ = open_[candidates[open_] < len(self._keys)]
+            keys = self._keys[candidates[open_]]
+            same_prefix = _prefixes(keys, self._bits) == prefixes[open_]
+            open_, keys = open_[same_prefix], keys[same_prefix]
+            positions = (keys & ((np.uint64(1) << self._bits) - np.uint64(1))).astype(np.int64)
+            same = (self._words[positions] == wanted[open_]).all(axis=1)
+            result[order[open_[same]]] = positions[same]
+            open_ = open_[~same]
+            candidates[open_] += 1
+        return result
+
+
+class Lookup:
+    """Wanted examples, filled with soft labels as shards are read or written.
+
+    Attributes:
+        ids: The N wanted example ids, repeated as often as wanted.
+        seen: Names of the shards that it was filled from.
+    """
+
+    def __init__(self, ids: pa.FixedSizeBinaryArray) -> None:
+        self.ids = ids
+        self.seen: set[str] = set()
+        self._index = Index(ids)
+        self._first = self._index.positions(ids)
+        self._filled = np.zeros(len(ids), bool)
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._n_classes = 0
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Which examples have a soft label, shape ``(N,)``."""
+        return self._filled[self._first]
+
+    def fill(self, soft_labels: SoftLabels) -> None:
+        """Take over what is wanted of some soft labels.
+
+        Raises:
+            ValueError: They have other columns than those before.
+        """
+        positions = self._index.positions(soft_labels.ids)
+        wanted = positions >= 0
+        if not self._columns:
+            self._n_classes = soft_labels.n_classes
+            for name, values in soft_labels.columns.items():
+                self._columns[name] = np.zeros((len(self.ids), *values.shape[1:]), values.dtype)
+        shapes = {name: (values.dtype, values.shape[1:]) for name, values in soft_labels.columns.items()}
+        if shapes != {name: (values.dtype, values.shape[1:]) for name, values in self._columns.items()}:
+            raise ValueError("its columns are not those of the producer's other shards")
+        self._filled[positions[wanted]] = True
+        for name, values in soft_labels.columns.items():
+            self._columns[name][positions[wanted]] = values[wanted]
+
+    def soft_labels(self) -> SoftLabels:
+        """Give the soft labels of all wanted examples, in their order.
+
+        Raises:
+            ValueError: Some have none.
+        """
+        if not self.found.all():
+            raise ValueError(f"{int((~self.found).sum())} of {len(self.ids)} examples have no soft label")
+        columns = self._columns
+        if (self._first != np.arange(len(self.ids))).any():
+            columns = {name: values[self._first] for name, values in columns.items()}
+        return SoftLabels(self.ids, columns, self._n_classes)
+
+
+def _prefixes(words: NDArray[np.uint64], bits: np.uint64) -> NDArray[np.uint64]:
+    """Set the lower `bits` bits to 0."""
+    return words >> bits << bits
