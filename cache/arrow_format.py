@@ -20,18 +20,24 @@ _TYPES = {"float32": pa.float32(), "float16": pa.float16(), "uint16": pa.uint16(
 
 def encode(soft_labels: SoftLabels, metadata: Mapping[str, Any]) -> memoryview:
     """Give the bytes of a shard: one uncompressed record batch."""
-    arrays, widths = [soft_labels.ids], {}
-    for name, values in soft_labels.columns.items():
-        values = np.ascontiguousarray(values)
-        flat = pa.array(values.reshape(-1))
-        widths[name] = Column(values.dtype.name, SCALAR if values.ndim == 1 else values.shape[1])
-        arrays.append(flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
+    batch = to_batch(soft_labels)
     encoded = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
-    schema = _schema(widths).with_metadata({_METADATA_KEY: encoded})
+    batch = batch.replace_schema_metadata({_METADATA_KEY: encoded})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
     return memoryview(sink.getvalue())
+
+
+def to_batch(soft_labels: SoftLabels) -> pa.RecordBatch:
+    """Give the columns of soft labels as Arrow's, ids first."""
+    arrays, columns = [soft_labels.ids], {}
+    for name, values in soft_labels.columns.items():
+        width = SCALAR if values.ndim == 1 else values.shape[1]
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        arrays.append(flat if width == SCALAR else pa.FixedSizeListArray.from_arrays(flat, width))
+        columns[name] = Column(values.dtype.name, width)
+    return pa.RecordBatch.from_arrays(arrays, schema=_schema(columns))
 
 
 def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.uint8], dict[str, Any]]:
@@ -54,7 +60,10 @@ def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.
         raise ValueError("it is not an Arrow file")
     try:
         messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(data).slice(len(_MAGIC)))
-        schema = pa.ipc.read_schema(messages.read_next_message())
+        message = messages.read_next_message()
+        if message.type != "schema":  # pyarrow would take any message for one, and read out of bounds
+            raise ValueError("it does not begin with a schema")
+        schema = pa.ipc.read_schema(message)
         metadata = json.loads((schema.metadata or {}).get(_METADATA_KEY, b""))
         widths = {name: _with_width(column, name, schema) for name, column in columns.items()}
         if not schema.equals(_schema(widths)):
@@ -64,7 +73,7 @@ def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.
             raise ValueError("it does not begin with an uncompressed record batch")
         batch = pa.ipc.read_record_batch(message, schema)
         batch.validate(full=True)
-    except (pa.ArrowException, RecursionError, StopIteration, struct.error) as error:
+    except (OSError, pa.ArrowException, RecursionError, StopIteration, struct.error) as error:
         raise ValueError(f"it is not a shard: {str(error).partition(chr(10))[0]}") from error
     flat = [array.flatten() if pa.types.is_fixed_size_list(array.type) else array for array in batch.columns]
     if any(array.null_count for array in [*batch.columns, *flat]):

@@ -1,9 +1,11 @@
 """A folder of files on this machine, or anywhere that fsspec reaches."""
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +14,15 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cache.errors import StoreError
 
+_TEMPORARY = ".tmp"
+
 
 class Entry(NamedTuple):
     """What a listing says of one name."""
 
     size: int
     is_folder: bool
+    modified: datetime | None
 
 
 class Folder:
@@ -64,7 +69,10 @@ class Folder:
             name = info["name"].rstrip("/").rpartition("/")[2]
             # An object store may list the folder itself as an empty file of its own.
             if info["name"].rstrip("/") != self._path.rstrip("/"):
-                entries[name] = Entry(int(info["size"] or 0), info["type"] == "directory")
+                modified = info.get("LastModified", info.get("mtime"))  # of object stores, and of disks
+                if isinstance(modified, float):
+                    modified = datetime.fromtimestamp(modified, UTC)
+                entries[name] = Entry(int(info["size"] or 0), info["type"] == "directory", modified)
         return dict(sorted(entries.items()))
 
     def read(self, name: str) -> bytes:
@@ -102,9 +110,10 @@ class Folder:
                 return
 
     def delete_if_empty(self) -> None:
-        """Delete the folder itself where folders are things of their own and this one is empty."""
-        if self._local and not self.list():
-            Path(self._path).rmdir()
+        """Delete the folder itself, where folders are things of their own and this one is empty."""
+        if not self.list():
+            with suppress(OSError):  # it is not there, or never was on an object store
+                self._fs.rmdir(self._path)
 
     def move(self, name: str, subfolder: str) -> None:
         """Move a file into a folder in this one; a copy that is there already is replaced."""
@@ -117,32 +126,45 @@ class Folder:
     @contextmanager
     def _reaching(self) -> Iterator[None]:
         """Say in one line what a client of a remote place raises; its errors have no stable type."""
-        if self._local:
-            yield
-            return
         try:
             yield
         except FileNotFoundError:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ESTALE:
+                # A network disk's word for: it was there when it was listed.
+                raise FileNotFoundError(errno.ENOENT, "gone", self.url) from error
+            if self._local:
+                raise
             first_line = str(error).strip().partition("\n")[0] or type(error).__name__
             raise StoreError(f"cannot use {self.url}: {first_line}") from error
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a name is that of a file that is being written, or whose writer was killed."""
+    return name.startswith(".") and name.endswith(_TEMPORARY)
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write a file on this machine that is never seen half-written, and is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}{_TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails, on a full disk, names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as some network disks say of any folder
+            raise
     finally:
         os.close(directory)

@@ -107,7 +107,9 @@ def read_shard(folder: Folder, name: str, *, producer: Producer) -> SoftLabels:
         if "top_classes" in columns and columns["top_classes"].max() >= soft_labels.n_classes:
             raise ValueError("it names classes that do not exist")
     except ValueError as error:
-        raise DamagedShardError(path, str(error)) from error
+        # A reason may quote the file: what goes to a terminal is short and has no control characters.
+        reason = str(error).encode("unicode_escape").decode()[:200]
+        raise DamagedShardError(path, reason) from error
     return soft_labels
 
 

@@ -14,7 +14,7 @@ import platformdirs
 import pyarrow as pa
 
 from cache.errors import CacheError, DamagedShardError, ProducerError, StoreError
-from cache.files import Folder
+from cache.files import Folder, is_temporary
 from cache.identity import Producer, canonical_json
 from cache.lookup import Lookup
 from cache.shards import MAX_BYTES, ShardName, read_shard, write_shard
@@ -62,18 +62,14 @@ class LastUse:
         )
 
     @classmethod
-    def decode(cls, data: bytes) -> Self:
-        """Read the content of ``last_use.json``.
-
-        Raises:
-            ValueError: It is none.
-        """
+    def read(cls, folder: Folder) -> Self | None:
+        """Read a producer's ``last_use.json``; None where it is absent or makes no sense."""
         try:
-            values = json.loads(data)
+            values = json.loads(folder.read(LAST_USE))
             at = datetime.fromisoformat(values["at"]).astimezone(UTC)
             return cls(at, str(values["teacher"]), str(values["language"]))
-        except (KeyError, OverflowError, RecursionError, TypeError) as error:
-            raise ValueError(f"not a last use: {error!r}") from error
+        except (FileNotFoundError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
+            return None
 
 
 class Store:
@@ -188,16 +184,21 @@ class Store:
     def note_use(self, *, teacher: str, language: str) -> None:
         """Write down who uses this, for people and for ``gc``; a read-only store still serves."""
         try:
+            self.create()
             self.folder.write(LAST_USE, LastUse(datetime.now(UTC), teacher, language).encode())
         except (CacheError, OSError):
             return
 
-    def last_use(self) -> LastUse | None:
-        """Tell who used this last; None where that is not known."""
-        try:
-            return LastUse.decode(self.folder.read(LAST_USE))
-        except (FileNotFoundError, ValueError):
-            return None
+    def foreign(self) -> list[str]:
+        """List what lies in the folder and is nobody's: it is never read."""
+        ours = {FACTS, LAST_USE, SET_ASIDE}
+        return [
+            name
+            for name, entry in self.folder.list().items()
+            if name not in ours
+            and not is_temporary(name)
+            and (entry.is_folder or ShardName.parse(name) is None)
+        ]
 
 
 def producer_ids(root: str | Path) -> list[str]:

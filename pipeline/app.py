@@ -1,13 +1,12 @@
 """The command line. A command reads its parameters, calls one function and prints one line."""
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from pipeline.params import PipelineParams
+from pipeline import cache_commands
+from pipeline.options import Changes, ParamsFile, load
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,19 +20,15 @@ teacher = typer.Typer(no_args_is_help=True, help="Stage one: teachers and their 
 student = typer.Typer(no_args_is_help=True, help="Stage two: the multilingual student.")
 app.add_typer(teacher, name="teacher")
 app.add_typer(student, name="student")
+app.add_typer(cache_commands.app, name="cache")
 
-ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters, one section per command.")]
-Changes = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one parameter; may be repeated."),
-]
 Language = Annotated[str, typer.Option(help="A supervised language, such as `de`.")]
 
 
 @app.command(epilog="Example: `python -m pipeline prepare`")
 def prepare(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
     """Read the task's data, check it and write it to artifacts/data."""
-    loaded = _load(params, changes)
+    loaded = load(params, changes)
     from stages.prepare import prepare as run
 
     typer.echo(run(loaded.task).table())
@@ -46,7 +41,7 @@ def finetune(
     changes: Changes = [],  # noqa: B006
 ) -> None:
     """Make a language's teacher, or pin the one that params.yaml names."""
-    loaded = _load(params, changes)
+    loaded = load(params, changes)
     loaded.task.require_supervised(language)
     from stages.teacher.finetune import finetune as run
 
@@ -60,18 +55,19 @@ def label(
     changes: Changes = [],  # noqa: B006
 ) -> None:
     """Stage one: write a teacher's soft labels; only new examples go through the teacher."""
-    loaded = _load(params, changes)
+    loaded = load(params, changes)
     loaded.task.require_supervised(language)
+    from cache import store_root
     from stages.teacher.label import label as run
 
-    sections = (loaded.teachers[language], loaded.teacher.label, loaded.cache)
-    typer.echo(run(loaded.task, *sections, language).line())
+    sections = (loaded.teachers[language], loaded.teacher.label)
+    typer.echo(run(loaded.task, *sections, store_root(loaded.cache.root), language).line())
 
 
 @student.command(epilog="Example: `python -m pipeline student pretrain`")
 def pretrain(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
     """Pin the multilingual model that the student starts from, or pre-train a small one."""
-    loaded = _load(params, changes)
+    loaded = load(params, changes)
     from stages.student.pretrain import pretrain as run
 
     typer.echo(run(loaded.task, loaded.student.pretrain))
@@ -82,7 +78,7 @@ def pretrain(params: ParamsFile = Path("params.yaml"), changes: Changes = []) ->
 )
 def distill(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
     """Stage two: train the student from the teachers' soft labels."""
-    loaded = _load(params, changes)
+    loaded = load(params, changes)
     from stages.student.distill import distill as run
 
     class_maps = {language: loaded.teachers[language].labels for language in loaded.task.supervised}
@@ -92,7 +88,7 @@ def distill(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> 
 @student.command(epilog="Example: `python -m pipeline student baseline`")
 def baseline(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
     """Fine-tune the same model on the hard labels, to compare with."""
-    loaded = _load(params, changes)
+    loaded = load(params, changes)
     from stages.student.baseline import baseline as run
 
     typer.echo(run(loaded.task, loaded.student.distill).line())
@@ -101,7 +97,7 @@ def baseline(params: ParamsFile = Path("params.yaml"), changes: Changes = []) ->
 @student.command(epilog="Example: `python -m pipeline student evaluate`")
 def evaluate(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
     """Measure student and baseline on every language, branch by branch."""
-    loaded = _load(params, changes)
+    loaded = load(params, changes)
     from stages.student.evaluate import evaluate as run
 
     averages = run(loaded.task, loaded.student.distill, loaded.student.evaluate)["test"]
@@ -112,17 +108,7 @@ def evaluate(params: ParamsFile = Path("params.yaml"), changes: Changes = []) ->
 @app.command(epilog="Example: `python -m pipeline report`")
 def report(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
     """Write the table of accuracies as a page and as text."""
-    loaded = _load(params, changes)
+    loaded = load(params, changes)
     from stages.report import report as run
 
     typer.echo(run(loaded.task, loaded.student.distill.variant))
-
-
-def _load(params: Path, changes: list[str]) -> "PipelineParams":
-    """Read the parameters, and close the network unless they name the Hub."""
-    from pipeline.params import load_params
-
-    loaded = load_params(params, changes)
-    if not loaded.uses_hub():
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    return loaded

@@ -138,6 +138,25 @@ def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
     return table
 
 
+def all_examples(task: TaskParams) -> pa.Table | None:
+    """Read the examples of all languages and splits that `prepare` wrote; None where it wrote none.
+
+    Returns:
+        Columns ``example_id``, ``language``, ``split``, the text fields and ``class``, the label's name.
+    """
+    tables = []
+    for language in task.languages:
+        for split in SPLITS:
+            if has_split(language, split):
+                table = read_examples(task, language, split)
+                names = pa.array(task.classes).take(table["label"].combine_chunks())
+                table = table.drop_columns("label").append_column("class", names)
+                for position, (name, value) in enumerate({"language": language, "split": split}.items()):
+                    table = table.add_column(1 + position, name, pa.repeat(value, table.num_rows))
+                tables.append(table.replace_schema_metadata(None))
+    return pa.concat_tables(tables) if tables else None
+
+
 def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
     """Give a language's texts for pre-training by the entity that they name; equal entities are translations.
 

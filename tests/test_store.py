@@ -1,7 +1,10 @@
 """The store: found again by content, shared by many writers, honest about what is damaged."""
 
+import errno
 import multiprocessing
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from labels import FORMATS, only_shard, producer, shard_files, soft_labels, texts
 
 from cache import Index, Outputs, ProducerError, Store, StoreError, example_ids, store_root
-from cache.store import find_producer, producer_ids
+from cache.store import LastUse, find_producer, producer_ids
 
 
 def test_the_environment_overrides_the_configured_store(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +149,41 @@ def test_a_shard_that_vanishes_is_left_out_and_what_replaces_it_is_found(
     assert store.damaged == {}
 
 
+def test_a_network_disk_that_knows_no_more_of_a_listed_shard_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path, producer())
+    kept = store.append(soft_labels(texts(2)))
+    read = store.folder.read
+
+    def stale(path: str) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle", path)
+
+    gone = store.append(soft_labels(texts(2, first=2)))
+    monkeypatch.setattr(store.folder._fs, "cat_file", stale)
+    with pytest.raises(FileNotFoundError):
+        store.folder.read(gone)
+    assert dict(store.read([gone])) == {}
+    monkeypatch.undo()
+    assert read(kept)
+
+
+def test_a_disk_that_cannot_flush_folders_can_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    store = Store(tmp_path, producer())
+    store.append(soft_labels(texts(2)))
+    assert store.look_up(example_ids([texts(2)])).found.all()
+
+
 def test_a_folder_that_describes_another_producer_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path, producer())
     store.append(soft_labels(texts(3)))
@@ -180,15 +218,15 @@ def test_a_store_is_opened_by_the_producers_id_or_its_beginning(tmp_path: Path) 
 
 def test_who_used_a_producer_last_is_written_down(tmp_path: Path) -> None:
     store = Store(tmp_path, producer())
-    assert store.last_use() is None
+    assert LastUse.read(store.folder) is None
     store.note_use(teacher="some/teacher", language="de")
-    use = store.last_use()
+    use = LastUse.read(store.folder)
     assert use is not None
     assert (use.teacher, use.language) == ("some/teacher", "de")
     path = tmp_path / producer().id / "last_use.json"
     for nonsense in ("", "[]", "[" * 10**5, '{"at": 1}', '{"at": "9999-12-31T23:59:59-23:59", "teacher": 1}'):
         path.write_text(nonsense)
-        assert store.last_use() is None
+        assert LastUse.read(store.folder) is None
 
 
 @pytest.mark.parametrize("place", ["nowhere://x", "s4://bucket"])

@@ -61,11 +61,19 @@ def dvc_stages() -> dict[str, Any]:
 
 
 def test_every_stage_has_a_file_a_command_and_a_dvc_stage_of_its_name() -> None:
-    for command in commands():
+    stages = {command for command in commands() if not command.startswith("cache ")}
+    for command in stages:
         assert (ROOT / "stages" / f"{command.replace(' ', '/')}.py").is_file()
-    assert {name.replace("-", " ", 1) for name in dvc_stages()} == set(commands())
+    assert {name.replace("-", " ", 1) for name in dvc_stages()} == stages
     for name, stage in dvc_stages().items():
         assert stage["cmd"].startswith(f"python -m pipeline {name.replace('-', ' ', 1)}")
+
+
+def test_every_command_about_the_store_has_a_file_of_its_name() -> None:
+    for command in commands():
+        if command.startswith("cache "):
+            name = "transfer" if command in ("cache push", "cache pull") else command.removeprefix("cache ")
+            assert (ROOT / "cache" / f"{name}.py").is_file()
 
 
 def test_what_dvc_names_exists() -> None:

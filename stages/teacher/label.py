@@ -25,14 +25,13 @@ from cache import (
     SoftLabels,
     SoftLabelSet,
     Store,
-    store_root,
     write_atomically,
 )
 from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS
 from stages.classes import check_class_order, match_classes
 from stages.source import model_folder
 from stages.task import SPLITS, Split, TaskParams, read_examples
-from stages.teacher.params import CacheParams, LabelParams, TeacherParams
+from stages.teacher.params import LabelParams, TeacherParams
 
 if TYPE_CHECKING:
     from stages.teacher.infer import Answers
@@ -65,10 +64,17 @@ def label(
     task: TaskParams,
     teacher: TeacherParams,
     params: LabelParams,
-    cache: CacheParams,
+    root: str,
     language: str,
 ) -> Labelled:
     """Write ``artifacts/soft_labels/<language>`` and the teacher's accuracy.
+
+    Args:
+        task: Section `task`.
+        teacher: Section `teachers.<language>`.
+        params: Section `teacher.label`.
+        root: Folder or URL of the store.
+        language: A supervised language.
 
     Raises:
         StageError: The teacher or the data is not there, the teacher's classes are not the task's or are
@@ -80,7 +86,7 @@ def label(
     folder = model_folder(TEACHERS / language, command=f"teacher finetune --language {language}")
     producer = producer_of(folder, task, params)
     order = match_classes(producer.classes, task.classes, names=teacher.labels, language=language)
-    store = Store(store_root(cache.root), producer)
+    store = Store(root, producer)
     lookup = store.look_up(examples["example_id"].combine_chunks())
     n_cached = int(lookup.found.sum())
     for damaged in store.damaged.values():

@@ -1,0 +1,84 @@
+"""Merge a producer's small shards into large ones."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cache.lookup import Index
+from cache.soft_labels import SoftLabels
+from cache.store import Store
+
+_TARGET_BYTES = 1 << 28
+"""Shards are merged up to this size, which is also what is held in memory at once."""
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What was merged.
+
+    Attributes:
+        producer: Its id.
+        before: Number of shards.
+        after: Number of shards.
+        repeated: Soft labels that were left out because another one of the same example was merged with them.
+    """
+
+    producer: str
+    before: int
+    after: int
+    repeated: int
+
+
+def compact(
+    root: str | Path,
+    producer_id: str,
+    *,
+    format_: Literal["arrow", "zarr"],
+    on_bytes: Callable[[int], None],
+) -> Compacted:
+    """Merge shards, while others read and write them.
+
+    A merged shard is written before its parts are deleted: whatever stops this, every soft label is in at
+    least one shard. Who has listed a part that is gone finds it in the merged shard, which is there by then.
+    Damaged shards stay where they are.
+
+    Args:
+        root: The store.
+        producer_id: Whose shards to merge.
+        format_: Of the merged shards.
+        on_bytes: Called with the size of each shard that is done.
+
+    Raises:
+        ProducerError: The producer.json is absent, unreadable or not that of the id.
+    """
+    store = Store.open(root, producer_id)
+    sizes = store.shards()
+    n_repeated = 0
+    for group in _groups(sizes):
+        read = dict(store.read(group)) if len(group) > 1 else {}
+        if len(read) > 1:
+            together = SoftLabels.concatenate(list(read.values()))
+            first = Index(together.ids).positions(together.ids) == np.arange(len(together))
+            n_repeated += int((~first).sum())
+            merged = store.append(together.take(np.flatnonzero(first)), format_=format_)
+            for name in read.keys() - {merged}:
+                store.folder.delete(name)
+        on_bytes(sum(sizes[name] for name in group))
+    return Compacted(producer_id, len(sizes), len(store.shards()), n_repeated)
+
+
+def _groups(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Put shards together, the smallest first, up to the size of a large one."""
+    group: list[str] = []
+    size = 0
+    for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+        if group and size + sizes[name] > _TARGET_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += sizes[name]
+    if group:
+        yield group

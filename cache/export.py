@@ -1,0 +1,88 @@
+"""A producer's soft labels as one Parquet file, for other tools."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cache.arrow_format import to_batch
+from cache.errors import StoreError
+from cache.identity import ID_TYPE
+from cache.lookup import Index
+from cache.store import Store
+
+
+def export(
+    root: str | Path,
+    producer_id: str,
+    file: Path,
+    *,
+    examples: pa.Table | None,
+    on_bytes: Callable[[int], None],
+) -> int:
+    """Write every soft label once, with its text where that is known.
+
+    The columns are those of ``cache/__init__.py``, and those of `examples`, null for examples that it does
+    not have. The file's metadata holds ``classes`` and ``producer``, the facts, as JSON.
+
+    Args:
+        root: The store.
+        producer_id: Whose soft labels to write.
+        file: What to write; it appears when it is complete.
+        examples: Columns such as ``language`` and ``text``, next to ``example_id``.
+        on_bytes: Called with the size of each shard that is read, twice per shard.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        ProducerError: The producer.json is absent, unreadable or not that of the id.
+        StoreError: There are no soft labels, or they changed meanwhile.
+    """
+    store = Store.open(root, producer_id)
+    sizes = store.shards()
+    ids = [pa.array([], ID_TYPE)]
+    for name, soft_labels in store.read(sizes):
+        ids.append(soft_labels.ids)
+        on_bytes(sizes[name])
+    if store.damaged:
+        raise StoreError(
+            f"{len(store.damaged)} shards of {store.folder} are damaged; "
+            "set them aside with: python -m pipeline cache repair"
+        )
+    all_ids = pa.concat_arrays(ids)
+    if not len(all_ids):
+        raise StoreError(f"{store.folder} holds no soft labels")
+    first = Index(all_ids).positions(all_ids) == np.arange(len(all_ids))
+    index = Index(examples["example_id"].combine_chunks()) if examples is not None else None
+    temporary = file.with_name(f".{file.name}.tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer, start = None, 0
+    try:
+        for name, soft_labels in store.read(sizes):
+            kept = np.flatnonzero(first[start : start + len(soft_labels)])
+            start += len(soft_labels)
+            on_bytes(sizes[name])
+            if not len(kept):
+                continue
+            table = pa.Table.from_batches([to_batch(soft_labels.take(kept))])
+            if examples is not None and index is not None:
+                positions = index.positions(table["example_id"].combine_chunks())
+                found = examples.drop_columns("example_id").take(pa.array(positions, mask=positions < 0))
+                for column in found.column_names:
+                    table = table.append_column(column, found[column])
+            facts = {"classes": store.producer.classes, "producer": store.producer.facts}
+            table = table.replace_schema_metadata({k: json.dumps(v) for k, v in facts.items()})
+            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+            writer.write_table(table)
+        if start != len(all_ids):
+            raise StoreError(f"{store.folder} changed while it was read; run it again")
+        if writer is not None:
+            writer.close()
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return int(first.sum())

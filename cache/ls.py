@@ -1,0 +1,58 @@
+"""What lies in a store: its producers, by their last use."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cache.files import Folder
+from cache.shards import ShardName
+from cache.store import LAST_USE, LastUse, producer_ids
+
+_NEVER = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A producer in a store.
+
+    Attributes:
+        producer: Its id.
+        teacher: What the experiment that used it last calls the teacher; None where that is not known.
+        language: Of that experiment's examples.
+        examples: Soft labels in its shards; one that lies in two shards counts twice.
+        shards: Number of them.
+        size: Of the shards, in bytes.
+        last_use: When stage one last asked for it, or a shard was last written, in UTC.
+    """
+
+    producer: str
+    teacher: str | None
+    language: str | None
+    examples: int
+    shards: int
+    size: int
+    last_use: datetime
+
+
+def ls(root: str | Path) -> list[Listed]:
+    """List a store's producers, the last used first. Nothing but names and ``last_use.json`` is read."""
+    return sorted((_describe(root, one) for one in producer_ids(root)), key=lambda one: one.last_use)[::-1]
+
+
+def _describe(root: str | Path, producer: str) -> Listed:
+    folder = Folder(root).folder(producer)
+    entries = folder.list()
+    shards = {name: parsed for name in entries if (parsed := ShardName.parse(name)) is not None}
+    use = None
+    if LAST_USE in entries:
+        use = LastUse.read(folder)
+    written = [entries[name].modified for name in shards]
+    return Listed(
+        producer=producer,
+        teacher=use.teacher if use else None,
+        language=use.language if use else None,
+        examples=sum(shard.rows for shard in shards.values()),
+        shards=len(shards),
+        size=sum(entries[name].size for name in shards),
+        last_use=max([_NEVER, *(time for time in written if time), *([use.at] if use else [])]),
+    )

@@ -1,0 +1,451 @@
+"""The commands ``cache …``: look at the store of soft labels, check it, mend it, clean it, share it."""
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.options import Changes, ParamsFile, load
+
+if TYPE_CHECKING:
+    from cache.ls import Listed
+    from cache.verify import Verified
+    from pipeline.params import PipelineParams
+    from stages.teacher.recheck import Rechecked
+
+app = typer.Typer(no_args_is_help=True, help="The store of soft labels, shared by all experiments.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Elsewhere = Annotated[
+    str | None,
+    typer.Option("--store", help="A folder or URL, in place of the store that is in use."),
+]
+Producers = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[ID]...", help="Producers, by the beginnings of their ids; all, if none is named."
+    ),
+]
+OneProducer = Annotated[str, typer.Argument(metavar="ID", help="A producer, by the beginning of its id.")]
+_DEFAULT = Path("params.yaml")
+
+
+@app.command(epilog="Example: `python -m pipeline cache ls`")
+def ls(
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """List the producers: whose soft labels, how many, how large, when used last."""
+    from cache.ls import ls as run
+
+    root = _root(store, load(params, changes))
+    found = run(root)
+    if as_json:
+        _print_json(found)
+        return
+    _print_table(_LISTED, [_describe(one) for one in found])
+    typer.echo(f"{len(found)} producers, {_size(sum(one.size for one in found))} in {root}")
+
+
+@app.command(epilog="Example: `python -m pipeline cache show 3f2a`")
+def show(
+    producer: OneProducer,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Show a producer: its facts, classes and shards, and how much of the current data it has labelled."""
+    from cache.show import show as run
+    from cache.store import Store, find_producer
+    from stages.teacher.recheck import coverage
+
+    loaded = load(params, changes)
+    root = _root(store, loaded)
+    found = run(root, find_producer(root, producer))
+    covered = coverage(loaded.task, Store.open(root, found.producer))
+    if as_json:
+        _print_json({**dataclasses.asdict(found), "coverage": covered})
+        return
+    facts = {key: value for key, value in found.facts.items() if key not in ("config", "tokenizer")}
+    typer.echo(f"producer {found.producer}")
+    typer.echo(f"classes  {', '.join(found.classes[:20])}{' …' if len(found.classes) > 20 else ''}")
+    for key, value in sorted(facts.items()):
+        typer.echo(f"{key:<12} {json.dumps(value)}")
+    architecture = found.facts["config"].get("architectures") or [found.facts["config"].get("model_type")]
+    typer.echo(f"{'model':<12} {architecture[0]}; all of its configuration: --json")
+    shards = [[name, str(rows), format_, _size(size)] for name, (rows, format_, size) in found.shards.items()]
+    _print_table(["shard", "examples>", "format", "size>"], shards)
+    if found.foreign:
+        typer.echo(f"foreign files, which are never read: {', '.join(found.foreign)}")
+    rows = [
+        [row["language"], row["split"], f"{row['labelled']:,}", f"{row['examples']:,}"] for row in covered
+    ]
+    if rows:
+        _print_table(["language", "split", "labelled>", "examples>"], rows)
+    else:
+        typer.echo("it has labelled none of the current data")
+
+
+@app.command(epilog="Example: `python -m pipeline cache verify --sample 100`")
+def verify(
+    producers: Producers = None,
+    sample: Annotated[
+        int,
+        typer.Option(min=0, help="Also run so many random examples of each language through its teacher."),
+    ] = 0,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Check digests, columns, NaN and repeated examples; with --sample, ask the teachers again.
+
+    Ends with exit code 1 where anything is wrong.
+    """
+    from cache.verify import verify as run
+
+    loaded = load(params, changes)
+    root = _root(store, loaded)
+    ids = _chosen(root, producers)
+    with _bytes_bar("verify", _total_size(root, ids)) as on_bytes:
+        found = [run(root, one, on_bytes=on_bytes) for one in ids]
+    again = []
+    if sample:
+        from stages.teacher.recheck import recheck_all
+
+        again = recheck_all(loaded.task, loaded.teacher.label, root, ids, sample)
+    if as_json:
+        _print_json({"producers": found, "asked_again": again})
+    else:
+        _print_verified(root, found, again, sample=sample)
+    _require_good(found, again)
+
+
+@app.command(epilog="Example: `python -m pipeline cache repair`")
+def repair(
+    producers: Producers = None,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Set damaged shards aside and label their examples again, as far as they are the current data's."""
+    from cache.repair import repair as run
+
+    loaded = load(params, changes)
+    root = _root(store, loaded)
+    found = [done for one in _chosen(root, producers) if (done := run(root, one)).damaged]
+    labelled = {}
+    if found:
+        from stages.teacher.label import label
+        from stages.teacher.recheck import current_producers
+
+        repaired = {done.producer for done in found}
+        for language, producer in current_producers(loaded.task, loaded.teacher.label).items():
+            if producer.id in repaired:
+                sections = (loaded.teachers[language], loaded.teacher.label)
+                labelled[language] = label(loaded.task, *sections, root, language).labelled
+    if as_json:
+        _print_json({"set_aside": found, "labelled": labelled})
+        return
+    for done in found:
+        for name, reason in done.damaged.items():
+            typer.echo(f"set aside: {root}/{done.producer}/damaged/{name} ({reason})")
+    for language, count in labelled.items():
+        typer.echo(f"{language}: {count:,} examples labelled again")
+    if len(found) > len(labelled):
+        typer.echo("producers of other experiments label again what they miss when these run next")
+    typer.echo(f"{sum(len(done.damaged) for done in found)} files set aside")
+
+
+@app.command(epilog="Example: `python -m pipeline cache gc --unused-for 90d --clone . --dry-run`")
+def gc(
+    unused_for: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Only what nobody used for so long, such as 90d or 12h.")
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Then the longest unused, until the store is this small: 20GB."),
+    ] = None,
+    clone: Annotated[
+        list[Path] | None,
+        typer.Option(help="Keep what any experiment of this clone refers to; may be repeated."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and keep it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Delete producers that nobody needs. It says which, and asks first.
+
+    With --clone alone, all go that no experiment of the clones refers to and nobody used for a day.
+    """
+    from cache.gc import delete, plan, referenced_by
+
+    root = _root(store, load(params, changes))
+    if unused_for is None and max_size is None and not clone:
+        raise typer.BadParameter("say what may go: --unused-for, --max-size or --clone")
+    victims = plan(
+        root,
+        unused_for=_parse_age(unused_for) if unused_for else None,
+        max_size=_parse_size(max_size) if max_size else None,
+        referenced=set().union(*map(referenced_by, clone)) if clone else None,
+    )
+    if as_json and not (dry_run or yes):
+        raise typer.BadParameter("--json asks no question: add --dry-run or --yes")
+    if as_json:
+        _print_json(victims)
+    elif victims:
+        rows = [[*_describe(victim.listed), victim.reason] for victim in victims]
+        _print_table([*_LISTED, "why"], rows)
+    total = f"{len(victims)} producers, {_size(sum(v.listed.size for v in victims))}"
+    if not victims or dry_run:
+        _say(f"nothing is deleted; it would be {total}" if victims else "nothing to delete")
+        return
+    if not yes:
+        typer.confirm(f"Delete {total} in {root}?", abort=True)
+    for victim in victims:
+        delete(root, victim.listed.producer)
+    _say(f"deleted {total}")
+
+
+@app.command(epilog="Example: `python -m pipeline cache push s3://bucket/soft`")
+def push(
+    url: Annotated[str, typer.Argument(help="A folder or URL.")],
+    producers: Producers = None,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Copy to another store what it lacks. What was stopped goes on when the command runs again."""
+    root = _root(store, load(params, changes))
+    _transfer(root, url, _chosen(root, producers), as_json=as_json, title="push")
+
+
+@app.command(epilog="Example: `python -m pipeline cache pull s3://bucket/soft`")
+def pull(
+    url: Annotated[str, typer.Argument(help="A folder or URL.")],
+    producers: Producers = None,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Copy from another store what this one lacks. What was stopped goes on when the command runs again."""
+    root = _root(store, load(params, changes))
+    _transfer(url, root, _chosen(url, producers), as_json=as_json, title="pull")
+
+
+@app.command(epilog="Example: `python -m pipeline cache export 3f2a de.parquet`")
+def export(
+    producer: OneProducer,
+    file: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Write a producer's soft labels to a Parquet file, with the texts that the current data has."""
+    from cache.export import export as run
+    from cache.store import find_producer
+    from stages.task import all_examples
+
+    loaded = load(params, changes)
+    root = _root(store, loaded)
+    found = find_producer(root, producer)
+    with _bytes_bar("export", 2 * _total_size(root, [found])) as on_bytes:
+        count = run(root, found, file, examples=all_examples(loaded.task), on_bytes=on_bytes)
+    if as_json:
+        _print_json({"producer": found, "file": str(file), "examples": count})
+    else:
+        typer.echo(f"{count:,} soft labels in {file}")
+
+
+@app.command(epilog="Example: `python -m pipeline cache compact`")
+def compact(
+    producers: Producers = None,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Merge small shards into large ones, while others use the store."""
+    from cache.compact import compact as run
+
+    loaded = load(params, changes)
+    root = _root(store, loaded)
+    ids = _chosen(root, producers)
+    with _bytes_bar("compact", _total_size(root, ids)) as on_bytes:
+        found = [run(root, one, format_=loaded.teacher.label.format, on_bytes=on_bytes) for one in ids]
+    if as_json:
+        _print_json(found)
+        return
+    rows = [[one.producer[:12], str(one.before), str(one.after), f"{one.repeated:,}"] for one in found]
+    _print_table(["producer", "shards before>", "after>", "repeated, left out>"], rows)
+
+
+_LISTED = ("producer", "teacher", "language", "examples>", "shards>", "size>", "last use (UTC)")
+
+
+def _describe(one: "Listed") -> list[str]:
+    counts = [f"{one.examples:,}", f"{one.shards:,}", _size(one.size)]
+    names = [one.producer[:12], one.teacher or "?", one.language or "?"]
+    return [*names, *counts, f"{one.last_use:%Y-%m-%d %H:%M}"]
+
+
+def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]", *, sample: int) -> None:
+    heads = ["shards>", "examples>", "repeated>", "contradicting>", "damaged>", "foreign>"]
+    rows = []
+    for one in found:
+        counts = (
+            one.shards,
+            one.examples,
+            one.repeated,
+            one.contradicting,
+            len(one.damaged),
+            len(one.foreign),
+        )
+        rows.append([one.producer[:12], *(f"{count:,}" for count in counts)])
+    _print_table(["producer", *heads], rows)
+    for one in found:
+        for name, reason in one.damaged.items():
+            typer.echo(f"damaged: {root}/{one.producer}/{name}: {reason}")
+        for name in one.foreign:
+            typer.echo(f"foreign, never read: {root}/{one.producer}/{name}")
+    for asked in again:
+        typer.echo(
+            f"{asked.language}: {asked.examples} examples asked again, {asked.differing} differ; "
+            f"largest difference of a logit {asked.largest:.1e}"
+        )
+    if sample and not again:
+        typer.echo("none of these producers is a teacher of the current params.yaml: nothing to ask again")
+
+
+def _require_good(found: "list[Verified]", again: "list[Rechecked]") -> None:
+    from cache import CacheError
+
+    n_damaged = sum(len(one.damaged) for one in found)
+    if n_damaged:
+        raise CacheError(f"{n_damaged} shards are damaged; mend them with: python -m pipeline cache repair")
+    contradicting = [one.producer[:12] for one in found if one.contradicting]
+    if contradicting:
+        raise CacheError(
+            f"producer {contradicting[0]} has soft labels of one example that contradict each other; "
+            "delete its folder and label again"
+        )
+    languages = [asked.language for asked in again if asked.differing]
+    if languages:
+        raise CacheError(
+            f"the teacher of {', '.join(languages)} no longer gives the logits in the store, beyond the "
+            "tolerance; another version of a library, or another device?"
+        )
+
+
+def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title: str) -> None:
+    from cache import CacheError
+    from cache.transfer import compare, copy
+
+    plan = compare(source, target, ids)
+    with _bytes_bar(title, plan.size) as on_bytes:
+        damaged = copy(source, target, plan, on_bytes=on_bytes)
+    n_copied = plan.shards - len(damaged)
+    if as_json:
+        _print_json({"copied": n_copied, "present": plan.present, "damaged": [e.path for e in damaged]})
+    else:
+        typer.echo(
+            f"{n_copied} shards of {len(ids)} producers copied to {target}; {plan.present} were there already"
+        )
+    if damaged:
+        raise CacheError(
+            f"{len(damaged)} damaged shards were not copied, first {damaged[0].path}; mend them with: "
+            f"python -m pipeline cache repair --store {source}"
+        )
+
+
+def _root(store: str | None, loaded: "PipelineParams") -> str:
+    from cache import store_root
+
+    return store or store_root(loaded.cache.root)
+
+
+def _chosen(root: str, prefixes: Sequence[str] | None) -> list[str]:
+    from cache.store import find_producer, producer_ids
+
+    return [find_producer(root, prefix) for prefix in prefixes] if prefixes else producer_ids(root)
+
+
+def _total_size(root: str, ids: Sequence[str]) -> int:
+    from cache.ls import ls as run
+
+    return sum(one.size for one in run(root) if one.producer in ids)
+
+
+@contextmanager
+def _bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=1) as bar:
+        yield lambda size: (bar.update(size), None)[1]
+
+
+def _print_json(value: Any) -> None:
+    def encode(other: Any) -> Any:
+        if isinstance(other, datetime):
+            return other.isoformat(timespec="seconds")
+        return dataclasses.asdict(other)
+
+    typer.echo(json.dumps(value, default=encode, indent=2, ensure_ascii=False))
+
+
+def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; a head that ends with ``>`` is that of a column of numbers."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head.rstrip(">"), justify="right" if head.endswith(">") else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # In a file or a pipe nothing is cut off.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, soft_wrap=True, highlight=False)
+    console.print(table)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _size(n_bytes: int) -> str:
+    from rich.filesize import decimal
+
+    return str(decimal(n_bytes))
+
+
+def _parse_age(text: str) -> timedelta:
+    match = re.fullmatch(r"([0-9]{1,6})([dh])", text)
+    if match is None:
+        raise typer.BadParameter(f"{text} is no age; write days or hours, such as 90d or 12h")
+    count = int(match[1])
+    return timedelta(days=count) if match[2] == "d" else timedelta(hours=count)
+
+
+def _parse_size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,9})\s?([kMGT]?)B?", text)
+    if match is None:
+        raise typer.BadParameter(f"{text} is no size; write bytes, kB, MB, GB or TB, such as 20GB")
+    return int(match[1]) * int(1000 ** " kMGT".index(match[2] or " "))

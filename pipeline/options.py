@@ -1,0 +1,26 @@
+"""What commands share: the parameters file and how it is read."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.params import PipelineParams
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters, one section per command.")]
+Changes = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one parameter; may be repeated."),
+]
+
+
+def load(params: Path, changes: list[str]) -> "PipelineParams":
+    """Read the parameters, and close the network to Hugging Face unless they name the Hub."""
+    from pipeline.params import load_params  # slow import
+
+    loaded = load_params(params, changes)
+    if not loaded.uses_hub():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return loaded

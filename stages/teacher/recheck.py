@@ -1,0 +1,120 @@
+"""Ask a teacher again for some of its cached soft labels, and look at what a store has of the data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cache import Producer, SoftLabels, Store, example_ids
+from cache.verify import differing
+from stages.artifacts import TEACHERS
+from stages.source import model_folder
+from stages.task import SPLITS, TaskParams, all_examples, read_examples
+from stages.teacher.label import producer_of
+from stages.teacher.params import LabelParams
+
+
+@dataclass(frozen=True)
+class Rechecked:
+    """What a teacher says now, against what a store says.
+
+    Attributes:
+        language: Of the examples.
+        examples: How many were asked again.
+        differing: How many of these have other logits now.
+        largest: Largest difference of a logit.
+    """
+
+    language: str
+    examples: int
+    differing: int
+    largest: float
+
+
+def coverage(task: TaskParams, store: Store) -> list[dict[str, Any]]:
+    """Count the current data's examples that a producer has labelled.
+
+    Returns:
+        For each language and split: ``language``, ``split``, ``labelled`` and ``examples``; languages of
+        which it has none are left out.
+    """
+    examples = all_examples(task)
+    if examples is None:
+        return []
+    found = store.look_up(examples["example_id"].combine_chunks()).found
+    table = examples.select(["language", "split"]).append_column("found", pa.array(found.astype(np.int64)))
+    counts = table.group_by(["language", "split"], use_threads=False)
+    rows = counts.aggregate([("found", "sum"), ("found", "count")]).to_pylist()
+    known = {row["language"] for row in rows if row["found_sum"]}
+    return [
+        {
+            "language": row["language"],
+            "split": row["split"],
+            "labelled": row["found_sum"],
+            "examples": row["found_count"],
+        }
+        for row in rows
+        if row["language"] in known
+    ]
+
+
+def current_producers(task: TaskParams, params: LabelParams) -> dict[str, Producer]:
+    """Identify the teachers that stage one would run now, by language; absent ones are left out."""
+    return {
+        language: producer_of(model_folder(TEACHERS / language, command="teacher finetune"), task, params)
+        for language in task.supervised
+        if (TEACHERS / language).is_dir()
+    }
+
+
+def recheck_all(
+    task: TaskParams, params: LabelParams, root: str, producer_ids: Sequence[str], n_examples: int
+) -> list[Rechecked]:
+    """Recheck those of some producers that are the current teachers."""
+    return [
+        recheck(task, params, Store(root, producer), language, n_examples)
+        for language, producer in current_producers(task, params).items()
+        if producer.id in producer_ids
+    ]
+
+
+def recheck(task: TaskParams, params: LabelParams, store: Store, language: str, n_examples: int) -> Rechecked:
+    """Run a teacher again on random examples that a store has.
+
+    Args:
+        task: Whose data to draw examples from; a store knows no texts.
+        params: Section `teacher.label`.
+        store: The store, opened for the language's current teacher.
+        language: A supervised language.
+        n_examples: At most so many are drawn.
+    """
+    from stages.teacher.infer import Teacher  # slow import: torch
+
+    examples = pa.concat_tables([read_examples(task, language, split) for split in SPLITS])
+    lookup = store.look_up(examples["example_id"].combine_chunks())
+    drawn = np.random.default_rng().permutation(np.flatnonzero(lookup.found))[:n_examples]
+    if not len(drawn):
+        return Rechecked(language, 0, 0, 0.0)
+    fields = [examples[field].take(pa.array(drawn)).to_pylist() for field in task.text_fields]
+    cached = store.look_up(example_ids(fields)).soft_labels()
+    teacher = Teacher(
+        model_folder(TEACHERS / language, command=f"teacher finetune --language {language}"), params
+    )
+    answers = list(teacher.answer(fields))
+    order = np.argsort(np.concatenate([batch.positions for batch in answers]))
+    logits = np.concatenate([batch.logits for batch in answers])[order]
+    hidden = [batch.hidden for batch in answers if batch.hidden is not None]
+    again = SoftLabels.pack(
+        cached.ids, logits, np.concatenate(hidden)[order] if hidden else None, outputs=store.producer.outputs
+    )
+    if "top_classes" in cached.columns:
+        # Two classes of nearly the same logit may change places: the cached classes are asked about.
+        top = cached.columns["top_classes"].astype(np.int64)
+        again.columns["top_logits"][:] = np.take_along_axis(logits, top, axis=1)
+        difference = np.abs(again.columns["top_logits"] - cached.columns["top_logits"])
+    else:
+        difference = np.abs(again.logits - cached.logits)
+    differs = differing(again, cached, precision=params.precision)
+    return Rechecked(language, len(drawn), int(differs.sum()), float(difference.max()))
