@@ -61,9 +61,9 @@ def compact(
         read = dict(store.read(group)) if len(group) > 1 else {}
         if len(read) > 1:
             together = SoftLabels.concatenate(list(read.values()))
-            first = Index(together.ids).positions(together.ids) == np.arange(len(together))
-            n_repeated += int((~first).sum())
-            merged = store.append(together.take(np.flatnonzero(first)), format_=format_)
+            again, _ = Index(together.ids).repeats()
+            n_repeated += len(again)
+            merged = store.append(together.take(np.delete(np.arange(len(together)), again)), format_=format_)
             for name in read.keys() - {merged}:
                 store.folder.delete(name)
         on_bytes(sum(sizes[name] for name in group))

@@ -56,7 +56,8 @@ def export(
     all_ids = pa.concat_arrays(ids)
     if not len(all_ids):
         raise StoreError(f"{store.folder} holds no soft labels")
-    first = Index(all_ids).positions(all_ids) == np.arange(len(all_ids))
+    first = np.ones(len(all_ids), bool)
+    first[Index(all_ids).repeats()[0]] = False
     index = Index(examples["example_id"].combine_chunks()) if examples is not None else None
     temporary = file.with_name(f".{file.name}.tmp")
     file.parent.mkdir(parents=True, exist_ok=True)

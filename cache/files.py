@@ -30,6 +30,10 @@ class Folder:
 
     Nothing of a listing is kept: another process may have written since. Files appear whole or not at all
     here and on object stores.
+
+    Attributes:
+        url: As given.
+        is_local: Whether it is on a disk, or a network disk, of this machine.
     """
 
     def __init__(self, place: str | Path) -> None:
@@ -44,7 +48,7 @@ class Folder:
             ) from error
         except ValueError as error:
             raise StoreError(f"{self.url} is no place for a store: {error}") from error
-        self._local = isinstance(self._fs, LocalFileSystem)
+        self.is_local = isinstance(self._fs, LocalFileSystem)
 
     def __str__(self) -> str:
         return self.url
@@ -92,7 +96,7 @@ class Folder:
         Raises:
             StoreError: The place cannot be reached or written to.
         """
-        if self._local:
+        if self.is_local:
             write_atomically(Path(self._join(name)), data)
             return
         try:
@@ -134,7 +138,7 @@ class Folder:
             if isinstance(error, OSError) and error.errno == errno.ESTALE:
                 # A network disk's word for: it was there when it was listed.
                 raise FileNotFoundError(errno.ENOENT, "gone", self.url) from error
-            if self._local:
+            if self.is_local:
                 raise
             first_line = str(error).strip().partition("\n")[0] or type(error).__name__
             raise StoreError(f"cannot use {self.url}: {first_line}") from error

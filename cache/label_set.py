@@ -16,7 +16,7 @@ from cache.shards import ShardName, read_shard, write_shard
 from cache.soft_labels import SoftLabels
 
 MANIFEST = "manifest.json"
-_SHARD_BYTES = 1 << 28  # few files for DVC, little memory for those who write and read them
+_SHARD_BYTES = 1 << 24  # few files for DVC, little memory for those who write and read them
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ LAST_USE = "last_use.json"
 SET_ASIDE = "damaged"
 
 _PRODUCER_ID = re.compile("[0-9a-f]{64}")
-_AT_ONCE = 8  # shards in flight: hides an object store's latency, bounds memory
+# Shards in flight: several hide an object store's latency; on a disk they would only wait for each other.
+_AT_ONCE_FAR, _AT_ONCE_HERE = 8, 2
 
 
 def store_root(configured: str | None) -> str:
@@ -125,9 +126,10 @@ class Store:
                 return error
 
         ordered = sorted(names)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for start in range(0, len(ordered), _AT_ONCE):
-                some = ordered[start : start + _AT_ONCE]
+        at_once = _AT_ONCE_HERE if self.folder.is_local else _AT_ONCE_FAR
+        with ThreadPoolExecutor(at_once) as pool:
+            for start in range(0, len(ordered), at_once):
+                some = ordered[start : start + at_once]
                 for name, result in zip(some, pool.map(read_one, some), strict=True):
                     if isinstance(result, DamagedShardError):
                         self.damaged[name] = result

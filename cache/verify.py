@@ -61,14 +61,13 @@ def verify(root: str | Path, producer_id: str, *, on_bytes: Callable[[int], None
         on_bytes(sizes[name])
     on_bytes(sum(sizes[name] for name in store.damaged))
     all_ids = pa.concat_arrays(ids)
-    first = Index(all_ids).positions(all_ids) == np.arange(len(all_ids))
-    n_repeated = int((~first).sum())
+    again, _ = Index(all_ids).repeats()
     return Verified(
         producer_id,
         shards=len(good),
-        examples=len(all_ids) - n_repeated,
-        repeated=n_repeated,
-        contradicting=_contradicting(store, good, all_ids.filter(pa.array(~first))) if n_repeated else 0,
+        examples=len(all_ids) - len(again),
+        repeated=len(again),
+        contradicting=_contradicting(store, good, all_ids.take(pa.array(again))) if len(again) else 0,
         damaged={name: error.reason for name, error in store.damaged.items()},
         foreign=store.foreign(),
     )

@@ -53,7 +53,7 @@ def ls(
         _print_json(found)
         return
     _print_table(_LISTED, [_describe(one) for one in found])
-    typer.echo(f"{len(found)} producers, {_size(sum(one.size for one in found))} in {root}")
+    typer.echo(f"{_counted(len(found), 'producer')}, {_size(sum(one.size for one in found))} in {root}")
 
 
 @app.command(epilog="Example: `python -m pipeline cache show 3f2a`")
@@ -165,7 +165,7 @@ def repair(
         typer.echo(f"{language}: {count:,} examples labelled again")
     if len(found) > len(labelled):
         typer.echo("producers of other experiments label again what they miss when these run next")
-    typer.echo(f"{sum(len(done.damaged) for done in found)} files set aside")
+    typer.echo(f"{_counted(sum(len(done.damaged) for done in found), 'file')} set aside")
 
 
 @app.command(epilog="Example: `python -m pipeline cache gc --unused-for 90d --clone . --dry-run`")
@@ -210,7 +210,7 @@ def gc(
     elif victims:
         rows = [[*_describe(victim.listed), victim.reason] for victim in victims]
         _print_table([*_LISTED, "why"], rows)
-    total = f"{len(victims)} producers, {_size(sum(v.listed.size for v in victims))}"
+    total = f"{_counted(len(victims), 'producer')}, {_size(sum(v.listed.size for v in victims))}"
     if not victims or dry_run:
         _say(f"nothing is deleted; it would be {total}" if victims else "nothing to delete")
         return
@@ -339,7 +339,9 @@ def _require_good(found: "list[Verified]", again: "list[Rechecked]") -> None:
 
     n_damaged = sum(len(one.damaged) for one in found)
     if n_damaged:
-        raise CacheError(f"{n_damaged} shards are damaged; mend them with: python -m pipeline cache repair")
+        raise CacheError(
+            f"{_counted(n_damaged, 'damaged shard')}; mend with: python -m pipeline cache repair"
+        )
     contradicting = [one.producer[:12] for one in found if one.contradicting]
     if contradicting:
         raise CacheError(
@@ -366,11 +368,12 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
         _print_json({"copied": n_copied, "present": plan.present, "damaged": [e.path for e in damaged]})
     else:
         typer.echo(
-            f"{n_copied} shards of {len(ids)} producers copied to {target}; {plan.present} were there already"
+            f"{_counted(n_copied, 'shard')} of {_counted(len(ids), 'producer')} copied to {target}; "
+            f"{plan.present} there already"
         )
     if damaged:
         raise CacheError(
-            f"{len(damaged)} damaged shards were not copied, first {damaged[0].path}; mend them with: "
+            f"{_counted(len(damaged), 'damaged shard')} not copied, first {damaged[0].path}; mend with: "
             f"python -m pipeline cache repair --store {source}"
         )
 
@@ -434,6 +437,10 @@ def _size(n_bytes: int) -> str:
     from rich.filesize import decimal
 
     return str(decimal(n_bytes))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _parse_age(text: str) -> timedelta:

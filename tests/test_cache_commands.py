@@ -144,7 +144,7 @@ def test_verify_names_what_is_damaged_foreign_and_repeated(finished: Path, run: 
     assert done.code == 1
     assert f"damaged: {shard}: its content does not match the digest in its name" in done.out
     assert f"foreign, never read: {folder}/notes.txt" in done.out
-    assert "error: 1 shards are damaged; mend them with: python -m pipeline cache repair" in done.err
+    assert "error: 1 damaged shard; mend with: python -m pipeline cache repair" in done.err
     assert read_json(run, "verify", producer_of("en")[:9])["producers"][0]["damaged"] == {}
 
 
@@ -278,7 +278,7 @@ def test_gc_deletes_what_nobody_used_for_long_and_asks_first(
     before = left(run)
     done = run("cache", "gc", "--unused-for", "90d", "--dry-run")
     assert strangers[0][:12] in done.out
-    assert "nothing is deleted; it would be 1 producers" in done.err
+    assert "nothing is deleted; it would be 1 producer," in done.err
     assert left(run) == before
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdin", io.StringIO())  # nobody answers
@@ -401,8 +401,8 @@ def test_damaged_shards_are_not_pushed(finished: Path, run: Run, tmp_path: Path)
     flip_a_bit(only_shard(finished / "store" / producer_of("de")))
     done = run("cache", "push", str(tmp_path / "remote"))
     assert done.code == 1
-    assert "1 shards of 2 producers copied" in done.out
-    assert "error: 1 damaged shards were not copied" in done.err
+    assert "1 shard of 2 producers copied" in done.out
+    assert "error: 1 damaged shard not copied" in done.err
 
 
 def test_export_writes_every_soft_label_once_with_its_text(finished: Path, run: Run) -> None:

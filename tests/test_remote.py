@@ -146,7 +146,7 @@ def test_stage_one_shares_a_store_on_s3(
     done = run(*LABEL)
     assert "57 cached, 0 to label" in done.err
     assert "57 soft labels, 0 of them new" in done.out
-    assert "1 producers" in run("cache", "ls").out
+    assert "1 producer," in run("cache", "ls").out
 
 
 def test_a_full_hit_on_s3_loads_no_teacher(

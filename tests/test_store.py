@@ -28,16 +28,25 @@ def test_the_environment_overrides_the_configured_store(monkeypatch: pytest.Monk
     assert store_root("/data/soft") == "/shared/soft"
 
 
-@given(
-    st.lists(st.binary(min_size=16, max_size=16) | st.sampled_from([bytes([i]) * 16 for i in range(3)])),
-    st.lists(st.integers(0, 30)),
-)
+# Ids that share a prefix are common among these, and each may occur several times.
+IDS = st.lists(st.binary(min_size=16, max_size=16) | st.sampled_from([bytes([i]) * 16 for i in range(3)]))
+
+
+@given(IDS, st.lists(st.integers(0, 30)))
 def test_an_index_finds_the_first_of_each_id(present: list[bytes], picks: list[int]) -> None:
-    # Ids that share a prefix are common among these, and each may occur several times.
     absent = [b"absent id %06d" % i for i in range(3)]
     wanted = [(present + absent)[pick % len(present + absent)] for pick in picks]
     found = Index(pa.array(present, pa.binary(16))).positions(pa.array(wanted, pa.binary(16)))
     assert found.tolist() == [present.index(one) if one in present else -1 for one in wanted]
+
+
+@given(IDS)
+def test_an_index_knows_which_ids_stand_again(present: list[bytes]) -> None:
+    again, first = Index(pa.array(present, pa.binary(16))).repeats()
+    before = {place: present.index(one) for place, one in enumerate(present)}
+    assert dict(zip(again.tolist(), first.tolist(), strict=True)) == {
+        place: first for place, first in before.items() if first != place
+    }
 
 
 def test_an_index_of_many_ids_finds_all_of_them() -> None:

@@ -134,8 +134,8 @@ def producer_of(folder: Path, task: TaskParams, params: LabelParams) -> Producer
 def _distinct(examples: pa.Table) -> pa.Table:
     """Keep the first of examples with the same text."""
     ids = examples["example_id"].combine_chunks()
-    first = Index(ids).positions(ids) == np.arange(len(ids))
-    return examples.filter(pa.array(first))
+    again, _ = Index(ids).repeats()
+    return examples.take(pa.array(np.delete(np.arange(len(ids)), again))) if len(again) else examples
 
 
 def _label_misses(

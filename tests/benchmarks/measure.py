@@ -1,0 +1,89 @@
+"""What the benchmarks share: what work costs in time and memory, and a printed row with a target."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import typer
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Spent(NamedTuple):
+    """Seconds that work took: on the clock, and of all cores together."""
+
+    wall: float
+    cpu: float
+
+
+def spent(work: Callable[[], object]) -> Spent:
+    """Do the work once."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def spent_each(*works: Callable[[], object], repeats: int) -> list[Spent]:
+    """Do several works in turn, so that a busy machine slows them alike: the medians of each."""
+    rounds = [[spent(work) for work in works] for _ in range(repeats)]
+    return [Spent(median(s.wall for s in of), median(s.cpu for s in of)) for of in zip(*rounds, strict=True)]
+
+
+def extra_memory(work: Callable[[], object]) -> int:
+    """Do the work once: the bytes in memory at its peak beyond those before it. Linux only.
+
+    It is too much where this process was larger before: call it early, in a process of its own.
+    """
+    before = _memory("VmRSS")
+    work()
+    return _memory("VmHWM") - before
+
+
+def apart(function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    """Call a function in a new process: with memory and imports of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def progress(text: str) -> None:
+    """Say on stderr what takes a while."""
+    typer.echo(f"… {text}", err=True)
+
+
+def heading(text: str) -> None:
+    """Print what the rows below are about."""
+    typer.echo(f"\n{text}")
+
+
+def row(
+    what: str,
+    measured: float,
+    unit: str = "",
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> None:
+    """Print a measured figure with its target, if it has one, and whether that is met."""
+    target = verdict = ""
+    if at_most is not None:
+        target, verdict = f"≤ {number(at_most)}", "met" if measured <= at_most else "missed"
+    elif at_least is not None:
+        target, verdict = f"≥ {number(at_least)}", "met" if measured >= at_least else "missed"
+    typer.echo(f"  {what:<64}{number(measured):>10} {unit:<10}{target:<10}{verdict}".rstrip())
+
+
+def number(value: float) -> str:
+    """Write a number with three digits or more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _memory(key: str) -> int:
+    """Read a size of this process, which Linux gives in KiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
