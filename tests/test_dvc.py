@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from tiny import ROOT, examples, tiny_params, write_input, write_jsonl, write_params
+from tiny import ROOT, examples, may_unshare, tiny_params, write_input, write_jsonl, write_params
 
 pytestmark = pytest.mark.slow
 
@@ -84,8 +84,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "start"]):
         subprocess.run(command, cwd=folder, env=environment(folder.parent), check=True)
     # A new network namespace has no interface but a loopback that is down.
-    allowed = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0
-    output = dvc(folder, "repro", prefix=("unshare", "-rn") if allowed else ())
+    output = dvc(folder, "repro", prefix=("unshare", "-rn") if may_unshare("-rn") else ())
     assert stages_run(output) == ALL
     for command in (["git", "add", "-A"], ["git", "commit", "-qm", "reproduced"]):
         subprocess.run(command, cwd=folder, env=environment(folder.parent), check=True)
@@ -98,7 +97,7 @@ def test_a_second_repro_runs_nothing(reproduced: Path) -> None:
 
 
 @pytest.mark.skipif(
-    subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode != 0,
+    not may_unshare("-rn"),
     reason="needs network namespaces for unprivileged users",
 )
 def test_the_fixture_ran_without_a_network(reproduced: Path) -> None:

@@ -8,97 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES, LANGUAGES, B, C, K, config_of, inputs, perturbed, save_plain, student_of
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
-    PreTrainedConfig,
 )
 
 from stages.student.configuration_mblm import MBLMConfig
-from stages.student.modeling_mblm import MBLMForSequenceClassification
-
-B, T, K, C = 5, 7, 3, 4
-LANGUAGES = ["de", "en", "zh-Hant"]
-_COMMON = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 40,
-}
-_MODERNBERT = {**_COMMON, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1}
-_MODERNBERT |= {"sep_token_id": 2}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("bert", _COMMON),
-    "camembert": ("camembert", _COMMON),
-    "deberta-v2": (
-        "deberta-v2",
-        {
-            **_COMMON,
-            "relative_attention": True,
-            "position_buckets": 4,
-            "max_relative_positions": 20,
-            "pos_att_type": ["p2c", "c2p"],
-            "norm_rel_ebd": "layer_norm",
-            "share_att_key": True,
-            "position_biased_input": False,
-        },
-    ),
-    "distilbert": (
-        "distilbert",
-        {"vocab_size": 50, "dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24},
-    ),
-    "electra": ("electra", {**_COMMON, "embedding_size": 12}),
-    "modernbert": ("modernbert", _MODERNBERT),
-    "modernbert, mean": ("modernbert", {**_MODERNBERT, "classifier_pooling": "mean"}),
-    "roberta": ("roberta", _COMMON),
-    "xlm-roberta": ("xlm-roberta", _COMMON),
-}
-
-
-def config_of(family: str) -> PreTrainedConfig:
-    model_type, values = FAMILIES[family]
-    return AutoConfig.for_model(model_type, num_labels=C, **values)
-
-
-def inputs() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.ones(B, T, dtype=torch.int64)
-    mask[1, 4:] = 0
-    mask[3, 2:] = 0
-    return {
-        "input_ids": torch.randint(5, 50, (B, T), generator=generator),
-        "attention_mask": mask,
-    }
 
 
 @pytest.fixture(params=FAMILIES)
 def plain(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Tensor]:
     """A tiny random classifier of a family, saved, and its logits."""
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config_of(request.param)).eval()
-    model.save_pretrained(tmp_path)
+    model = save_plain(request.param, tmp_path)
     with torch.inference_mode():
         return tmp_path, model(**inputs()).logits
-
-
-def student_of(folder: Path, **config: Any) -> MBLMForSequenceClassification:
-    config = {"languages": LANGUAGES, "n_branches": K, "branch_layers": 2} | config
-    student = MBLMForSequenceClassification.from_mplm(folder, id2label=dict(enumerate("abcd")), **config)
-    student.eval()
-    return student
-
-
-def perturbed(student: MBLMForSequenceClassification) -> MBLMForSequenceClassification:
-    """Make the branches differ, as training does."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in student.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return student
 
 
 def test_one_branch_gives_exactly_the_logits_of_the_plain_classifier(plain: tuple[Path, Tensor]) -> None:
@@ -155,7 +82,7 @@ def test_branches_that_nobody_asked_for_are_not_computed(tmp_path: Path) -> None
     AutoModelForSequenceClassification.from_config(config_of("bert")).save_pretrained(tmp_path)
     student = student_of(tmp_path)
     rows: dict[int, int] = {}
-    layers = student.encoder.encoder.layer[-1]
+    layers = student.mblm.encoder.encoder.layer[-1]
     for branch, layer in enumerate(layers):
         layer.register_forward_hook(lambda _, args, __, branch=branch: rows.__setitem__(branch, len(args[0])))
     with torch.inference_mode():
@@ -171,7 +98,7 @@ def test_gradients_reach_the_trunk_and_only_the_branches_in_use(tmp_path: Path) 
     student = student_of(tmp_path)
     labels = torch.tensor([0, 1, 2, 3, 0])
     student(**inputs(), language_ids=torch.zeros(B, dtype=torch.int64), labels=labels).loss.backward()
-    trunk, branched = student.encoder.encoder.layer[0], student.encoder.encoder.layer[-1]
+    trunk, branched = student.mblm.encoder.encoder.layer[0], student.mblm.encoder.encoder.layer[-1]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trunk.output.parameters())
     assert all(p.grad is not None for p in branched[0].parameters())
     assert all(p.grad is None for branch in (1, 2) for p in branched[branch].parameters())

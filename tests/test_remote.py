@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from labels import FORMATS, producer, soft_labels, texts
 from moto.server import ThreadedMotoServer
-from tiny import LABEL, ROOT, Run
+from tiny import LABEL, ROOT, Run, may_unshare
 
 from cache import Store, example_ids
 from cache.compact import compact
@@ -172,7 +172,7 @@ def test_a_full_hit_on_s3_loads_no_teacher(
 
 
 @pytest.mark.skipif(
-    subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0,
+    not may_unshare("-rm"),
     reason="this machine allows no mounts of one's own",
 )
 def test_a_store_that_may_only_be_read_serves(finished: Path) -> None:

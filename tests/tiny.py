@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,13 @@ def use_ready_teacher(source: Path, **config: Any) -> Path:
     params["teachers"]["de"] |= {"base": str(folder), "finetune": False}
     write_params(params)
     return folder
+
+
+def may_unshare(flags: str) -> bool:
+    """Tell whether this machine gives anybody namespaces of their own, as most Linux machines do."""
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", flags, "true"], capture_output=True, check=False).returncode == 0
 
 
 def set_bias(folder: Path, bias: list[float]) -> None:

@@ -14,10 +14,12 @@ class MBLMConfig(PreTrainedConfig):
         n_branches: One per language, or 1: then all languages share it, as in a plain classifier.
         branch_layers: How many of the encoder's top layers form a branch.
         mixing: What a mixture is of: ``representations`` (before the classifier) or ``logits``.
+        default_language: Whose branch serves texts that come without a language id; None: the mixture.
     """
 
     model_type = "mblm"
     sub_configs = {"mplm_config": AutoConfig}  # noqa: RUF012 - as transformers declares it
+    keys_to_ignore_at_inference = ["mixture_logits", "branch_states", "hidden_states", "attentions"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -26,6 +28,7 @@ class MBLMConfig(PreTrainedConfig):
         n_branches: int = 1,
         branch_layers: int = 1,
         mixing: str = "representations",
+        default_language: str | None = None,
         **kwargs: Any,
     ) -> None:
         if mplm_config is None:
@@ -37,6 +40,13 @@ class MBLMConfig(PreTrainedConfig):
         self.n_branches = n_branches
         self.branch_layers = branch_layers
         self.mixing = mixing
+        self.default_language = default_language
+        # With these, a folder that holds the code as well loads as each of them.
+        self.auto_map = {
+            "AutoConfig": "configuration_mblm.MBLMConfig",
+            "AutoModel": "modeling_mblm.MBLMModel",
+            "AutoModelForSequenceClassification": "modeling_mblm.MBLMForSequenceClassification",
+        }
         if n_branches not in (1, len(self.languages)):
             raise ValueError(f"n_branches is {n_branches}: one, or one per language of {self.languages}")
         if not 1 <= branch_layers <= mplm_config.num_hidden_layers:
@@ -57,6 +67,15 @@ class MBLMConfig(PreTrainedConfig):
     def vocab_size(self) -> int:
         """Size of the token vocabulary."""
         return int(self.mplm_config.vocab_size)
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.mplm_config.vocab_size = value
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers that a text goes through: those of the trunk and of a branch."""
+        return int(self.mplm_config.num_hidden_layers)
 
     def language_id(self, language: str) -> int:
         """Find the branch of a language.

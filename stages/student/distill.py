@@ -75,7 +75,9 @@ def distill(
         tokenizer = AutoTokenizer.from_pretrained(trunk)
         model = _student(task, params, trunk)
     require_splittable(tokenizer, params.subword_dropout)
-    require_max_tokens(params.max_tokens, tokenizer, model.encoder.config, key="student.distill.max_tokens")
+    require_max_tokens(
+        params.max_tokens, tokenizer, model.mblm.encoder.config, key="student.distill.max_tokens"
+    )
     trainer = _DistillTrainer(
         params,
         model=model,

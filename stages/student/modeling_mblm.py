@@ -14,17 +14,19 @@ from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_mblm import MBLMConfig
 
@@ -57,12 +59,28 @@ _FAMILIES = {
 
 
 @dataclass
-class MBLMOutput(SequenceClassifierOutput):
-    """What the student says of B examples.
+class MBLMModelOutput(BaseModelOutputWithPooling):
+    """What the student without its classifier sees in B texts.
+
+    Where a text goes through several branches, everything but `branch_states` is the mean of what they see,
+    weighted like their representations: so there is one hidden state per layer, as in any encoder.
 
     Attributes:
-        loss: Cross-entropy of `logits` with the labels, where labels were given.
-        logits: By each example's own branch, or by the mixture of all where it has none; ``(B, C)``.
+        branch_states: Pooled representations, ``(B, K, H)``; zero where nobody asked for a pair.
+        branch_weights: How much of each branch is in the other outputs, ``(B, K)``.
+    """
+
+    branch_states: Tensor | None = None
+    branch_weights: Tensor | None = None
+
+
+@dataclass
+class MBLMOutput(SequenceClassifierOutput):
+    """What the student says of B texts.
+
+    Attributes:
+        loss: Of `logits` against the labels, where labels were given.
+        logits: By each text's own branch, or by the mixture of all where it has none; ``(B, C)``.
         mixture_logits: By the mixture that was asked for, ``(B, C)``.
         branch_states: Pooled representations, ``(B, K, H)``; zero where nobody asked for a pair.
     """
@@ -84,6 +102,8 @@ class _Routing:
     """Pairs of each branch."""
     is_identity: bool
     """Whether pair i is example i, so that nothing needs to be copied."""
+    entry: list[Tensor] = field(default_factory=list)
+    """What came into the first branched layer, ``(B, T, H)``."""
     _expanded: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -94,6 +114,20 @@ class _Routing:
         n_examples = wanted.shape[0]
         identity = max(counts) == n_examples == len(examples)
         return cls(n_examples, examples, branches, counts, identity)
+
+    @classmethod
+    def alone(cls, branch: int, n_examples: int, n_branches: int, device: torch.device) -> Self:
+        """Send all examples through one branch; no value of a tensor is looked at, so this can be traced."""
+        examples = torch.arange(n_examples, device=device)
+        counts = [n_examples if index == branch else 0 for index in range(n_branches)]
+        return cls(n_examples, examples, torch.full_like(examples, branch), counts, is_identity=True)
+
+    @classmethod
+    def everywhere(cls, n_examples: int, n_branches: int, device: torch.device) -> Self:
+        """Send all examples through all branches; no value of a tensor is looked at."""
+        examples = torch.arange(n_examples, device=device).repeat(n_branches)
+        branches = torch.arange(n_branches, device=device).repeat_interleave(n_examples)
+        return cls(n_examples, examples, branches, [n_examples] * n_branches, is_identity=n_branches == 1)
 
     def gather(self, hidden_states: Tensor) -> Tensor:
         """Repeat hidden states for the pairs, ``(B, T, H)`` to ``(P, T, H)``.
@@ -137,10 +171,49 @@ class _Routing:
             return value if value.ndim == 2 and value.is_floating_point() else value[rows]
         return value
 
+    def merge(self, value: Tensor, weights: Tensor) -> Tensor:
+        """Average over each example's branches, ``(P, …)`` to ``(B, …)``, with weights ``(B, K)``.
 
-# Set around the encoder's forward. A context variable is safe with threads, and the families' own forward,
-# which lies between, need not know of it.
-_ROUTING: ContextVar[_Routing] = ContextVar("routing")
+        Branch by branch, for the reason given at `gather`.
+        """
+        if self.is_identity:
+            return value
+        merged = value.new_zeros(self.n_examples, *value.shape[1:])
+        start = 0
+        for branch, count in enumerate(self.counts):
+            if count:
+                rows = slice(start, start + count)
+                examples = self.examples[rows]
+                share = weights[examples, branch].to(value.dtype).reshape(-1, *[1] * (value.ndim - 1))
+                merged = merged.index_add(0, examples, share * value[rows])
+            start += count
+        return merged
+
+
+class _CurrentRouting:
+    """The routing of the forward pass that is going on.
+
+    The families' own forward lies between those who set it and those who read it, and knows nothing of it. A
+    context variable is safe with threads; torch.compile cannot trace it, and traces a plain attribute.
+    """
+
+    def __init__(self) -> None:
+        self._variable: ContextVar[_Routing] = ContextVar("routing")
+        self._traced: _Routing | None = None
+
+    def set(self, routing: _Routing | None) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            self._traced = routing
+        else:
+            self._variable.set(routing)  # type: ignore[arg-type]  # None: the pass is over
+
+    def get(self) -> _Routing:
+        routing = self._traced if torch.compiler.is_dynamo_compiling() else self._variable.get()
+        assert routing is not None
+        return routing
+
+
+_ROUTING = _CurrentRouting()
 
 
 class BranchedLayer(nn.ModuleList):
@@ -171,8 +244,10 @@ class BranchedLayer(nn.ModuleList):
             What the family's layer returns, with P as its first axis.
         """
         routing = _ROUTING.get()
-        if self.is_first and not routing.is_identity:
-            hidden_states = routing.gather(hidden_states)
+        if self.is_first:
+            routing.entry[:] = [hidden_states]
+            if not routing.is_identity:
+                hidden_states = routing.gather(hidden_states)
         args, kwargs = routing.expand(args), {k: routing.expand(v) for k, v in kwargs.items()}
         outputs = []
         start = 0
@@ -205,6 +280,12 @@ class _Head(nn.Module):
         for name in family.then:
             self.add_module(name, nn.ReLU() if name == "relu" else getattr(classifier, name))
 
+    def give_back(self, classifier: PreTrainedModel) -> None:
+        """Put the modules into a classifier from whose like they were taken."""
+        for name, module in self.named_children():
+            is_of_base = name == self._first_token and not hasattr(classifier, name)
+            setattr(classifier.base_model if is_of_base else classifier, name, module)
+
     def forward(self, pooled: Tensor) -> Tensor:
         if self._first_token is not None:
             first_tokens = pooled.reshape(-1, 1, pooled.shape[-1])
@@ -218,11 +299,178 @@ class _Head(nn.Module):
 class MBLMPreTrainedModel(PreTrainedModel):
     """Ties the student to its configuration."""
 
+    config: MBLMConfig
     config_class = MBLMConfig
     base_model_prefix = "mblm"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    _no_split_modules = {"BranchedLayer"}  # noqa: RUF012 - as transformers declares it
+
+    def set_default_language(self, language: str | None) -> None:
+        """Choose the branch of texts that come without a language id; None chooses the mixture of all.
+
+        Args:
+            language: Such as ``de``, or ``de-AT``, for which ``de`` serves. One without a branch is served by
+                the mixture.
+        """
+        self.config.default_language = language
+
+
+class MBLMModel(MBLMPreTrainedModel):
+    """The student without its classifier: a trunk and K branches."""
+
+    encoder: Any  # of any family
+
+    def __init__(self, config: MBLMConfig, encoder: Any = None) -> None:
+        """Build it.
+
+        Args:
+            config: Its configuration.
+            encoder: One of the family, to be taken over; None makes a new one.
+        """
+        super().__init__(config)
+        family = _family(config.mplm_config)
+        self.encoder = encoder or _new_classifier(config).base_model
+        if encoder is None and family.first_token is not None:
+            setattr(self.encoder, family.first_token, None)  # BERT's pooler belongs to the classifier
+        self._mean_pooling = family.mean_pooling is not None and (
+            getattr(config.mplm_config, family.mean_pooling) == "mean"
+        )
+        layers = self.encoder.get_submodule(family.layers)
+        self._n_trunk = len(layers) - config.branch_layers
+        for index in range(self._n_trunk, len(layers)):
+            copies = [deepcopy(layers[index]) for _ in range(config.n_branches)]
+            layers[index] = BranchedLayer(copies, is_first=index == self._n_trunk)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the encoder's token embeddings."""
+        return self.encoder.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the encoder's token embeddings."""
+        self.encoder.set_input_embeddings(value)
+
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers has untyped functions
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        language_ids: Tensor | None = None,
+        mixture_weights: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MBLMModelOutput:
+        """Look at B texts.
+
+        Args:
+            input_ids: Token ids, ``(B, T)``.
+            attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
+            language_ids: Position of each text's language in ``config.languages``, or -1 for the mixture of
+                all branches; int64, ``(B,)``. None stands for ``config.default_language``.
+            mixture_weights: Weights of branches that are wanted besides, float ``(B, K)``.
+            kwargs: What the encoder's family takes besides, such as ``token_type_ids`` or ``inputs_embeds``.
+        """
+        first = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+        weights = self._own_weights(language_ids, first.shape[0], first.device)
+        routing = self._route(language_ids, weights, mixture_weights)
+        _ROUTING.set(routing)
+        try:
+            seen = self.encoder(
+                input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs
+            )
+        finally:
+            _ROUTING.set(None)
+        states = seen.last_hidden_state
+        pooled = self._pool(states, routing.expand(attention_mask))
+        branch_states = pooled.new_zeros(*weights.shape, pooled.shape[-1])
+        branch_states = branch_states.index_put((routing.examples, routing.branches), pooled)
+        return MBLMModelOutput(
+            last_hidden_state=routing.merge(states, weights),
+            pooler_output=_mix(branch_states, weights),
+            hidden_states=self._merge_layers(seen.hidden_states, states, routing, weights),
+            attentions=self._merge_layers(seen.attentions, None, routing, weights),
+            branch_states=branch_states,
+            branch_weights=weights,
+        )
+
+    def _own_weights(self, language_ids: Tensor | None, n: int, device: torch.device) -> Tensor:
+        """One-hot at each text's own branch, uniform where it has none; ``(B, K)``."""
+        n_branches = self.config.n_branches
+        mixture = torch.full((n, n_branches), 1 / n_branches, device=device)
+        if n_branches == 1:
+            return mixture
+        if language_ids is None:
+            default = self._default_branch()
+            return (
+                mixture
+                if default < 0
+                else mixture.zero_().index_fill(1, mixture.new_tensor([default]).long(), 1)
+            )
+        own = nn.functional.one_hot(language_ids.clamp(min=0), n_branches).to(mixture.dtype)
+        return torch.where((language_ids >= 0).unsqueeze(1), own, mixture)
+
+    def _default_branch(self) -> int:
+        language = self.config.default_language
+        return -1 if language is None else self.config.language_id(language)
+
+    def _route(
+        self, language_ids: Tensor | None, weights: Tensor, mixture_weights: Tensor | None
+    ) -> _Routing:
+        """Decide which pairs are computed: those with a weight."""
+        n, n_branches = weights.shape
+        if n_branches == 1:
+            return _Routing.alone(0, n, n_branches, weights.device)
+        default = self._default_branch()
+        if language_ids is None and default < 0:
+            return _Routing.everywhere(n, n_branches, weights.device)
+        if language_ids is None and mixture_weights is None:
+            return _Routing.alone(default, n, n_branches, weights.device)
+        wanted = weights > 0
+        return _Routing.of(wanted if mixture_weights is None else wanted | (mixture_weights > 0))
+
+    def _merge_layers(
+        self,
+        seen: tuple[Tensor, ...] | None,
+        last: Tensor | None,
+        routing: _Routing,
+        weights: Tensor,
+    ) -> tuple[Tensor, ...] | None:
+        """Give one record per layer, ``(B, …)``, of what was recorded in the layers, or None of nothing.
+
+        Most families' layers are recorded one by one, so there are as many records of a branched layer as
+        branches were run; DeBERTa's whole layer is one.
+
+        Args:
+            seen: The records: of hidden states or of attentions.
+            last: The last hidden states in one piece, ``(P, T, H)``; None for attentions. Hidden states have
+                one record more than layers: what comes into the first.
+            routing: Which pairs were computed.
+            weights: Of the branches, ``(B, K)``.
+        """
+        if not seen:
+            return None
+        n_before = self._n_trunk + (last is not None)
+        merged, rest = list(seen[:n_before]), list(seen[n_before:])
+        if last is not None and self._n_trunk == 0:
+            merged = list(routing.entry)  # it was recorded as what came into the first branch
+        for _ in range(self.config.branch_layers - (last is not None)):
+            record = [rest.pop(0)]
+            while sum(map(len, record)) < len(routing.examples):
+                record.append(rest.pop(0))
+            merged.append(routing.merge(torch.cat(record), weights))
+        if last is not None:
+            merged.append(routing.merge(last, weights))
+        return tuple(merged)
+
+    def _pool(self, states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Reduce ``(P, T, H)`` to ``(P, H)`` as the family does."""
+        if not self._mean_pooling:
+            return states[:, 0]
+        if attention_mask is None:
+            return states.mean(dim=1)
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * mask).sum(dim=1) / mask.sum(dim=1)
 
 
 class MBLMForSequenceClassification(MBLMPreTrainedModel):
@@ -232,28 +480,13 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
     any other text goes through all branches, and their representations are averaged.
     """
 
+    mblm: MBLMModel
+
     def __init__(self, config: MBLMConfig) -> None:
         super().__init__(config)
-        family = _family(config.mplm_config)
-        mplm_config = deepcopy(config.mplm_config)
-        assert config.num_labels is not None  # transformers gives every configuration two
-        mplm_config.num_labels = config.num_labels
-        mplm_config.dtype = None  # that of the student, not that in which the encoder was saved
-        # sdpa is the default of the families that have it, and DeBERTa does not.
-        attention = config._attn_implementation
-        classifier = AutoModelForSequenceClassification.from_config(
-            mplm_config, attn_implementation=None if attention == "sdpa" else attention
-        )
-        self.head = _Head(family, classifier)
-        self.encoder = classifier.base_model
-        self._mean_pooling = family.mean_pooling is not None and (
-            getattr(mplm_config, family.mean_pooling) == "mean"
-        )
-        layers = self.encoder.get_submodule(family.layers)
-        n_trunk = len(layers) - config.branch_layers
-        for index in range(n_trunk, len(layers)):
-            copies = [deepcopy(layers[index]) for _ in range(config.n_branches)]
-            layers[index] = BranchedLayer(copies, is_first=index == n_trunk)
+        classifier = _new_classifier(config)
+        self.head = _Head(_family(config.mplm_config), classifier)
+        self.mblm = MBLMModel(config, classifier.base_model)
         self.post_init()
 
     @classmethod
@@ -285,25 +518,49 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         student = cls(MBLMConfig(mplm_config=mplm_config, **config))
         student.head.load_state_dict(_Head(family, pretrained).state_dict())
         weights = pretrained.base_model.state_dict()
-        prefix = f"{family.layers}."
-        n_trunk = mplm_config.num_hidden_layers - student.config.branch_layers
-        for name in [name for name in weights if name.startswith(prefix)]:
-            index, _, rest = name.removeprefix(prefix).partition(".")
-            if int(index) >= n_trunk:
+        for name in list(weights):
+            layer = _branched_layer(name, student.config)
+            if layer is not None:
                 tensor = weights.pop(name)
                 for branch in range(student.config.n_branches):
-                    weights[f"{prefix}{index}.{branch}.{rest}"] = tensor
-        student.encoder.load_state_dict(weights)
+                    weights[f"{layer.prefix}{branch}.{layer.rest}"] = tensor
+        student.mblm.encoder.load_state_dict(weights)
         return student
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Give the encoder's token embeddings."""
-        return self.encoder.get_input_embeddings()  # type: ignore[no-any-return]
+    def to_plain(self, language: str) -> Any:
+        """Give trunk, one language's branch and the classifier as a plain model of the encoder's family.
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the encoder's token embeddings."""
-        self.encoder.set_input_embeddings(value)
+        Args:
+            language: One with a branch.
 
+        Returns:
+            Such as an ``XLMRobertaForSequenceClassification``, with the same logits; its weights are copies.
+
+        Raises:
+            ValueError: The language has no branch.
+        """
+        branch = self.config.language_id(language)
+        if branch < 0:
+            raise ValueError(f"'{language}' has no branch; these have: {', '.join(self.config.languages)}")
+        plain = _new_classifier(self.config)
+        plain.config.id2label, plain.config.label2id = self.config.id2label, self.config.label2id
+        plain.config.problem_type = self.config.problem_type
+        weights = {}
+        for name, tensor in self.mblm.encoder.state_dict().items():
+            layer = _branched_layer(name, self.config)
+            if layer is None:
+                weights[name] = tensor
+            else:
+                index, _, rest = layer.rest.partition(".")
+                if int(index) == branch % self.config.n_branches:
+                    weights[f"{layer.prefix}{rest}"] = tensor
+        head = _Head(_family(self.config.mplm_config), plain)
+        head.load_state_dict(self.head.state_dict())
+        plain.base_model.load_state_dict(weights)
+        head.give_back(plain)
+        return plain.to(self.device, self.dtype).eval()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers has untyped functions
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -319,35 +576,21 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
             input_ids: Token ids, ``(B, T)``.
             attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
             language_ids: Position of each text's language in ``config.languages``, or -1 for the mixture of
-                all branches; int64, ``(B,)``. None stands for -1 everywhere.
+                all branches; int64, ``(B,)``. None stands for ``config.default_language``.
             mixture_weights: Weights of a mixture whose logits are wanted besides, float ``(B, K)``.
-            labels: Classes, int64, ``(B,)``.
+            labels: Classes, int64, ``(B,)``; or what ``config.problem_type`` asks for.
             kwargs: What the encoder's family takes besides, such as ``token_type_ids`` or ``inputs_embeds``.
         """
-        first = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-        own_weights = self._own_weights(language_ids, first.shape[0], first.device)
-        wanted = own_weights > 0
-        if mixture_weights is not None:
-            wanted = wanted | (mixture_weights > 0)
-        routing = _Routing.of(wanted)
-        token = _ROUTING.set(routing)
-        try:
-            states = self.encoder(
-                input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs
-            ).last_hidden_state
-        finally:
-            _ROUTING.reset(token)
-        pooled = self._pool(states, routing.expand(attention_mask))
-        branch_states = pooled.new_zeros(*wanted.shape, pooled.shape[-1])
-        branch_states = branch_states.index_put((routing.examples, routing.branches), pooled)
-        logits = self.classify(branch_states, own_weights)
+        seen = self.mblm(input_ids, attention_mask, language_ids, mixture_weights, **kwargs)
+        states = seen.branch_states
+        logits = self.classify(states, seen.branch_weights)
         return MBLMOutput(
-            loss=None if labels is None else nn.functional.cross_entropy(logits, labels),
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
-            mixture_logits=(
-                None if mixture_weights is None else self.classify(branch_states, mixture_weights)
-            ),
-            branch_states=branch_states,
+            hidden_states=seen.hidden_states,
+            attentions=seen.attentions,
+            mixture_logits=None if mixture_weights is None else self.classify(states, mixture_weights),
+            branch_states=states,
         )
 
     def classify(self, branch_states: Tensor, weights: Tensor) -> Tensor:
@@ -360,30 +603,45 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         Returns:
             Raw logits, ``(B, C)``.
         """
-        weights = weights.to(branch_states.dtype).unsqueeze(-1)
         if self.config.mixing == "logits":
-            mixed: Tensor = (weights * self.head(branch_states)).sum(dim=1)
-            return mixed
-        logits: Tensor = self.head((weights * branch_states).sum(dim=1))
+            return _mix(self.head(branch_states), weights)
+        logits: Tensor = self.head(_mix(branch_states, weights))
         return logits
 
-    def _own_weights(self, language_ids: Tensor | None, n: int, device: torch.device) -> Tensor:
-        """One-hot at each text's own branch, uniform where it has none; ``(B, K)``."""
-        n_branches = self.config.n_branches
-        mixture = torch.full((n, n_branches), 1 / n_branches, device=device)
-        if language_ids is None or n_branches == 1:
-            return mixture
-        own = nn.functional.one_hot(language_ids.clamp(min=0), n_branches).to(mixture.dtype)
-        return torch.where((language_ids >= 0).unsqueeze(1), own, mixture)
 
-    def _pool(self, states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Reduce ``(P, T, H)`` to ``(P, H)`` as the family does."""
-        if not self._mean_pooling:
-            return states[:, 0]
-        if attention_mask is None:
-            return states.mean(dim=1)
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        return (states * mask).sum(dim=1) / mask.sum(dim=1)
+def _mix(values: Tensor, weights: Tensor) -> Tensor:
+    """Average over branches, ``(B, K, H)`` to ``(B, H)``, with weights ``(B, K)``."""
+    return (weights.to(values.dtype).unsqueeze(-1) * values).sum(dim=1)
+
+
+class _BranchedWeight(NamedTuple):
+    """Where a weight of a branched layer stands: ``<prefix><the rest of its name>``."""
+
+    prefix: str
+    rest: str
+
+
+def _branched_layer(name: str, config: MBLMConfig) -> _BranchedWeight | None:
+    """Take the name of an encoder's weight apart; None where the trunk holds it."""
+    prefix = f"{_family(config.mplm_config).layers}."
+    index, _, rest = name.removeprefix(prefix).partition(".")
+    n_trunk = config.mplm_config.num_hidden_layers - config.branch_layers
+    if not name.startswith(prefix) or int(index) < n_trunk:
+        return None
+    return _BranchedWeight(f"{prefix}{index}.", rest)
+
+
+def _new_classifier(config: MBLMConfig) -> Any:
+    """Make a plain classifier of the encoder's family with new weights."""
+    mplm_config = deepcopy(config.mplm_config)
+    assert config.num_labels is not None  # transformers gives every configuration two
+    mplm_config.num_labels = config.num_labels
+    mplm_config.dtype = None  # that of the student, not that in which the encoder was saved
+    # sdpa is the default of the families that have it, and DeBERTa does not.
+    attention = config._attn_implementation
+    return AutoModelForSequenceClassification.from_config(
+        mplm_config, attn_implementation=None if attention == "sdpa" else attention
+    )
 
 
 def _family(config: PreTrainedConfig) -> _Family:
@@ -394,5 +652,7 @@ def _family(config: PreTrainedConfig) -> _Family:
 
 
 AutoConfig.register("mblm", MBLMConfig, exist_ok=True)
+AutoModel.register(MBLMConfig, MBLMModel, exist_ok=True)
 AutoModelForSequenceClassification.register(MBLMConfig, MBLMForSequenceClassification, exist_ok=True)
+MBLMModel.register_for_auto_class("AutoModel")
 MBLMForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
