@@ -41,9 +41,9 @@ def compact(
 ) -> Compacted:
     """Merge shards, while others read and write them.
 
-    A merged shard is written before its parts are deleted: whatever stops this, every soft label is in at
-    least one shard. Who has listed a part that is gone finds it in the merged shard, which is there by then.
-    Damaged shards stay where they are.
+    A merged shard is new, and written before its parts are deleted: whatever stops this, and whoever does the
+    same at the same time, every soft label is in at least one shard. Who has listed a part that is gone finds
+    it in the merged shard, which is there by then. Damaged shards stay where they are.
 
     Args:
         root: The store.
@@ -63,8 +63,9 @@ def compact(
             together = SoftLabels.concatenate(list(read.values()))
             again, _ = Index(together.ids).repeats()
             n_repeated += len(again)
-            merged = store.append(together.take(np.delete(np.arange(len(together)), again)), format_=format_)
-            for name in read.keys() - {merged}:
+            kept = np.delete(np.arange(len(together)), again)
+            store.append(together.take(kept), format_=format_, unique=True)
+            for name in read:
                 store.folder.delete(name)
         on_bytes(sum(sizes[name] for name in group))
     return Compacted(producer_id, len(sizes), len(store.shards()), n_repeated)

@@ -42,6 +42,8 @@ def export(
         ProducerError: The producer.json is absent, unreadable or not that of the id.
         StoreError: There are no soft labels, or they changed meanwhile.
     """
+    if file.is_dir():
+        raise StoreError(f"{file} is a folder; name the file to write")
     store = Store.open(root, producer_id)
     sizes = store.shards()
     ids = [pa.array([], ID_TYPE)]

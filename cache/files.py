@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ _TEMPORARY = ".tmp"
 
 
 class Entry(NamedTuple):
-    """What a listing says of one name."""
+    """What a listing says of one name. A link to a folder is no folder: nothing follows it."""
 
     size: int
     is_folder: bool
@@ -38,6 +39,8 @@ class Folder:
 
     def __init__(self, place: str | Path) -> None:
         self.url = str(place)
+        if not self.url:
+            raise StoreError("an empty name is no place for a store")
         try:
             self._fs, self._path = fsspec.url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:
@@ -76,19 +79,35 @@ class Folder:
                 modified = info.get("LastModified", info.get("mtime"))  # of object stores, and of disks
                 if isinstance(modified, float):
                     modified = datetime.fromtimestamp(modified, UTC)
-                entries[name] = Entry(int(info["size"] or 0), info["type"] == "directory", modified)
+                is_folder = info["type"] == "directory" and not info.get("islink")
+                entries[name] = Entry(int(info["size"] or 0), is_folder, modified)
         return dict(sorted(entries.items()))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, limit: int) -> bytes:
         """Read a file as a whole: what is checked is what is used, whatever happens to the file then.
+
+        Args:
+            name: The file.
+            limit: Bytes; a larger file is not read, whatever size a listing gives for it.
 
         Raises:
             FileNotFoundError: It is not there, or no longer.
+            ValueError: It is larger than `limit`, or no plain file.
             StoreError: The place cannot be reached.
         """
         with self._reaching():
-            data: bytes = self._fs.cat_file(self._join(name))
+            if self.is_local:
+                data = _read_local(self._join(name), limit)
+            else:
+                data = self._fs.cat_file(self._join(name), start=0, end=limit + 1)
+        if len(data) > limit:
+            raise ValueError(f"it is larger than {limit:,} bytes")
         return data
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a file is there now."""
+        with self._reaching():
+            return bool(self._fs.exists(self._join(name)))
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a file that is never seen half-written, and is kept when this returns.
@@ -119,11 +138,6 @@ class Folder:
             with suppress(OSError):  # it is not there, or never was on an object store
                 self._fs.rmdir(self._path)
 
-    def move(self, name: str, subfolder: str) -> None:
-        """Move a file into a folder in this one; a copy that is there already is replaced."""
-        self.folder(subfolder).write(name, self.read(name))
-        self.delete(name)
-
     def _join(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}"
 
@@ -142,6 +156,15 @@ class Folder:
                 raise
             first_line = str(error).strip().partition("\n")[0] or type(error).__name__
             raise StoreError(f"cannot use {self.url}: {first_line}") from error
+
+
+def _read_local(path: str, limit: int) -> bytes:
+    # Not blocking: opening a pipe that has a file's name would wait for a writer for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no plain file")
+        return file.read(limit + 1)
 
 
 def is_temporary(name: str) -> bool:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from cache.errors import StoreError
 from cache.files import Folder, is_temporary
 from cache.label_set import MANIFEST
-from cache.ls import Listed, ls
+from cache.ls import Listed, describe, ls
 from cache.shards import ShardName
 from cache.store import FACTS, LAST_USE, SET_ASIDE
 
@@ -48,7 +49,8 @@ def plan(
             nobody used within ``GRACE``.
     """
     now = datetime.now(UTC)
-    candidates = [one for one in reversed(ls(root)) if referenced is None or one.producer not in referenced]
+    listed = ls(root)
+    candidates = [one for one in reversed(listed) if referenced is None or one.producer not in referenced]
     victims = {}
     for one in candidates:
         age = now - one.last_use
@@ -57,7 +59,7 @@ def plan(
         elif unused_for is None and max_size is None and age >= GRACE:
             victims[one.producer] = Victim(one, "no experiment refers to it")
     if max_size is not None:
-        size = sum(one.size for one in ls(root)) - sum(victim.listed.size for victim in victims.values())
+        size = sum(one.size for one in listed) - sum(victim.listed.size for victim in victims.values())
         for one in candidates:
             if size > max_size and one.producer not in victims:
                 victims[one.producer] = Victim(one, "longest unused, and the store is too large")
@@ -65,28 +67,43 @@ def plan(
     return list(victims.values())
 
 
-def delete(root: str | Path, producer_id: str) -> None:
-    """Delete a producer, but for foreign files. What is interrupted leaves fewer shards, and none wrong."""
-    folder = Folder(root).folder(producer_id)
-    aside = folder.folder(SET_ASIDE)
-    for name in aside.list():
-        aside.delete(name)
-    aside.delete_if_empty()
+def delete(root: str | Path, victim: Victim) -> bool:
+    """Delete a producer, but for foreign files, and unless it was used since it was chosen.
+
+    What is interrupted leaves fewer shards, and none that is wrong; producer.json goes last.
+
+    Returns:
+        Whether it was deleted.
+    """
+    if describe(root, victim.listed.producer) != victim.listed:
+        return False
+    folder = Folder(root).folder(victim.listed.producer)
+    entries = folder.list()
+    if SET_ASIDE in entries and entries[SET_ASIDE].is_folder:
+        aside = folder.folder(SET_ASIDE)
+        _delete_ours(aside)
+        aside.delete_if_empty()
+    _delete_ours(folder)
+    folder.delete(FACTS)
+    folder.delete_if_empty()
+    return True
+
+
+def _delete_ours(folder: Folder) -> None:
     for name, entry in folder.list().items():
         if not entry.is_folder and (ShardName.parse(name) or is_temporary(name) or name == LAST_USE):
             folder.delete(name)
-    folder.delete(FACTS)
-    folder.delete_if_empty()
 
 
-def referenced_by(clone: Path) -> set[str]:
+def referenced_by(clone: Path, *, ignore_missing: bool = False) -> set[str]:
     """Find the producers that a clone's experiments refer to.
 
     These are the producers of every soft-label set in the working folder, and in every version of
-    ``dvc.lock`` that Git keeps in any branch, tag, stash or experiment.
+    ``dvc.lock`` that Git knows: of branches, tags, stashes and experiments, and what was there before.
 
     Args:
-        clone: A Git repository of this project, with DVC.
+        clone: The top folder of a Git repository of this project, with DVC and with its whole history.
+        ignore_missing: Let go of experiments whose soft labels are not in the clone's DVC cache.
 
     Raises:
         StoreError: It is none, or the soft labels of an experiment are not in its DVC cache, so that nobody
@@ -94,54 +111,72 @@ def referenced_by(clone: Path) -> set[str]:
     """
     manifests = [path.read_bytes() for path in clone.glob(f"{_SOFT_LABELS}*/{MANIFEST}")]
     found = set().union(*map(_producers_of, manifests))
-    digests = {
-        out["md5"]
-        for lock in _locks(clone)
-        for stage in (lock.get("stages") or {}).values()
-        for out in stage.get("outs") or []
-        if out["path"].startswith(_SOFT_LABELS)
-    }
+    digests = set()
+    for lock in _locks(clone):
+        try:
+            outs = [out for stage in (lock.get("stages") or {}).values() for out in stage.get("outs") or []]
+            digests |= {out["md5"] for out in outs if out["path"].startswith(_SOFT_LABELS)}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise StoreError(f"{clone}: a version of dvc.lock makes no sense ({error!r})") from error
+    missing = []
     for digest in sorted(digests):
-        found |= _producers_of(_manifest(clone, digest))
+        manifest = _manifest(clone, digest)
+        if manifest is None:
+            missing.append(digest)
+        else:
+            found |= _producers_of(manifest)
+    if missing and not ignore_missing:
+        raise StoreError(
+            f"{clone}: {len(missing)} soft-label sets of its experiments are not in its DVC cache, so it is "
+            "not known whose they are; get them with: dvc fetch --all-commits, or let go of "
+            "these experiments with: --ignore-missing"
+        )
     return found
 
 
-def _locks(clone: Path) -> list[dict[str, Any]]:
-    """Read every version of dvc.lock: that of the working folder and all that Git has."""
+def _locks(clone: Path) -> list[Any]:
+    """Read every version of dvc.lock: that of the working folder and all that Git knows."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(clone), *arguments], capture_output=True, check=False)
         if done.returncode:
             message = done.stderr.decode(errors="replace").strip().partition("\n")[0]
             raise StoreError(f"{clone} is not a clone whose experiments can be read: {message}")
-        return done.stdout.decode()
+        return done.stdout.decode().strip()
 
-    commits = git("log", "--all", "--format=%H", "--", "dvc.lock").split()
-    blobs = {
-        line.split()[2] for commit in commits for line in git("ls-tree", commit, "dvc.lock").splitlines()
-    }
-    texts = [git("cat-file", "blob", blob) for blob in sorted(blobs)]
+    if Path(git("rev-parse", "--show-toplevel")) != clone.resolve():
+        raise StoreError(f"{clone} is not the top folder of a clone")
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        raise StoreError(f"{clone} has not its whole history; get it with: git fetch --unshallow")
+    commits = git("log", "--all", "--reflog", "--full-history", "-m", "--format=%H", "--", "dvc.lock").split()
+    trees = [line for commit in set(commits) for line in git("ls-tree", commit, "dvc.lock").splitlines()]
+    texts = [git("cat-file", "blob", blob) for blob in sorted({line.split()[2] for line in trees})]
     if (clone / "dvc.lock").is_file():
         texts.append((clone / "dvc.lock").read_text(encoding="utf-8"))
-    return [YAML(typ="safe").load(text) or {} for text in texts]
+    if not texts:
+        raise StoreError(f"{clone} has no dvc.lock in any commit, so nothing tells what it refers to")
+    try:
+        return [YAML(typ="safe").load(text) or {} for text in texts]
+    except YAMLError as error:
+        line = " ".join(str(error).split())
+        raise StoreError(f"{clone}: a version of dvc.lock is not YAML: {line}") from error
 
 
-def _manifest(clone: Path, digest: str) -> bytes:
-    """Read the manifest of a soft-label set from the clone's DVC cache, by the set's digest."""
-    from dvc.repo import Repo  # slow import
+def _manifest(clone: Path, digest: str) -> bytes | None:
+    """Read the manifest of a soft-label set from the clone's DVC cache; None where it is not there."""
+    from dvc.exceptions import DvcException  # slow imports
+    from dvc.repo import Repo
 
-    with Repo(str(clone)) as repo:
-        path = repo.cache.local.oid_to_path
-        try:
+    try:
+        with Repo(str(clone)) as repo:
+            path = repo.cache.local.oid_to_path
             files = json.loads(Path(path(digest)).read_bytes())
             (manifest,) = [file["md5"] for file in files if file["relpath"] == MANIFEST]
             return Path(path(manifest)).read_bytes()
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"{clone}: soft labels of an experiment ({digest}) are not in its DVC cache ({error}), so it "
-                "is not known whose they are; get them with: dvc fetch --all-commits, or let go of the "
-                "experiment with: dvc exp remove"
-            ) from error
+    except DvcException as error:
+        raise StoreError(f"{clone} is not a clone with DVC: {error}") from error
+    except (OSError, ValueError):
+        return None
 
 
 def _producers_of(manifest: bytes) -> set[str]:

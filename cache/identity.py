@@ -16,21 +16,20 @@ ID_TYPE = pa.binary(16)
 
 SCHEMA_VERSION = 1
 
-# Tokenizer files by role. What else lies in a model folder cannot change a token.
+# The files that transformers' tokenizers read; those that tokenizer_config.json names come to them.
 _TOKENIZER_FILES = (
-    "added_tokens.json",
-    "bpe.codes",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "spm.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
+    *("added_tokens.json", "bpe.codes", "entity_vocab.json", "merges.txt", "prophetnet.tokenizer"),
+    *(
+        "sentencepiece.bpe.model",
+        "sentencepiece.model",
+        "special_tokens_map.json",
+        "spiece.model",
+        "spm.model",
+    ),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt"),
+    *("word_pronunciation.json", "word_shape.json"),
 )
+_WEIGHTS_INDEX = "model.safetensors.index.json"
 # Keys of config.json and tokenizer_config.json that cannot change a logit: where the files came from, who
 # wrote them, and how they are to be loaded (the compute dtype is a fact of its own).
 _VOLATILE_KEYS = frozenset(
@@ -128,6 +127,10 @@ class Producer:
 
     facts: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.facts, dict):
+            raise ProducerError("the facts of the producer are no mapping")
+
     @classmethod
     def of_teacher(
         cls,
@@ -151,23 +154,21 @@ class Producer:
             ProducerError: The folder has no configuration, no safetensors weights or no tokenizer, or the
                 teacher has too few or too many classes for `outputs`.
         """
-        config_file = folder / "config.json"
-        weights = sorted(folder.glob("*.safetensors"))
-        tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-        for found, what in (
-            (config_file.is_file(), "config.json"),
-            (weights, "weights in *.safetensors"),
-            (tokenizer, "tokenizer files"),
+        for names, what in (
+            (["config.json"], "config.json"),
+            (["model.safetensors", _WEIGHTS_INDEX], "weights in model.safetensors"),
+            (_TOKENIZER_FILES, "tokenizer files"),
         ):
-            if not found:
+            if not any((folder / name).is_file() for name in names):
                 raise ProducerError(f"{folder} is not a teacher: it has no {what}")
+        config = _stable_json(folder / "config.json")
         producer = cls(
             {
                 "schema": SCHEMA_VERSION,
                 "outputs": ["logits", "hidden"] if outputs.hidden else ["logits"],
-                "weights": sorted(file_digest(path) for path in weights),
-                "config": _stable_json(config_file),
-                "tokenizer": {path.name: _tokenizer_fact(path) for path in tokenizer},
+                **_weights(folder),
+                "config": config,
+                "tokenizer": _tokenizer(folder),
                 "text_fields": list(text_fields),
                 "max_tokens": max_tokens,
                 "truncation": "longest_first",
@@ -200,17 +201,37 @@ class Producer:
 
     @property
     def outputs(self) -> Outputs:
-        """What is kept of the teacher's answers."""
-        return Outputs(
-            dtype=self.facts.get("logits_dtype", "float32"),
-            top_k=self.facts.get("top_k"),
-            hidden="hidden" in self.facts.get("outputs", ()),
-        )
+        """What is kept of the teacher's answers.
+
+        Raises:
+            ProducerError: The facts do not say it in a way that this version knows.
+        """
+        kept = self.facts.get("outputs", ["logits"])
+        dtype, top_k = self.facts.get("logits_dtype", "float32"), self.facts.get("top_k")
+        if (
+            kept not in (["logits"], ["logits", "hidden"])
+            or dtype not in ("float32", "float16")
+            or not (top_k is None or type(top_k) is int)
+        ):
+            raise ProducerError(
+                f"the producer keeps {kept} as {dtype}, top_k {top_k}, which is not known here"
+            )
+        return Outputs(dtype=dtype, top_k=top_k, hidden="hidden" in kept)
 
     @property
     def columns(self) -> dict[str, Column]:
-        """The columns of the producer's soft labels besides ``example_id``."""
-        return self.outputs.columns(len(self.classes))
+        """The columns of the producer's soft labels besides ``example_id``.
+
+        Raises:
+            ProducerError: The facts do not tell.
+        """
+        columns = self.outputs.columns(len(self.classes))
+        if "hidden" in columns:
+            config = self.facts["config"]
+            width = config.get("hidden_size", config.get("dim"))  # DistilBERT's word
+            if type(width) is int and 0 < width < 2**16:
+                columns["hidden"] = Column("float16", width)
+        return columns
 
 
 def canonical_json(value: Any) -> bytes:
@@ -226,17 +247,51 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _stable_json(path: Path) -> dict[str, Any]:
+def _weights(folder: Path) -> dict[str, Any]:
+    """Give the facts of the weights that transformers loads: of one file, or of those that an index names."""
+    if (folder / "model.safetensors").is_file():
+        return {"weights": [file_digest(folder / "model.safetensors")]}
+    index = _read_json(folder / _WEIGHTS_INDEX)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ProducerError(f"{path} is not JSON: {error}") from error
-    values = {key: value for key, value in values.items() if key not in _VOLATILE_KEYS}
+        files = {str(weight): folder / Path(str(name)).name for weight, name in index["weight_map"].items()}
+        digests = {path: file_digest(path) for path in sorted(set(files.values()))}
+    except (AttributeError, KeyError) as error:
+        raise ProducerError(f"{folder / _WEIGHTS_INDEX} names no weights") from error
+    except FileNotFoundError as error:
+        raise ProducerError(f"{folder} is not a teacher: it has no {error.filename}") from error
+    placed = {weight: digests[path] for weight, path in files.items()}
+    return {
+        "weights": sorted(digests.values()),
+        "weight_map": hashlib.sha256(canonical_json(placed)).hexdigest(),
+    }
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    """Give the facts of the tokenizer, by file name."""
+    names = set(_TOKENIZER_FILES)
+    if (folder / "tokenizer_config.json").is_file():
+        names |= set(map(str, _read_json(folder / "tokenizer_config.json").get("fast_tokenizer_files") or ()))
+    facts: dict[str, Any] = {}
+    for name in sorted(names):
+        path = folder / Path(name).name
+        if path.is_file():
+            facts[name] = _stable_json(path) if name == "tokenizer_config.json" else file_digest(path)
+    return facts
+
+
+def _stable_json(path: Path) -> dict[str, Any]:
+    values = {key: value for key, value in _read_json(path).items() if key not in _VOLATILE_KEYS}
     if path.name == "config.json":
         # transformers leaves two classes that are called LABEL_0 and LABEL_1 unwritten.
         values.setdefault("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
     return values
 
 
-def _tokenizer_fact(path: Path) -> Any:
-    return _stable_json(path) if path.name == "tokenizer_config.json" else file_digest(path)
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (RecursionError, ValueError) as error:
+        raise ProducerError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ProducerError(f"{path} is no JSON object")
+    return values

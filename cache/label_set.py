@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cache.errors import CacheError, ManifestError, MissingSoftLabelsError
-from cache.files import Folder, write_atomically
+from cache.files import Folder, is_temporary, write_atomically
 from cache.identity import SCHEMA_VERSION, Producer, canonical_json
 from cache.lookup import Lookup
 from cache.shards import ShardName, read_shard, write_shard
@@ -47,7 +47,8 @@ class SoftLabelSet:
     ) -> None:
         """Write a set in place of the one that lies there.
 
-        The manifest is replaced last but for the old shards, so a reader sees the old set or the new one.
+        The manifest is replaced last but for the old shards, so what interrupts this leaves the old set or
+        the new one. Two writers at once leave one of their sets, or one that `read` refuses.
         """
         row_bytes = 16 + sum(values[:1].nbytes for values in soft_labels.columns.values())
         step = max(1, _SHARD_BYTES // row_bytes)
@@ -68,7 +69,8 @@ class SoftLabelSet:
         }
         write_atomically(folder / MANIFEST, canonical_json(manifest))
         for path in folder.iterdir():
-            if ShardName.parse(path.name) is not None and path.name not in shards:
+            old = ShardName.parse(path.name) is not None and path.name not in shards
+            if old or is_temporary(path.name):
                 path.unlink()
 
     @classmethod
@@ -130,7 +132,7 @@ class SoftLabelSet:
         for name in self.shards:
             try:
                 lookup.fill(read_shard(Folder(self.folder), name, producer=self.producer))
-            except (CacheError, FileNotFoundError, ValueError) as error:
+            except (CacheError, OSError, ValueError) as error:
                 raise ManifestError(
                     folder=str(self.folder), language=self.language, reason=str(error)
                 ) from error

@@ -116,9 +116,8 @@ class Lookup:
             self._n_classes = soft_labels.n_classes
             for name, values in soft_labels.columns.items():
                 self._columns[name] = np.zeros((len(self.ids), *values.shape[1:]), values.dtype)
-        shapes = {name: (values.dtype, values.shape[1:]) for name, values in soft_labels.columns.items()}
-        if shapes != {name: (values.dtype, values.shape[1:]) for name, values in self._columns.items()}:
-            raise ValueError("its columns are not those of the producer's other shards")
+        if soft_labels.shapes() != {name: values.shape[1:] for name, values in self._columns.items()}:
+            raise ValueError("its columns are not those of the other soft labels")
         for start in range(0, len(soft_labels), _BLOCK):  # bounds the memory, however large the shard
             some = slice(start, start + _BLOCK)
             positions = self._index.positions(soft_labels.ids[some])

@@ -36,13 +36,18 @@ class Listed:
 
 def ls(root: str | Path) -> list[Listed]:
     """List a store's producers, the last used first. Nothing but names and ``last_use.json`` is read."""
-    return sorted((_describe(root, one) for one in producer_ids(root)), key=lambda one: one.last_use)[::-1]
+    return sorted((describe(root, one) for one in producer_ids(root)), key=lambda one: one.last_use)[::-1]
 
 
-def _describe(root: str | Path, producer: str) -> Listed:
+def describe(root: str | Path, producer: str) -> Listed:
+    """Tell what names and ``last_use.json`` tell of a producer."""
     folder = Folder(root).folder(producer)
     entries = folder.list()
-    shards = {name: parsed for name in entries if (parsed := ShardName.parse(name)) is not None}
+    shards = {
+        name: parsed
+        for name, entry in entries.items()
+        if (parsed := ShardName.parse(name)) is not None and not entry.is_folder
+    }
     use = None
     if LAST_USE in entries:
         use = LastUse.read(folder)

@@ -1,12 +1,13 @@
 """Set damaged files aside, so that what they held is labelled again."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cache.errors import DamagedShardError, ProducerError
 from cache.files import Folder, is_temporary
-from cache.shards import ShardName, read_bytes
+from cache.shards import MAX_BYTES, ShardName, read_bytes
 from cache.store import FACTS, SET_ASIDE, Store
 
 _ABANDONED = timedelta(days=1)
@@ -45,7 +46,8 @@ def repair(root: str | Path, producer_id: str) -> Repaired:
             pass
         damaged = {name: error.reason for name, error in store.damaged.items()}
     for name in damaged:
-        folder.move(name, SET_ASIDE)
+        with suppress(FileNotFoundError):  # another process repairs, too
+            _set_aside(folder, name)
     for name, entry in folder.list().items():
         if is_temporary(name) and entry.modified and datetime.now(UTC) - entry.modified > _ABANDONED:
             folder.delete(name)
@@ -61,4 +63,17 @@ def _by_digest(folder: Folder) -> dict[str, str]:
                 read_bytes(folder, name)
             except DamagedShardError as error:
                 damaged[name] = error.reason
+            except FileNotFoundError:
+                continue
     return damaged
+
+
+def _set_aside(folder: Folder, name: str) -> None:
+    try:
+        data = folder.read(name, limit=MAX_BYTES)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        data = b""  # nothing that can be kept
+    folder.folder(SET_ASIDE).write(name, data)
+    folder.delete(name)

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from typing import NamedTuple, Self
+import secrets
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from cache.files import Folder
 from cache.identity import ID_TYPE, SCHEMA_VERSION, Producer
 from cache.soft_labels import SoftLabels
 
-MAX_BYTES = 1 << 31
+MAX_BYTES = 1 << 30
 """Larger shards are neither written nor read."""
 
 _FORMATS = {"arrow": arrow_format, "zarr": zarr_format}
@@ -34,7 +35,9 @@ class ShardName(NamedTuple):
         return cls(int(match["rows"]), match["digest"], match["extension"]) if match else None
 
 
-def write_shard(folder: Folder, soft_labels: SoftLabels, *, producer: Producer, format_: str) -> str:
+def write_shard(
+    folder: Folder, soft_labels: SoftLabels, *, producer: Producer, format_: str, unique: bool = False
+) -> str:
     """Write a shard so that it exists whole or not at all.
 
     Two writers of the same bytes choose the same name, and either file may win.
@@ -44,6 +47,7 @@ def write_shard(folder: Folder, soft_labels: SoftLabels, *, producer: Producer, 
         soft_labels: At least one.
         producer: Whose they are.
         format_: ``arrow`` or ``zarr``.
+        unique: Give it bytes, and so a name, that no other shard has, even one of the same soft labels.
 
     Returns:
         The shard's file name.
@@ -57,7 +61,13 @@ def write_shard(folder: Folder, soft_labels: SoftLabels, *, producer: Producer, 
     n_broken = _count_not_finite(soft_labels)
     if n_broken:
         raise NotFiniteError(str(folder), n_broken)
-    metadata = {"schema": SCHEMA_VERSION, "producer": producer.id, "classes": producer.classes}
+    metadata: dict[str, Any] = {
+        "schema": SCHEMA_VERSION,
+        "producer": producer.id,
+        "classes": producer.classes,
+    }
+    if unique:
+        metadata["nonce"] = secrets.token_hex(8)
     codec = _FORMATS[format_]
     data = codec.encode(soft_labels, metadata)
     if len(data) > MAX_BYTES:
@@ -122,9 +132,13 @@ def read_bytes(folder: Folder, name: str) -> bytes:
     """
     path = f"{folder}/{name}"
     try:
-        data = folder.read(name)
-    except (IsADirectoryError, PermissionError) as error:
+        data = folder.read(name, limit=MAX_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
         raise DamagedShardError(path, f"it cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DamagedShardError(path, str(error)) from error
     parsed = ShardName.parse(name)
     if parsed is None or hashlib.sha256(data).hexdigest() != parsed.digest:
         raise DamagedShardError(path, "its content does not match the digest in its name")

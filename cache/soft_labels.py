@@ -75,6 +75,10 @@ class SoftLabels:
         columns = {name: values[positions] for name, values in self.columns.items()}
         return type(self)(_ids_of(ids), columns, self.n_classes)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Give the shape of one example's value, by column."""
+        return {name: values.shape[1:] for name, values in self.columns.items()}
+
     @property
     def logits(self) -> NDArray[np.float32]:
         """Raw logits in the teacher's class order, float32, shape ``(N, C)``.

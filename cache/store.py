@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from cache.errors import CacheError, DamagedShardError, ProducerError, StoreErro
 from cache.files import Folder, is_temporary
 from cache.identity import Producer, canonical_json
 from cache.lookup import Lookup
-from cache.shards import MAX_BYTES, ShardName, read_shard, write_shard
+from cache.shards import ShardName, read_shard, write_shard
 from cache.soft_labels import SoftLabels
 
 ENVIRONMENT_VARIABLE = "MBLM_TEACHER_CACHE"
@@ -25,6 +25,10 @@ FACTS = "producer.json"
 LAST_USE = "last_use.json"
 SET_ASIDE = "damaged"
 
+MAX_JSON = 1 << 24
+"""Larger JSON files are not read, in bytes."""
+
+_CLOCKS_DIFFER = timedelta(days=1)  # at most, between the machines that share a store
 _PRODUCER_ID = re.compile("[0-9a-f]{64}")
 # Shards in flight: several hide an object store's latency; on a disk they would only wait for each other.
 _AT_ONCE_FAR, _AT_ONCE_HERE = 8, 2
@@ -66,9 +70,11 @@ class LastUse:
     def read(cls, folder: Folder) -> Self | None:
         """Read a producer's ``last_use.json``; None where it is absent or makes no sense."""
         try:
-            values = json.loads(folder.read(LAST_USE))
+            values = json.loads(folder.read(LAST_USE, limit=MAX_JSON))
             at = datetime.fromisoformat(values["at"]).astimezone(UTC)
-            return cls(at, str(values["teacher"]), str(values["language"]))
+            if at > datetime.now(UTC) + _CLOCKS_DIFFER:
+                return None
+            return cls(at, str(values["teacher"])[:200], str(values["language"])[:20])
         except (FileNotFoundError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             return None
 
@@ -89,7 +95,7 @@ class Store:
         self.folder = Folder(root).folder(producer.id)
         self.producer = producer
         self.damaged: dict[str, DamagedShardError] = {}
-        self._created = False
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     @classmethod
     def open(cls, root: str | Path, producer_id: str) -> Self:
@@ -131,6 +137,12 @@ class Store:
             for start in range(0, len(ordered), at_once):
                 some = ordered[start : start + at_once]
                 for name, result in zip(some, pool.map(read_one, some), strict=True):
+                    if isinstance(result, SoftLabels) and result.shapes() != self._shapes:
+                        if self._shapes:
+                            reason = "its columns are not those of the producer's other shards"
+                            result = DamagedShardError(f"{self.folder}/{name}", reason)
+                        else:
+                            self._shapes = result.shapes()
                     if isinstance(result, DamagedShardError):
                         self.damaged[name] = result
                     elif result is not None:
@@ -145,7 +157,7 @@ class Store:
         Raises:
             ProducerError: The folder's producer.json belongs to another producer.
         """
-        if FACTS in self.folder.list():  # absent where a first writer was killed before its first shard
+        if self.folder.exists(FACTS):  # it is not where nobody has appended yet
             _read_producer(self.folder, self.producer.id)
         lookup = Lookup(ids)
         self.update(lookup)
@@ -154,39 +166,37 @@ class Store:
     def update(self, lookup: Lookup) -> None:
         """Fill a look-up from the shards that it has not seen, whoever wrote them."""
         while True:
-            sizes = self.shards()
-            new = sizes.keys() - lookup.seen
+            new = self.shards().keys() - lookup.seen
             if not new:
                 return
             lookup.seen |= new
-            for name in [name for name in new if sizes[name] > MAX_BYTES]:
-                self.damaged[name] = DamagedShardError(f"{self.folder}/{name}", "it is too large for a shard")
-                new.remove(name)
-            for name, soft_labels in self.read(new):
-                try:
-                    lookup.fill(soft_labels)
-                except ValueError as error:
-                    self.damaged[name] = DamagedShardError(f"{self.folder}/{name}", str(error))
+            for _, soft_labels in self.read(new):
+                lookup.fill(soft_labels)
 
     def create(self) -> None:
-        """Make the producer's folder: a store that cannot be written to is noticed before the work."""
-        if not self._created and FACTS not in self.folder.list():
-            self.folder.write(FACTS, canonical_json(self.producer.facts))
-        self._created = True
+        """Write producer.json: a store that cannot be written to is noticed before the work."""
+        self.folder.write(FACTS, canonical_json(self.producer.facts))
 
-    def append(self, soft_labels: SoftLabels, *, format_: str = "arrow") -> str:
+    def append(self, soft_labels: SoftLabels, *, format_: str = "arrow", unique: bool = False) -> str:
         """Add soft labels as one new shard. They are on disk when this returns.
+
+        Args:
+            soft_labels: At least one, of this producer.
+            format_: ``arrow`` or ``zarr``.
+            unique: Give the shard a name that no other has, even one of the same soft labels.
 
         Returns:
             The shard's name.
         """
-        self.create()
-        return write_shard(self.folder, soft_labels, producer=self.producer, format_=format_)
+        if not self.folder.exists(FACTS):  # or no longer: somebody may have cleaned up
+            self.create()
+        return write_shard(self.folder, soft_labels, producer=self.producer, format_=format_, unique=unique)
 
     def note_use(self, *, teacher: str, language: str) -> None:
         """Write down who uses this, for people and for ``gc``; a read-only store still serves."""
         try:
-            self.create()
+            if not self.folder.exists(FACTS):
+                self.create()
             self.folder.write(LAST_USE, LastUse(datetime.now(UTC), teacher, language).encode())
         except (CacheError, OSError):
             return
@@ -204,12 +214,14 @@ class Store:
 
 
 def producer_ids(root: str | Path) -> list[str]:
-    """List the producers that have a folder in a store."""
-    return [
-        name
-        for name, entry in Folder(root).list().items()
-        if entry.is_folder and _PRODUCER_ID.fullmatch(name)
-    ]
+    """List the producers in a store: the folders of an id's name that hold a shard or a producer.json."""
+    found = []
+    for name, entry in Folder(root).list().items():
+        if entry.is_folder and _PRODUCER_ID.fullmatch(name):
+            inside = Folder(root).folder(name).list()
+            if FACTS in inside or any(ShardName.parse(one) for one in inside):
+                found.append(name)
+    return found
 
 
 def find_producer(root: str | Path, prefix: str) -> str:
@@ -223,24 +235,25 @@ def find_producer(root: str | Path, prefix: str) -> str:
         what = "no producer" if not found else f"{len(found)} producers"
         raise StoreError(
             f"{what} in {root} with an id that begins with '{prefix}'; "
-            "list them with: python -m pipeline cache ls"
+            f"list them with: python -m pipeline cache ls --store {root}"
         )
     return found[0]
 
 
 def _read_producer(folder: Folder, producer_id: str) -> Producer:
     path = f"{folder}/{FACTS}"
-    mend = "delete it and run teacher label again"
+    mend = "mend it with: python -m pipeline cache repair"
     try:
-        facts: Any = json.loads(folder.read(FACTS))
+        facts: Any = json.loads(folder.read(FACTS, limit=MAX_JSON))
     except FileNotFoundError:
-        raise ProducerError(f"{path} is not there; run teacher label again") from None
+        raise ProducerError(f"{path} is not there; {mend}") from None
     except (RecursionError, ValueError) as error:
         raise ProducerError(f"{path} is not JSON ({error}); {mend}") from error
     try:
         producer = Producer(facts)
+        _ = producer.columns
         if producer.id == producer_id:
             return producer
-    except (RecursionError, TypeError, ValueError):
+    except (ProducerError, RecursionError, TypeError, ValueError):
         pass
     raise ProducerError(f"{path} describes another producer; {mend}")

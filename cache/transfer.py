@@ -53,8 +53,11 @@ def compare(source: str | Path, target: str | Path, producer_ids: Iterable[str])
 
 def copy(
     source: str | Path, target: str | Path, todo: Plan, *, on_bytes: Callable[[int], None]
-) -> list[DamagedShardError]:
+) -> tuple[list[DamagedShardError], list[str]]:
     """Copy shards. What is stopped goes on where it was, for a shard that arrived is no longer missing.
+
+    A shard that vanishes meanwhile, because another process merged it, is left out: what replaces it is
+    missing in the next comparison.
 
     Args:
         source: A store.
@@ -63,9 +66,10 @@ def copy(
         on_bytes: Called with the size of each shard that is done.
 
     Returns:
-        The shards that are damaged in the source, and so were not copied.
+        The shards that are damaged in the source, and so were not copied; and the names of those that
+        vanished.
     """
-    damaged = []
+    damaged, vanished = [], []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for producer_id, sizes in todo.missing.items():
             store = Store.open(source, producer_id)
@@ -83,9 +87,11 @@ def copy(
                         done.result()
                     except DamagedShardError as error:
                         damaged.append(error)
+                    except FileNotFoundError:
+                        vanished.append(name)
                     on_bytes(sizes[name])
             _copy_last_use(store.folder, there.folder)
-    return damaged
+    return damaged, vanished
 
 
 def _copy_last_use(source: Folder, target: Folder) -> None:

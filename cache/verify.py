@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cache.errors import ProducerError
 from cache.identity import ID_TYPE
 from cache.lookup import Index
 from cache.soft_labels import SoftLabels
-from cache.store import Store
+from cache.store import FACTS, Store
 
 TOLERANCE = 1e-4
 """Between logits computed twice: they move by about 1e-7 with the batch, so equality is never asked for."""
@@ -27,7 +28,7 @@ class Verified:
         examples: Different ones in these.
         repeated: Soft labels of examples that another shard has, too; `compact` leaves them out.
         contradicting: Of these, how many differ by more than ``TOLERANCE``.
-        damaged: Reasons, by the shard's name.
+        damaged: Reasons, by the file's name; without its producer.json a producer is not checked further.
         foreign: Names in the folder that are nobody's; they are not read.
     """
 
@@ -48,10 +49,11 @@ def verify(root: str | Path, producer_id: str, *, on_bytes: Callable[[int], None
         producer_id: Whose shards to check.
         on_bytes: Called with the size of each shard when it is checked.
 
-    Raises:
-        ProducerError: The producer.json is absent, unreadable or not that of the id.
     """
-    store = Store.open(root, producer_id)
+    try:
+        store = Store.open(root, producer_id)
+    except ProducerError as error:
+        return Verified(producer_id, 0, 0, 0, 0, damaged={FACTS: str(error)}, foreign=[])
     sizes = store.shards()
     ids = [pa.array([], ID_TYPE)]
     good = []

@@ -17,8 +17,7 @@ from pipeline.options import Changes, ParamsFile, load
 if TYPE_CHECKING:
     from cache.ls import Listed
     from cache.verify import Verified
-    from pipeline.params import PipelineParams
-    from stages.teacher.recheck import Rechecked
+    from stages.teacher.current import Rechecked
 
 app = typer.Typer(no_args_is_help=True, help="The store of soft labels, shared by all experiments.")
 
@@ -47,7 +46,7 @@ def ls(
     """List the producers: whose soft labels, how many, how large, when used last."""
     from cache.ls import ls as run
 
-    root = _root(store, load(params, changes))
+    root = _root(store, params, changes)
     found = run(root)
     if as_json:
         _print_json(found)
@@ -67,26 +66,29 @@ def show(
     """Show a producer: its facts, classes and shards, and how much of the current data it has labelled."""
     from cache.show import show as run
     from cache.store import Store, find_producer
-    from stages.teacher.recheck import coverage
+    from stages.teacher.current import coverage
 
     loaded = load(params, changes)
-    root = _root(store, loaded)
+    root = _root(store, params, changes)
     found = run(root, find_producer(root, producer))
-    covered = coverage(loaded.task, Store.open(root, found.producer))
+    opened = Store.open(root, found.producer)
+    covered = coverage(loaded.task, opened)
+    damaged = {name: error.reason for name, error in opened.damaged.items()}
     if as_json:
-        _print_json({**dataclasses.asdict(found), "coverage": covered})
+        _print_json({**dataclasses.asdict(found), "coverage": covered, "damaged": damaged})
         return
     facts = {key: value for key, value in found.facts.items() if key not in ("config", "tokenizer")}
-    typer.echo(f"producer {found.producer}")
-    typer.echo(f"classes  {', '.join(found.classes[:20])}{' …' if len(found.classes) > 20 else ''}")
+    _print(f"producer {found.producer}")
+    _print(f"classes  {', '.join(found.classes[:20])}{' …' if len(found.classes) > 20 else ''}")
     for key, value in sorted(facts.items()):
-        typer.echo(f"{key:<12} {json.dumps(value)}")
-    architecture = found.facts["config"].get("architectures") or [found.facts["config"].get("model_type")]
-    typer.echo(f"{'model':<12} {architecture[0]}; all of its configuration: --json")
+        _print(f"{key:<12} {json.dumps(value)}")
+    _print(f"{'model':<12} {found.facts['config'].get('model_type')}; all of its configuration: --json")
     shards = [[name, str(rows), format_, _size(size)] for name, (rows, format_, size) in found.shards.items()]
     _print_table(["shard", "examples>", "format", "size>"], shards)
     if found.foreign:
-        typer.echo(f"foreign files, which are never read: {', '.join(found.foreign)}")
+        _print(f"foreign files, which are never read: {', '.join(found.foreign)}")
+    for name, reason in damaged.items():
+        _print(f"damaged: {name}: {reason}; mend with: python -m pipeline cache repair --store {root}")
     rows = [
         [row["language"], row["split"], f"{row['labelled']:,}", f"{row['examples']:,}"] for row in covered
     ]
@@ -115,20 +117,23 @@ def verify(
     from cache.verify import verify as run
 
     loaded = load(params, changes)
-    root = _root(store, loaded)
+    root = _root(store, params, changes)
     ids = _chosen(root, producers)
     with _bytes_bar("verify", _total_size(root, ids)) as on_bytes:
         found = [run(root, one, on_bytes=on_bytes) for one in ids]
     again = []
     if sample:
-        from stages.teacher.recheck import recheck_all
+        from cache.store import Store
+        from stages.teacher.current import current_producers, recheck
 
-        again = recheck_all(loaded.task, loaded.teacher.label, root, ids, sample)
+        sections = (loaded.task, loaded.teacher.label)
+        for language, producer in current_producers(*sections, ids).items():
+            again.append(recheck(*sections, Store(root, producer), language, sample))
     if as_json:
         _print_json({"producers": found, "asked_again": again})
     else:
         _print_verified(root, found, again, sample=sample)
-    _require_good(found, again)
+    _require_good(root, found, again)
 
 
 @app.command(epilog="Example: `python -m pipeline cache repair`")
@@ -139,33 +144,29 @@ def repair(
     params: ParamsFile = _DEFAULT,
     changes: Changes = [],  # noqa: B006
 ) -> None:
-    """Set damaged shards aside and label their examples again, as far as they are the current data's."""
+    """Set damaged files aside, then label what the store lacks of the current data."""
     from cache.repair import repair as run
 
     loaded = load(params, changes)
-    root = _root(store, loaded)
+    root = _root(store, params, changes)
     found = [done for one in _chosen(root, producers) if (done := run(root, one)).damaged]
-    labelled = {}
+    if not as_json:
+        for done in found:
+            for name, reason in done.damaged.items():
+                _print(f"set aside: {root}/{done.producer}/damaged/{name} ({reason})")
+        _print(f"{_counted(sum(len(done.damaged) for done in found), 'file')} set aside")
+    labelled: dict[str, int] = {}
     if found:
-        from stages.teacher.label import label
-        from stages.teacher.recheck import current_producers
+        from stages.teacher.current import relabel
 
-        repaired = {done.producer for done in found}
-        for language, producer in current_producers(loaded.task, loaded.teacher.label).items():
-            if producer.id in repaired:
-                sections = (loaded.teachers[language], loaded.teacher.label)
-                labelled[language] = label(loaded.task, *sections, root, language).labelled
+        labelled = relabel(loaded.task, loaded.teacher.label, root, [done.producer for done in found])
     if as_json:
         _print_json({"set_aside": found, "labelled": labelled})
         return
-    for done in found:
-        for name, reason in done.damaged.items():
-            typer.echo(f"set aside: {root}/{done.producer}/damaged/{name} ({reason})")
     for language, count in labelled.items():
-        typer.echo(f"{language}: {count:,} examples labelled again")
+        _print(f"{language}: {count:,} examples of the current data labelled")
     if len(found) > len(labelled):
-        typer.echo("producers of other experiments label again what they miss when these run next")
-    typer.echo(f"{_counted(sum(len(done.damaged) for done in found), 'file')} set aside")
+        _print("other experiments label again what they miss when they run next")
 
 
 @app.command(epilog="Example: `python -m pipeline cache gc --unused-for 90d --clone . --dry-run`")
@@ -181,6 +182,12 @@ def gc(
         list[Path] | None,
         typer.Option(help="Keep what any experiment of this clone refers to; may be repeated."),
     ] = None,
+    ignore_missing: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-missing", help="Let go of experiments whose soft labels are in no DVC cache of theirs."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and keep it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
@@ -194,14 +201,18 @@ def gc(
     """
     from cache.gc import delete, plan, referenced_by
 
-    root = _root(store, load(params, changes))
+    root = _root(store, params, changes)
     if unused_for is None and max_size is None and not clone:
         raise typer.BadParameter("say what may go: --unused-for, --max-size or --clone")
     victims = plan(
         root,
         unused_for=_parse_age(unused_for) if unused_for else None,
         max_size=_parse_size(max_size) if max_size else None,
-        referenced=set().union(*map(referenced_by, clone)) if clone else None,
+        referenced=(
+            {one for path in clone for one in referenced_by(path, ignore_missing=ignore_missing)}
+            if clone
+            else None
+        ),
     )
     if as_json and not (dry_run or yes):
         raise typer.BadParameter("--json asks no question: add --dry-run or --yes")
@@ -212,13 +223,16 @@ def gc(
         _print_table([*_LISTED, "why"], rows)
     total = f"{_counted(len(victims), 'producer')}, {_size(sum(v.listed.size for v in victims))}"
     if not victims or dry_run:
-        _say(f"nothing is deleted; it would be {total}" if victims else "nothing to delete")
+        typer.echo(
+            f"nothing is deleted; it would be {total}" if victims else "nothing to delete", err=as_json
+        )
         return
     if not yes:
         typer.confirm(f"Delete {total} in {root}?", abort=True)
-    for victim in victims:
-        delete(root, victim.listed.producer)
-    _say(f"deleted {total}")
+    n_deleted = sum(delete(root, victim) for victim in victims)
+    typer.echo(f"deleted {_counted(n_deleted, 'producer')}", err=as_json)
+    if n_deleted < len(victims):
+        typer.echo(f"{len(victims) - n_deleted} were used meanwhile and are kept", err=as_json)
 
 
 @app.command(epilog="Example: `python -m pipeline cache push s3://bucket/soft`")
@@ -231,7 +245,7 @@ def push(
     changes: Changes = [],  # noqa: B006
 ) -> None:
     """Copy to another store what it lacks. What was stopped goes on when the command runs again."""
-    root = _root(store, load(params, changes))
+    root = _root(store, params, changes)
     _transfer(root, url, _chosen(root, producers), as_json=as_json, title="push")
 
 
@@ -245,7 +259,7 @@ def pull(
     changes: Changes = [],  # noqa: B006
 ) -> None:
     """Copy from another store what this one lacks. What was stopped goes on when the command runs again."""
-    root = _root(store, load(params, changes))
+    root = _root(store, params, changes)
     _transfer(url, root, _chosen(url, producers), as_json=as_json, title="pull")
 
 
@@ -264,7 +278,7 @@ def export(
     from stages.task import all_examples
 
     loaded = load(params, changes)
-    root = _root(store, loaded)
+    root = _root(store, params, changes)
     found = find_producer(root, producer)
     with _bytes_bar("export", 2 * _total_size(root, [found])) as on_bytes:
         count = run(root, found, file, examples=all_examples(loaded.task), on_bytes=on_bytes)
@@ -286,7 +300,7 @@ def compact(
     from cache.compact import compact as run
 
     loaded = load(params, changes)
-    root = _root(store, loaded)
+    root = _root(store, params, changes)
     ids = _chosen(root, producers)
     with _bytes_bar("compact", _total_size(root, ids)) as on_bytes:
         found = [run(root, one, format_=loaded.teacher.label.format, on_bytes=on_bytes) for one in ids]
@@ -322,9 +336,9 @@ def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]"
     _print_table(["producer", *heads], rows)
     for one in found:
         for name, reason in one.damaged.items():
-            typer.echo(f"damaged: {root}/{one.producer}/{name}: {reason}")
+            _print(f"damaged: {root}/{one.producer}/{name}: {reason}")
         for name in one.foreign:
-            typer.echo(f"foreign, never read: {root}/{one.producer}/{name}")
+            _print(f"foreign, never read: {root}/{one.producer}/{name}")
     for asked in again:
         typer.echo(
             f"{asked.language}: {asked.examples} examples asked again, {asked.differing} differ; "
@@ -334,7 +348,7 @@ def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]"
         typer.echo("none of these producers is a teacher of the current params.yaml: nothing to ask again")
 
 
-def _require_good(found: "list[Verified]", again: "list[Rechecked]") -> None:
+def _require_good(root: str, found: "list[Verified]", again: "list[Rechecked]") -> None:
     from cache import CacheError
 
     n_damaged = sum(len(one.damaged) for one in found)
@@ -362,8 +376,8 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
 
     plan = compare(source, target, ids)
     with _bytes_bar(title, plan.size) as on_bytes:
-        damaged = copy(source, target, plan, on_bytes=on_bytes)
-    n_copied = plan.shards - len(damaged)
+        damaged, vanished = copy(source, target, plan, on_bytes=on_bytes)
+    n_copied = plan.shards - len(damaged) - len(vanished)
     if as_json:
         _print_json({"copied": n_copied, "present": plan.present, "damaged": [e.path for e in damaged]})
     else:
@@ -371,6 +385,8 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
             f"{_counted(n_copied, 'shard')} of {_counted(len(ids), 'producer')} copied to {target}; "
             f"{plan.present} there already"
         )
+    if vanished:
+        raise CacheError(f"{source} was compacted or cleaned meanwhile; run the same command again")
     if damaged:
         raise CacheError(
             f"{_counted(len(damaged), 'damaged shard')} not copied, first {damaged[0].path}; mend with: "
@@ -378,22 +394,22 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
         )
 
 
-def _root(store: str | None, loaded: "PipelineParams") -> str:
+def _root(store: str | None, params: Path, changes: list[str]) -> str:
     from cache import store_root
 
-    return store or store_root(loaded.cache.root)
+    return store_root(load(params, changes).cache.root) if store is None else store
 
 
 def _chosen(root: str, prefixes: Sequence[str] | None) -> list[str]:
     from cache.store import find_producer, producer_ids
 
-    return [find_producer(root, prefix) for prefix in prefixes] if prefixes else producer_ids(root)
+    return sorted({find_producer(root, one) for one in prefixes}) if prefixes else producer_ids(root)
 
 
 def _total_size(root: str, ids: Sequence[str]) -> int:
-    from cache.ls import ls as run
+    from cache.ls import describe
 
-    return sum(one.size for one in run(root) if one.producer in ids)
+    return sum(describe(root, one).size for one in ids)
 
 
 @contextmanager
@@ -401,7 +417,11 @@ def _bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     from tqdm import tqdm
 
     with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=1) as bar:
-        yield lambda size: (bar.update(size), None)[1]
+
+        def advance(size: int) -> None:
+            bar.update(size)
+
+        yield advance
 
 
 def _print_json(value: Any) -> None:
@@ -411,6 +431,15 @@ def _print_json(value: Any) -> None:
         return dataclasses.asdict(other)
 
     typer.echo(json.dumps(value, default=encode, indent=2, ensure_ascii=False))
+
+
+def _visible(text: str) -> str:
+    """Escape what a terminal would obey: names come from stores that others write."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _print(line: str) -> None:
+    typer.echo(_visible(line))
 
 
 def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -423,14 +452,10 @@ def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for head in heads:
         table.add_column(head.rstrip(">"), justify="right" if head.endswith(">") else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(_visible(cell)) for cell in row))
     # In a file or a pipe nothing is cut off.
     console = Console(width=None if sys.stdout.isatty() else 10_000, soft_wrap=True, highlight=False)
     console.print(table)
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def _size(n_bytes: int) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from cache import Outputs, Producer, ProducerError, example_id, example_ids
@@ -133,14 +135,62 @@ def test_what_cannot_change_a_logit_does_not_change_the_producer_id(teacher: Pat
     assert identify(moved) == before
 
 
-def test_the_order_and_names_of_weight_files_do_not_change_the_producer_id(
+def shard(folder: Path, names: tuple[str, str]) -> None:
+    """Put the weights into two files, with the index that transformers reads."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for weight, name in zip(weights, names, strict=True):
+        save_file({weight: weights[weight]}, folder / name, metadata={"format": "pt"})
+    index = {"weight_map": dict(zip(weights, names, strict=True))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_the_names_and_order_of_the_files_of_a_sharded_model_do_not_change_the_producer_id(
     teacher: Path, tmp_path: Path
 ) -> None:
-    save_file({"d.weight": torch.zeros(3)}, teacher / "more.safetensors")
-    renamed = tmp_path / "renamed"
-    shutil.copytree(teacher, renamed)
-    (renamed / "model.safetensors").rename(renamed / "z.safetensors")
-    assert identify(renamed) == identify(teacher)
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    shard(teacher, ("model-1.safetensors", "model-2.safetensors"))
+    shard(other, ("z.safetensors", "a.safetensors"))
+    assert identify(other) == identify(teacher)
+
+
+def test_only_the_weights_that_are_loaded_count(teacher: Path) -> None:
+    before = identify(teacher)
+    shutil.copy(teacher / "model.safetensors", teacher / "before.safetensors")
+    change_a_weight(teacher)
+    changed = identify(teacher)
+    assert changed != before
+    (teacher / "model.safetensors").rename(teacher / "kept")
+    (teacher / "before.safetensors").rename(teacher / "model.safetensors")
+    (teacher / "kept").rename(teacher / "before.safetensors")
+    assert identify(teacher) == before
+
+
+def test_where_the_index_of_a_sharded_model_puts_a_weight_matters(teacher: Path) -> None:
+    shard(teacher, ("model-1.safetensors", "model-2.safetensors"))
+    before = identify(teacher)
+    path = teacher / "model.safetensors.index.json"
+    swapped = {"a.weight": "model-2.safetensors", "b.weight": "model-1.safetensors"}
+    path.write_text(json.dumps({"weight_map": swapped}))
+    assert identify(teacher) != before
+    for broken, message in (("{}", "names no weights"), ("[]", "no JSON object"), ("{", "is not JSON")):
+        path.write_text(broken)
+        with pytest.raises(ProducerError, match=message):
+            identify(teacher)
+    (teacher / "model-2.safetensors").unlink()
+    path.write_text(json.dumps({"weight_map": swapped}))
+    with pytest.raises(ProducerError, match=r"it has no .*model-2.safetensors"):
+        identify(teacher)
+
+
+@pytest.mark.parametrize("name", ["sentencepiece.model", "word_shape.json", "tokenizer.4.0.0.json"])
+def test_every_file_that_a_tokenizer_reads_changes_the_producer_id(teacher: Path, name: str) -> None:
+    config = {"truncation_side": "right", "fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.0.json"]}
+    (teacher / "tokenizer_config.json").write_text(json.dumps(config))
+    before = identify(teacher)
+    (teacher / name).write_text("{}")
+    assert identify(teacher) != before
 
 
 def test_the_producer_id_of_a_known_teacher_never_changes(teacher: Path) -> None:
@@ -173,6 +223,27 @@ def test_a_configuration_without_class_names_has_the_two_default_ones(teacher: P
 def test_keeping_as_many_logits_as_there_are_classes_or_more_is_refused(teacher: Path, top_k: int) -> None:
     with pytest.raises(ProducerError, match=f"top_k is {top_k}; 2 classes allow 1 to 1"):
         identify(teacher, outputs=Outputs(top_k=top_k))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+GOOD = {"outputs": ["logits"], "config": {"id2label": {"0": "a", "1": "b"}, "hidden_size": 5}}
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["outputs", "config", "logits_dtype", "top_k"]),
+        JSON | st.just({"id2label": {"0": "a", "1": "b"}, "hidden_size": -1}) | st.just(["logits", "hidden"]),
+    )
+    | JSON
+)
+def test_facts_that_make_no_sense_are_refused_and_never_more(facts: Any) -> None:
+    try:
+        _ = Producer({**GOOD, **facts} if isinstance(facts, dict) else facts).columns
+    except ProducerError:
+        pass
 
 
 @pytest.mark.parametrize("facts", [{}, {"config": 1}, {"config": {"id2label": {"x": "y"}}}], ids=str)

@@ -16,7 +16,7 @@ from tiny import LABEL, ROOT, Run, may_unshare
 
 from cache import Store, example_ids
 from cache.compact import compact
-from cache.gc import delete
+from cache.gc import Victim, delete
 from cache.ls import ls
 from cache.repair import repair
 from cache.store import producer_ids
@@ -79,7 +79,8 @@ def test_a_store_serves_from_anywhere(place: str, format_: str) -> None:
     assert compact(place, producer().id, format_="arrow", on_bytes=ignore).after == 1
     checked = verify(place, producer().id, on_bytes=ignore)
     assert (checked.examples, checked.damaged, checked.foreign) == (40, {}, [])
-    delete(place, producer().id)
+    assert delete(place, Victim(listed, "a test")) is False  # compacted since it was listed
+    assert delete(place, Victim(ls(place)[0], "a test"))
     assert producer_ids(place) == []
 
 
@@ -106,7 +107,7 @@ def test_push_and_pull_copy_only_what_is_missing(place: str, tmp_path: Path) -> 
     first = compare(here, place, producer_ids(here))
     assert (first.shards, first.present) == (22, 0)
     sizes: list[int] = []
-    assert copy(here, place, first, on_bytes=sizes.append) == []
+    assert copy(here, place, first, on_bytes=sizes.append) == ([], [])
     assert sum(sizes) == first.size == sum(one.size for one in ls(here))
     store.append(soft_labels(["new"]))
     second = compare(here, place, producer_ids(here))
@@ -129,7 +130,7 @@ def test_a_copy_that_was_cut_off_is_made_again_and_a_damaged_shard_is_not_copied
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     plan = compare(tmp_path, place, [producer().id])
     assert plan.shards == 2
-    (error,) = copy(tmp_path, place, plan, on_bytes=ignore)
+    (error,), _ = copy(tmp_path, place, plan, on_bytes=ignore)
     assert bad in error.path
     assert list(there.shards()) == [good]
     assert there.look_up(example_ids([texts(2)])).found.all()

@@ -436,7 +436,7 @@ def test_a_shard_that_is_a_folder_or_too_large_is_reported(
 ) -> None:
     store = Store(tmp_path, producer())
     store.append(soft_labels(texts(7)))
-    monkeypatch.setattr("cache.store.MAX_BYTES", 100)
+    monkeypatch.setattr("cache.shards.MAX_BYTES", 100)
     lookup = store.look_up(example_ids([texts(7)]))
     assert not lookup.found.any()
-    assert "too large" in next(iter(store.damaged.values())).reason
+    assert "larger than 100 bytes" in next(iter(store.damaged.values())).reason

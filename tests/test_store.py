@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labels import FORMATS, only_shard, producer, shard_files, soft_labels, texts
 
-from cache import Index, Outputs, ProducerError, Store, StoreError, example_ids, store_root
+from cache import Index, Outputs, Producer, ProducerError, Store, StoreError, example_ids, store_root
 from cache.store import LastUse, find_producer, producer_ids
+from cache.verify import verify
 
 
 def test_the_environment_overrides_the_configured_store(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,16 +114,58 @@ def test_a_damaged_shard_counts_as_absent_and_is_reported(tmp_path: Path) -> Non
     assert str(store.damaged[damaged.name]).startswith(f"{damaged} is damaged: its content")
 
 
-def test_shards_whose_columns_do_not_fit_together_are_reported(tmp_path: Path) -> None:
+def test_shards_whose_columns_do_not_fit_together_are_damaged(tmp_path: Path) -> None:
     outputs = Outputs(hidden=True)
-    store = Store(tmp_path, producer(outputs=outputs))
     labels = soft_labels(texts(6), outputs=outputs)
-    store.append(labels.take(slice(0, 3)))
-    narrow = labels.take(slice(3, 6))
-    columns = {**narrow.columns, "hidden": narrow.columns["hidden"][:, :2]}
-    store.append(type(narrow)(narrow.ids, columns, 3))
+    wide, narrow = labels.take(slice(0, 3)), labels.take(slice(3, 6))
+    narrow = type(narrow)(narrow.ids, {**narrow.columns, "hidden": narrow.columns["hidden"][:, :2]}, 3)
+    store = Store(tmp_path, producer(outputs=outputs))
+    for one in (wide, narrow):
+        store.append(one)
     assert store.look_up(labels.ids).found.sum() == 3
-    assert "not those of the producer's other shards" in next(iter(store.damaged.values())).reason
+    (error,) = store.damaged.values()
+    assert "not those of the producer's other shards" in error.reason
+    assert len(verify(tmp_path, store.producer.id, on_bytes=lambda _: None).damaged) == 1
+    # Most teachers' facts tell the width, and then the shard of another width is the damaged one.
+    id2label = {str(i): name for i, name in enumerate("abc")}
+    facts = {"outputs": ["logits", "hidden"], "config": {"id2label": id2label, "hidden_size": 2}}
+    known = Store(tmp_path, Producer(facts))
+    for one in (wide, narrow):
+        known.append(one)
+    assert known.look_up(labels.ids).found.tolist() == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("hostile", ["pipe", "huge", "folder", "loop", "endless"])
+def test_a_shards_name_on_something_else_neither_hangs_nor_fills_the_memory(
+    tmp_path: Path, hostile: str
+) -> None:
+    store = Store(tmp_path, producer())
+    kept = store.append(soft_labels(texts(3)))
+    path = tmp_path / producer().id / kept.replace("3-", "4-")
+    if hostile == "pipe":
+        os.mkfifo(path)
+    elif hostile == "huge":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    elif hostile == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if hostile == "loop" else "/dev/zero")
+    assert store.look_up(example_ids([texts(3)])).found.all()
+    assert set(store.damaged) <= {path.name}
+
+
+def test_a_name_that_is_empty_is_no_place_for_a_store() -> None:
+    with pytest.raises(StoreError, match="an empty name is no place"):
+        Store("", producer())
+
+
+def test_a_store_that_was_cleaned_up_meanwhile_can_be_appended_to(tmp_path: Path) -> None:
+    store = Store(tmp_path, producer())
+    store.append(soft_labels(texts(3)))
+    shutil.rmtree(tmp_path / producer().id)
+    store.append(soft_labels(texts(2)))
+    assert Store.open(tmp_path, producer().id).look_up(example_ids([texts(2)])).found.all()
 
 
 def test_foreign_files_are_not_read(tmp_path: Path) -> None:
@@ -163,18 +206,17 @@ def test_a_network_disk_that_knows_no_more_of_a_listed_shard_is_asked_again(
 ) -> None:
     store = Store(tmp_path, producer())
     kept = store.append(soft_labels(texts(2)))
-    read = store.folder.read
 
-    def stale(path: str) -> bytes:
+    def stale(path: str, _flags: int) -> int:
         raise OSError(errno.ESTALE, "Stale file handle", path)
 
     gone = store.append(soft_labels(texts(2, first=2)))
-    monkeypatch.setattr(store.folder._fs, "cat_file", stale)
-    with pytest.raises(FileNotFoundError):
-        store.folder.read(gone)
-    assert dict(store.read([gone])) == {}
-    monkeypatch.undo()
-    assert read(kept)
+    with monkeypatch.context() as patch:
+        patch.setattr("cache.files.os.open", stale)
+        with pytest.raises(FileNotFoundError):
+            store.folder.read(gone, limit=10**6)
+        assert dict(store.read([gone])) == {}
+    assert dict(store.read([kept])).keys() == {kept}
 
 
 def test_a_disk_that_cannot_flush_folders_can_be_written_to(
@@ -213,14 +255,15 @@ def test_a_store_is_opened_by_the_producers_id_or_its_beginning(tmp_path: Path) 
     for one in (first, second):
         Store(tmp_path, one).append(soft_labels(texts(3)))
     (tmp_path / "notes").mkdir()
+    (tmp_path / ("0" * 64)).mkdir()  # what a clean-up left of a folder with foreign files
+    (tmp_path / ("0" * 64) / "notes.txt").write_text("mine")
     assert producer_ids(tmp_path) == sorted([first.id, second.id])
     assert Store.open(tmp_path, find_producer(tmp_path, first.id[:6])).producer == first
     with pytest.raises(StoreError, match="2 producers in"):
         find_producer(tmp_path, "")
     with pytest.raises(StoreError, match=r"no producer in .* python -m pipeline cache ls"):
         find_producer(tmp_path, "x")
-    shutil.rmtree(tmp_path / second.id)
-    (tmp_path / second.id).mkdir()
+    (tmp_path / second.id / "producer.json").unlink()
     with pytest.raises(ProducerError, match="is not there"):
         Store.open(tmp_path, second.id)
 
@@ -233,7 +276,8 @@ def test_who_used_a_producer_last_is_written_down(tmp_path: Path) -> None:
     assert use is not None
     assert (use.teacher, use.language) == ("some/teacher", "de")
     path = tmp_path / producer().id / "last_use.json"
-    for nonsense in ("", "[]", "[" * 10**5, '{"at": 1}', '{"at": "9999-12-31T23:59:59-23:59", "teacher": 1}'):
+    future = '{"at": "2999-01-01T00:00:00+00:00", "teacher": "", "language": ""}'
+    for nonsense in ("", "[]", "[" * 10**5, '{"at": 1}', '{"at": "9999-12-31T23:59:59-23:59"}', future):
         path.write_text(nonsense)
         assert LastUse.read(store.folder) is None
 

@@ -28,6 +28,7 @@ from cache import (
     write_atomically,
 )
 from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS
+from stages.base import StageError
 from stages.classes import check_class_order, match_classes
 from stages.source import model_folder
 from stages.task import SPLITS, Split, TaskParams, read_examples
@@ -82,28 +83,13 @@ def label(
         CacheError: The store cannot be used.
     """
     splits = {split: read_examples(task, language, split) for split in SPLITS}
-    examples = _distinct(pa.concat_tables(splits.values()))
+    examples = distinct(pa.concat_tables(splits.values()))
     folder = model_folder(TEACHERS / language, command=f"teacher finetune --language {language}")
     producer = producer_of(folder, task, params)
     order = match_classes(producer.classes, task.classes, names=teacher.labels, language=language)
     store = Store(root, producer)
-    lookup = store.look_up(examples["example_id"].combine_chunks())
-    n_cached = int(lookup.found.sum())
-    for damaged in store.damaged.values():
-        tqdm.write(f"{damaged}; its examples are labelled again", file=sys.stderr)
-    tqdm.write(f"{language}: {n_cached:,} cached, {examples.num_rows - n_cached:,} to label", file=sys.stderr)
-    n_labelled = 0
-    if n_cached < examples.num_rows:
-        fields = [examples[field].to_pylist() for field in task.text_fields]
-        try:
-            n_labelled = _label_misses(params, store, lookup, folder, fields, title=f"label '{language}'")
-        finally:
-            n_kept = int(lookup.found.sum())
-            if n_kept < examples.num_rows:
-                tqdm.write(
-                    f"stopped; {n_kept:,} of {examples.num_rows:,} soft labels are kept", file=sys.stderr
-                )
     store.note_use(teacher=teacher.base, language=language)
+    lookup, n_labelled = fill(task, params, store, folder, examples, language=language)
     soft_labels = lookup.soft_labels()
     accuracy = _check_accuracy(task, soft_labels, order, splits, language)
     SoftLabelSet.write(
@@ -131,7 +117,32 @@ def producer_of(folder: Path, task: TaskParams, params: LabelParams) -> Producer
     )
 
 
-def _distinct(examples: pa.Table) -> pa.Table:
+def fill(
+    task: TaskParams, params: LabelParams, store: Store, folder: Path, examples: pa.Table, *, language: str
+) -> tuple[Lookup, int]:
+    """Let a store have the soft labels of all examples: the teacher is asked for those that it lacks.
+
+    Returns:
+        The soft labels, and how many examples went through the teacher.
+    """
+    lookup = store.look_up(examples["example_id"].combine_chunks())
+    n_cached = int(lookup.found.sum())
+    for damaged in store.damaged.values():
+        tqdm.write(f"{damaged}; its examples are labelled again", file=sys.stderr)
+    tqdm.write(f"{language}: {n_cached:,} cached, {examples.num_rows - n_cached:,} to label", file=sys.stderr)
+    if n_cached == examples.num_rows:
+        return lookup, 0
+    fields = [examples[field].to_pylist() for field in task.text_fields]
+    try:
+        n_labelled = _label_misses(task, params, store, lookup, folder, fields, title=f"label '{language}'")
+    finally:
+        n_kept = int(lookup.found.sum())
+        if n_kept < examples.num_rows:
+            tqdm.write(f"stopped; {n_kept:,} of {examples.num_rows:,} soft labels are kept", file=sys.stderr)
+    return lookup, n_labelled
+
+
+def distinct(examples: pa.Table) -> pa.Table:
     """Keep the first of examples with the same text."""
     ids = examples["example_id"].combine_chunks()
     again, _ = Index(ids).repeats()
@@ -139,6 +150,7 @@ def _distinct(examples: pa.Table) -> pa.Table:
 
 
 def _label_misses(
+    task: TaskParams,
     params: LabelParams,
     store: Store,
     lookup: Lookup,
@@ -154,11 +166,16 @@ def _label_misses(
 
     Returns:
         The number of examples that went through the teacher.
+
+    Raises:
+        StageError: The teacher's files are no longer those by which it was identified.
     """
     from stages.teacher.infer import Teacher  # slow import: torch
 
     store.create()
     model = Teacher(folder, params)
+    if producer_of(folder, task, params) != store.producer:
+        raise StageError(f"the files in {folder} changed while the teacher was loaded; run it again")
     sizes = np.array([sum(map(len, texts)) + 1 for texts in zip(*fields, strict=True)])
     misses = np.flatnonzero(~lookup.found)
     misses = misses[np.argsort(-sizes[misses], kind="stable")]

@@ -1,18 +1,20 @@
-"""Ask a teacher again for some of its cached soft labels, and look at what a store has of the data."""
+"""What the current data and teachers have to do with a store: coverage, asking again, labelling again."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cache import Producer, SoftLabels, Store, example_ids
+from cache import Producer, ProducerError, SoftLabels, Store, example_ids
 from cache.verify import differing
 from stages.artifacts import TEACHERS
+from stages.base import StageError
 from stages.source import model_folder
 from stages.task import SPLITS, TaskParams, all_examples, read_examples
-from stages.teacher.label import producer_of
+from stages.teacher.label import distinct, fill, producer_of
 from stages.teacher.params import LabelParams
 
 
@@ -60,24 +62,39 @@ def coverage(task: TaskParams, store: Store) -> list[dict[str, Any]]:
     ]
 
 
-def current_producers(task: TaskParams, params: LabelParams) -> dict[str, Producer]:
-    """Identify the teachers that stage one would run now, by language; absent ones are left out."""
-    return {
-        language: producer_of(model_folder(TEACHERS / language, command="teacher finetune"), task, params)
-        for language in task.supervised
-        if (TEACHERS / language).is_dir()
-    }
+def current_producers(
+    task: TaskParams, params: LabelParams, producer_ids: Collection[str]
+) -> dict[str, Producer]:
+    """Identify the teachers that stage one would run now, by language, as far as they are among some ids.
+
+    A teacher that is not there, or is incomplete, is none of them.
+    """
+    found = {}
+    for language in task.supervised:
+        with suppress(ProducerError, StageError):
+            folder = model_folder(TEACHERS / language, command=f"teacher finetune --language {language}")
+            producer = producer_of(folder, task, params)
+            if producer.id in producer_ids:
+                found[language] = producer
+    return found
 
 
-def recheck_all(
-    task: TaskParams, params: LabelParams, root: str, producer_ids: Sequence[str], n_examples: int
-) -> list[Rechecked]:
-    """Recheck those of some producers that are the current teachers."""
-    return [
-        recheck(task, params, Store(root, producer), language, n_examples)
-        for language, producer in current_producers(task, params).items()
-        if producer.id in producer_ids
-    ]
+def relabel(
+    task: TaskParams, params: LabelParams, root: str, producer_ids: Collection[str]
+) -> dict[str, int]:
+    """Label what a store lacks of the current data, for those of some producers that are current teachers.
+
+    Returns:
+        By language, how many examples went through the teacher.
+    """
+    labelled = {}
+    for language, producer in current_producers(task, params, producer_ids).items():
+        examples = pa.concat_tables([read_examples(task, language, split) for split in SPLITS])
+        folder = model_folder(TEACHERS / language, command=f"teacher finetune --language {language}")
+        store = Store(root, producer)
+        store.create()
+        _, labelled[language] = fill(task, params, store, folder, distinct(examples), language=language)
+    return labelled
 
 
 def recheck(task: TaskParams, params: LabelParams, store: Store, language: str, n_examples: int) -> Rechecked:
