@@ -28,10 +28,10 @@ The same example in two shards is harmless: both are of the same producer.
 
 ``producer.json`` holds the facts that decide a logit besides the text (digests of weights and tokenizer,
 model config, text fields, truncation, dtype, outputs); the producer id is the sha256 of their canonical JSON
-(sorted keys, no spaces, UTF-8). ``last_use.json`` says who used it last, for people and ``cache gc``. ``damaged/`` holds
-what ``cache repair`` set aside. ``manifest.json`` holds ``schema``, ``language``, ``examples`` (a count) and
-``producers``: for each its ``id``, ``facts`` and the names of its ``shards``. Shards that the manifest does
-not name are no part of the set.
+(sorted keys, no spaces, UTF-8). ``last_use.json`` says who used it last, for people and for ``cache gc``.
+``damaged/`` holds what ``cache repair`` set aside. ``manifest.json`` holds ``schema``, ``language``,
+``examples`` (a count) and ``producers``: for each its ``id``, ``facts`` and the names of its ``shards``.
+Shards that the manifest does not name are no part of the set.
 """
 
 from cache.errors import (

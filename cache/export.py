@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cache.arrow_format import to_batch
 from cache.errors import StoreError
@@ -46,20 +47,7 @@ def export(
         raise StoreError(f"{file} is a folder; name the file to write")
     store = Store.open(root, producer_id)
     sizes = store.shards()
-    ids = [pa.array([], ID_TYPE)]
-    for name, soft_labels in store.read(sizes):
-        ids.append(soft_labels.ids)
-        on_bytes(sizes[name])
-    if store.damaged:
-        raise StoreError(
-            f"{len(store.damaged)} shards of {store.folder} are damaged; "
-            "set them aside with: python -m pipeline cache repair"
-        )
-    all_ids = pa.concat_arrays(ids)
-    if not len(all_ids):
-        raise StoreError(f"{store.folder} holds no soft labels")
-    first = np.ones(len(all_ids), bool)
-    first[Index(all_ids).repeats()[0]] = False
+    first = _first_of_each(store, sizes, on_bytes)
     index = Index(examples["example_id"].combine_chunks()) if examples is not None else None
     temporary = file.with_name(f".{file.name}.tmp")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +69,7 @@ def export(
             table = table.replace_schema_metadata({k: json.dumps(v) for k, v in facts.items()})
             writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
             writer.write_table(table)
-        if start != len(all_ids):
+        if start != len(first):
             raise StoreError(f"{store.folder} changed while it was read; run it again")
         if writer is not None:
             writer.close()
@@ -89,3 +77,22 @@ def export(
     finally:
         temporary.unlink(missing_ok=True)
     return int(first.sum())
+
+
+def _first_of_each(store: Store, sizes: dict[str, int], on_bytes: Callable[[int], None]) -> NDArray[np.bool_]:
+    """Tell which soft labels, shard after shard, are the first of their example."""
+    ids = [pa.array([], ID_TYPE)]
+    for name, soft_labels in store.read(sizes):
+        ids.append(soft_labels.ids)
+        on_bytes(sizes[name])
+    if store.damaged:
+        raise StoreError(
+            f"{len(store.damaged)} shards of {store.folder} are damaged; "
+            "set them aside with: python -m pipeline cache repair"
+        )
+    all_ids = pa.concat_arrays(ids)
+    if not len(all_ids):
+        raise StoreError(f"{store.folder} holds no soft labels")
+    first = np.ones(len(all_ids), bool)
+    first[Index(all_ids).repeats()[0]] = False
+    return first

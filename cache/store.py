@@ -63,7 +63,7 @@ class LastUse:
     def encode(self) -> bytes:
         """Give the content of ``last_use.json``."""
         return canonical_json(
-            {"at": self.at.isoformat(timespec="seconds"), "teacher": self.teacher, "language": self.language}
+            {"at": self.at.isoformat(), "teacher": self.teacher, "language": self.language}
         )
 
     @classmethod

@@ -351,10 +351,13 @@ def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]"
 def _require_good(root: str, found: "list[Verified]", again: "list[Rechecked]") -> None:
     from cache import CacheError
 
+    if not found:
+        raise CacheError(f"there are no producers in {root}")
     n_damaged = sum(len(one.damaged) for one in found)
     if n_damaged:
         raise CacheError(
-            f"{_counted(n_damaged, 'damaged shard')}; mend with: python -m pipeline cache repair"
+            f"{_counted(n_damaged, 'damaged file')}; "
+            f"mend with: python -m pipeline cache repair --store {root}"
         )
     contradicting = [one.producer[:12] for one in found if one.contradicting]
     if contradicting:

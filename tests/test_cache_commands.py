@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from labels import only_shard, producer, shard_files, soft_labels, texts
 from tiny import LABEL, ROOT, Run, examples, set_bias, use_ready_teacher, write_jsonl
 
 from cache import Outputs, SoftLabelSet, Store, example_id, example_ids
-from cache.gc import plan
+from cache.gc import delete, plan
 from cache.store import LAST_USE, LastUse
+from cache.verify import differing
 
 
 def read_json(run: Run, *command: str, code: int = 0) -> Any:
@@ -86,7 +88,28 @@ def test_ls_lists_producers_by_their_last_use(finished: Path, run: Run, stranger
 
 def test_an_empty_or_absent_store_has_no_producers(workspace: Path, run: Run) -> None:
     assert read_json(run, "ls") == []
-    assert run("cache", "verify").code == 0
+    done = run("cache", "verify")
+    assert (done.code, "there are no producers in" in done.err) == (1, True)
+
+
+def test_names_that_would_command_a_terminal_are_escaped(
+    finished: Path, run: Run, strangers: list[str]
+) -> None:
+    use = LastUse(datetime.now(UTC), "\x1b]0;owned\x07\x1b[2J grün", "de")
+    (finished / "store" / strangers[0] / LAST_USE).write_bytes(use.encode())
+    (finished / "store" / strangers[0] / "\x1b[2J").write_text("mine")
+    for command in ("ls", "verify"):
+        assert "\x1b" not in run("cache", command).out
+    assert "\\x1b[2J grün" in run("cache", "ls").out
+
+
+def test_a_store_elsewhere_is_looked_at_without_params(
+    finished: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = str(finished / "store")
+    monkeypatch.chdir(tmp_path)
+    assert len(read_json(run, "ls", "--store", store)) == 2
+    assert run("cache", "ls", "--store", "").code == 1
 
 
 def test_show_tells_facts_shards_and_coverage(finished: Path, run: Run) -> None:
@@ -102,6 +125,12 @@ def test_show_tells_facts_shards_and_coverage(finished: Path, run: Run) -> None:
     out = run("cache", "show", producer_of("de")[:8]).out
     assert "classes  animal, colour, number" in out
     assert ["de", "train", "36", "37"] in [line.split() for line in out.splitlines()]
+
+
+def test_show_tells_what_is_damaged(finished: Path, run: Run) -> None:
+    flip_a_bit(only_shard(finished / "store" / producer_of("de")))
+    assert "damaged: 57-" in run("cache", "show", producer_of("de")).out
+    assert len(read_json(run, "show", producer_of("de"))["damaged"]) == 1
 
 
 def test_a_producer_that_is_not_there_is_refused(finished: Path, run: Run) -> None:
@@ -144,7 +173,7 @@ def test_verify_names_what_is_damaged_foreign_and_repeated(finished: Path, run: 
     assert done.code == 1
     assert f"damaged: {shard}: its content does not match the digest in its name" in done.out
     assert f"foreign, never read: {folder}/notes.txt" in done.out
-    assert "error: 1 damaged shard; mend with: python -m pipeline cache repair" in done.err
+    assert "error: 1 damaged file; mend with: python -m pipeline cache repair --store " in done.err
     assert read_json(run, "verify", producer_of("en")[:9])["producers"][0]["damaged"] == {}
 
 
@@ -170,6 +199,36 @@ def test_verify_notices_that_a_teacher_no_longer_says_what_the_store_says(finish
     done = run("cache", "verify", "--sample", "10")
     assert done.code == 1
     assert "the teacher of de no longer gives the logits in the store" in done.err
+
+
+def test_a_broken_producer_json_is_reported_and_the_others_are_checked(finished: Path, run: Run) -> None:
+    (finished / "store" / producer_of("de") / "producer.json").write_text("[]")
+    found = {one["producer"]: one for one in read_json(run, "verify", code=1)["producers"]}
+    assert found[producer_of("de")]["damaged"].keys() == {"producer.json"}
+    assert found[producer_of("en")]["examples"] == 57
+
+
+def test_classes_that_change_places_among_the_largest_are_no_difference(finished: Path, run: Run) -> None:
+    change = ("--set", "teacher.label.top_k=2")
+    run(*LABEL, *change)
+    store = Store.open(finished / "store", producer_of("de"))
+    ((name, shard),) = store.read(store.shards())
+    swapped = {
+        column: values[:, ::-1] if values.ndim == 2 else values for column, values in shard.columns.items()
+    }
+    store.append(type(shard)(shard.ids, swapped, 3))
+    store.folder.delete(name)
+    (asked, _) = read_json(run, "verify", "--sample", "57", *change)["asked_again"] + [None]
+    assert asked["differing"] == 0
+
+
+def test_bfloat16_may_move_a_logit_by_some_of_its_last_bits() -> None:
+    labels = soft_labels(texts(5))
+    moved = type(labels)(labels.ids, {"logits": labels.logits * (1 + 2**-7)}, 3)
+    assert differing(labels, moved, precision="float32").any()
+    assert not differing(labels, moved, precision="bfloat16").any()
+    other = type(labels)(labels.ids, {"logits": labels.logits[:, ::-1].copy()}, 3)
+    assert differing(labels, other, precision="bfloat16").any()
 
 
 @pytest.mark.parametrize("kept", ["logits=float16", "top_k=2", "hidden=true", "precision=bfloat16"])
@@ -226,7 +285,7 @@ def test_repair_sets_damaged_shards_aside_and_labels_their_examples_again(finish
     done = run("cache", "repair")
     assert done.code == 0
     assert f"set aside: {folder}/damaged/{shard.name}" in done.out
-    assert "de: 57 examples labelled again" in done.out
+    assert "de: 57 examples of the current data labelled" in done.out
     assert (folder / "damaged" / shard.name).is_file()
     assert run("cache", "verify").code == 0
     assert "57 cached, 0 to label" in run(*LABEL).err
@@ -278,7 +337,7 @@ def test_gc_deletes_what_nobody_used_for_long_and_asks_first(
     before = left(run)
     done = run("cache", "gc", "--unused-for", "90d", "--dry-run")
     assert strangers[0][:12] in done.out
-    assert "nothing is deleted; it would be 1 producer," in done.err
+    assert "nothing is deleted; it would be 1 producer," in done.out
     assert left(run) == before
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdin", io.StringIO())  # nobody answers
@@ -287,7 +346,7 @@ def test_gc_deletes_what_nobody_used_for_long_and_asks_first(
     assert run("cache", "gc", "--unused-for", "90d", "--yes").code == 0
     assert left(run) == before - {strangers[0]}
     assert not (finished / "store" / strangers[0]).exists()
-    assert "nothing to delete" in run("cache", "gc", "--unused-for", "2400h", "--yes").err
+    assert "nothing to delete" in run("cache", "gc", "--unused-for", "2400h", "--yes").out
 
 
 def test_gc_deletes_the_longest_unused_until_the_store_is_small(
@@ -312,6 +371,14 @@ def test_gc_without_a_reason_or_with_a_bad_one_is_refused(finished: Path, run: R
     assert "write days or hours, such as 90d" in run("cache", "gc", "--unused-for", "soon").err
     assert "write bytes, kB, MB, GB or TB" in run("cache", "gc", "--max-size", "much").err
     assert "add --dry-run or --yes" in run("cache", "gc", "--max-size", "1GB", "--json").err
+
+
+def git_in(folder: Path) -> Callable[..., str]:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    return git
 
 
 @pytest.fixture
@@ -357,18 +424,90 @@ def test_gc_keeps_what_any_experiment_of_a_clone_refers_to(
     assert read_json(run, "gc", "--clone", str(clone), "--unused-for", "90d", "--dry-run") == []
 
 
+@pytest.mark.parametrize(
+    "where", ["branch", "merged and deleted branch", "stash", "older stash", "no branch"]
+)
+def test_gc_finds_references_wherever_git_keeps_them(clone: Path, where: str) -> None:
+    from cache.gc import referenced_by
+
+    lock = clone / "dvc.lock"
+    git = git_in(clone)
+    both = referenced_by(clone)
+    assert len(both) == 3
+    first = git("show", "HEAD~1:dvc.lock")
+    newest = lock.read_text()
+    # History is made such that only one odd place still knows the first version.
+    git("checkout", "-q", "--orphan", "new")
+    git("add", "dvc.lock", "dvc.yaml")
+    git("commit", "-qm", "fresh start")
+    git("branch", "-D", git("for-each-ref", "--format=%(refname:short)", "refs/heads").split()[0])
+    git("reflog", "expire", "--expire=now", "--all")
+    assert len(referenced_by(clone)) == 2
+    lock.write_text(first)
+    if where == "branch":
+        git("checkout", "-qb", "side")
+        git("commit", "-qam", "side")
+        git("checkout", "-q", "new")
+    elif where == "merged and deleted branch":
+        git("checkout", "-qb", "side")
+        git("commit", "-qam", "side")
+        git("checkout", "-q", "new")
+        git("merge", "-q", "-s", "ours", "-m", "merge", "side")
+        git("branch", "-D", "side")
+        git("reflog", "expire", "--expire=now", "--all")
+    elif where == "no branch":
+        git("commit", "-qam", "soon gone")
+        git("reset", "-q", "--hard", "HEAD~1")
+    else:
+        git("stash")
+        if where == "older stash":
+            lock.write_text(newest + "# changed\n")
+            git("stash")
+    assert lock.read_text() == newest
+    assert referenced_by(clone) == both
+
+
 def test_gc_refuses_to_guess_what_an_experiment_refers_to(
     clone: Path, run: Run, strangers: list[str], tmp_path: Path
 ) -> None:
     before = left(run)
-    done = run("cache", "gc", "--clone", str(tmp_path), "--yes")
-    assert done.code == 1
-    assert "is not a clone whose experiments can be read" in done.err
+    subprocess.run(["git", "init", "-q", tmp_path / "other"], check=True)
+    git_in(clone)("clone", "-q", "--depth", "1", f"file://{clone}", str(tmp_path / "shallow"))
+    for place, message in (
+        (tmp_path, "is not a clone whose experiments can be read"),
+        (clone / "data", "is not the top folder of a clone"),
+        (tmp_path / "shallow", "has not its whole history"),
+        (tmp_path / "other", "has no dvc.lock in any commit"),
+    ):
+        done = run("cache", "gc", "--clone", str(place), "--yes")
+        assert (done.code, message in done.err) == (1, True), place
     shutil.rmtree(clone / ".dvc/cache")
     done = run("cache", "gc", "--clone", str(clone), "--yes")
     assert done.code == 1
     assert "get them with: dvc fetch --all-commits" in done.err
     assert left(run) == before
+    found = read_json(run, "gc", "--clone", str(clone), "--ignore-missing", "--dry-run")
+    assert {victim["listed"]["producer"] for victim in found} == set(strangers)
+    (clone / "dvc.lock").write_text("<<<<<<< ours\n: [")
+    assert "a version of dvc.lock is not YAML" in run("cache", "gc", "--clone", str(clone)).err
+
+
+def test_gc_leaves_what_is_used_while_its_question_is_open(
+    finished: Path, strangers: list[str], run: Run
+) -> None:
+    (victim,) = plan(finished / "store", unused_for=timedelta(days=90), max_size=None, referenced=None)
+    Store(finished / "store", producer(weights="100")).note_use(teacher="x", language="de")
+    assert delete(finished / "store", victim) is False
+    assert strangers[0] in left(run)
+
+
+def test_gc_follows_no_link_out_of_the_store(finished: Path, strangers: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/.notes.tmp").write_text("mine")
+    (finished / "store" / strangers[0] / "damaged").symlink_to(tmp_path / "mine")
+    (victim,) = plan(finished / "store", unused_for=timedelta(days=90), max_size=None, referenced=None)
+    assert delete(finished / "store", victim)
+    assert (tmp_path / "mine/.notes.tmp").exists()
 
 
 def test_gc_keeps_what_was_used_today_where_references_decide(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ class InMemory:
     def __str__(self) -> str:
         return "memory"
 
-    def read(self, _name: str) -> bytes:
+    def read(self, _name: str, *, limit: int) -> bytes:
+        assert len(self.data) <= limit
         return self.data
 
 

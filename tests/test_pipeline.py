@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,6 +144,26 @@ def test_a_pinned_teacher_labels_and_a_change_of_its_weights_is_noticed(finished
         done.code,
         "pin them again with: python -m pipeline teacher finetune --language de" in done.err,
     ) == (1, True)
+
+
+def test_a_teacher_that_changes_while_it_is_loaded_labels_nothing(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.teacher.infer import Teacher
+
+    folder = finished / "artifacts/teachers/de"
+    set_bias(folder, [0.0, 0.1, 0.0])
+    load = Teacher.__init__
+
+    def load_what_another_process_writes(*arguments: Any) -> None:
+        set_bias(folder, [5.0, 0.0, 0.0])
+        load(*arguments)
+
+    monkeypatch.setattr(Teacher, "__init__", load_what_another_process_writes)
+    before = sorted((finished / "store").rglob("*.arrow"))
+    done = run(*LABEL)
+    assert (done.code, "changed while the teacher was loaded; run it again" in done.err) == (1, True)
+    assert sorted((finished / "store").rglob("*.arrow")) == before
 
 
 def test_a_teacher_that_was_saved_in_half_precision_is_run_in_the_precision_asked_for(

@@ -191,6 +191,28 @@ def test_a_store_that_may_only_be_read_serves(finished: Path) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.skipif(
+    not may_unshare("-rm"),
+    reason="this machine allows no mounts of one's own",
+)
+def test_a_store_that_may_only_be_read_is_noticed_before_the_teacher_runs(finished: Path) -> None:
+    store = finished / "store"
+    for path in store.rglob("*.arrow"):
+        path.unlink()
+    mounts = f"mount --bind {store} {store} && mount -o remount,bind,ro {store}"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mounts} && {sys.executable} -m pipeline {' '.join(LABEL)}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "0 cached, 57 to label" in done.stderr
+    assert "label 'de'" not in done.stderr  # its progress bar
+    assert done.stderr.splitlines()[-1].startswith("error: [Errno 30] Read-only file system")
+
+
 @pytest.mark.parametrize(
     ("url", "environment", "message"),
     [
