@@ -52,6 +52,20 @@ class PipelineParams(Params):
                 raise ValueError(f"{key} is scratch, which needs {section}.scratch; it is null")
         return self
 
+    @model_validator(mode="after")
+    def _weights_by_name_name_all(self) -> Self:
+        distill = self.student.distill
+        for key, weights, what, names in (
+            ("mixture.weights", distill.mixture.weights, "task.supervised", self.task.supervised),
+            ("class_weights", distill.class_weights, "task.classes", self.task.classes),
+        ):
+            if isinstance(weights, dict) and set(weights) != set(names):
+                raise ValueError(
+                    f"student.distill.{key} is {weights}; it needs one weight for each of {what}: "
+                    f"{', '.join(names)}"
+                )
+        return self
+
     def uses_hub(self) -> bool:
         """Tell whether anything names the Hugging Face Hub; if not, no connection is ever opened."""
         named = [teacher.base for teacher in self.teachers.values()]

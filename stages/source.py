@@ -85,6 +85,15 @@ def pin(folder: Path, source: dict[str, Any]) -> None:
     write_atomically(folder / _PIN, json.dumps(source, indent=2, sort_keys=True).encode())
 
 
+def read_pin(output: Path) -> dict[str, Any] | None:
+    """Give what a stage's output folder stands for; None where it is a model itself."""
+    path = output / _PIN
+    if not path.is_file():
+        return None
+    source: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return source
+
+
 def model_folder(output: Path, *, command: str) -> Path:
     """Give the folder with the model of a stage's output: itself, or the one pinned in it.
 
@@ -95,9 +104,9 @@ def model_folder(output: Path, *, command: str) -> Path:
     Raises:
         StageError: The stage has not run, or the pinned model is gone or changed.
     """
-    pinned = output / _PIN
-    if pinned.is_file():
-        return fetch(json.loads(pinned.read_text(encoding="utf-8")), command=command)
+    pinned = read_pin(output)
+    if pinned is not None:
+        return fetch(pinned, command=command)
     if not (output / "config.json").is_file():
         raise StageError(f"{output} holds no model; make it with: python -m pipeline {command}")
     return output

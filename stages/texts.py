@@ -22,6 +22,7 @@ class Texts(Dataset[dict[str, Any]]):
     """Texts or text pairs with numbers beside them, such as labels.
 
     Attributes:
+        numbers: Arrays with N as their first axis, by the name under which the model takes them.
         lengths: Characters of each example, all fields together.
         epoch: Set by the sampler; with the seed and the index it decides where words are split.
     """
@@ -43,7 +44,7 @@ class Texts(Dataset[dict[str, Any]]):
             seed: Decides the splits.
         """
         self._fields = fields
-        self._numbers = numbers
+        self.numbers = numbers
         self._subword_dropout = subword_dropout
         self._seed = seed
         self.epoch = 0
@@ -57,7 +58,7 @@ class Texts(Dataset[dict[str, Any]]):
         if self._subword_dropout:
             generator = self.generator(index)
             texts = [split_randomly(text, self._subword_dropout, generator) for text in texts]
-        return {"texts": texts, **{name: array[index] for name, array in self._numbers.items()}}
+        return {"texts": texts, **{name: array[index] for name, array in self.numbers.items()}}
 
     def generator(self, index: int) -> np.random.Generator:
         """Make the random numbers of one example in this epoch, whatever was drawn before."""

@@ -32,20 +32,24 @@ class ByLength(Sampler[int]):
     """
 
     def __init__(self, texts: Texts, *, batch_size: int, seed: int) -> None:
-        self._texts = texts
-        self._batch_size = batch_size
+        self.texts = texts
+        self.batch_size = batch_size
         self._seed = seed
 
     def set_epoch(self, epoch: int) -> None:
         """Change the order, and the splits of words with it. The Trainer calls it before each epoch."""
-        self._texts.epoch = epoch
+        self.texts.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self.texts)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 100_003 + self._texts.epoch)
-        yield from get_length_grouped_indices(self._texts.lengths, self._batch_size, generator=generator)
+        generator = self.generator()
+        yield from get_length_grouped_indices(self.texts.lengths, self.batch_size, generator=generator)
+
+    def generator(self) -> torch.Generator:
+        """Make the random numbers of this epoch."""
+        return torch.Generator().manual_seed(self._seed * 100_003 + self.texts.epoch)
 
 
 class TextTrainer(Trainer):

@@ -1,11 +1,13 @@
 """Models on the Hub: pinned to a commit, downloaded once; a server on loopback speaks its protocol."""
 
+import base64
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +37,30 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.answer(with_body=True)
+
+    def do_POST(self) -> None:
+        """Take a push: a repository is made, every file may be sent as it is, a commit brings them."""
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        path = self.path.partition("?")[0]
+        self.server.requests.append(path)
+        url = f"http://127.0.0.1:{self.server.server_address[1]}/{REPOSITORY}"
+        if path.endswith("/preupload/main"):
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            files = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in paths]
+            answer: dict[str, object] = {"files": files}
+        elif path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    (self.server.folder / line["value"]["path"]).write_bytes(content)
+            answer = {"success": True, "commitOid": COMMIT, "commitUrl": f"{url}/commit/{COMMIT}"}
+        else:
+            answer = {"url": url, "name": REPOSITORY, "warnings": [], "errors": []}
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
     def answer(self, *, with_body: bool) -> None:
         path = self.path.partition("?")[0]
@@ -137,3 +163,47 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub) -> None:
     assert done.returncode == 1
     assert "teachers.de.base is acme/teacher: no folder of that name, and the Hub says" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_student_that_is_pushed_to_the_hub_is_loaded_from_there_by_a_stranger(hub: Hub) -> None:
+    hub.folder = Path("pushed")
+    hub.folder.mkdir()
+    push = f"""
+        from transformers import AutoTokenizer
+        from stages.student.modeling_mblm import MBLMForSequenceClassification
+        student = MBLMForSequenceClassification.from_pretrained("artifacts/student")
+        student.push_to_hub("{REPOSITORY}", token="t")
+        AutoTokenizer.from_pretrained("artifacts/student").push_to_hub("{REPOSITORY}", token="t")
+    """
+    use = """
+        import sys, torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        for name in sys.argv[1:]:
+            model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=True).eval()
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            with torch.inference_mode():
+                print(model(**tokenizer("drei Hunde", return_tensors="pt")).logits.tolist())
+    """
+
+    def python(script: str, *arguments: str, path: str) -> str:
+        inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), *arguments],
+            env={
+                **inherited,
+                "PYTHONPATH": path,
+                "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+                "HF_HOME": str(Path("huggingface").absolute()),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    python(push, path=str(ROOT))
+    pushed = {path.name for path in hub.folder.iterdir()}
+    assert {"model.safetensors", "modeling_mblm.py", "configuration_mblm.py", "tokenizer.json"} <= pushed
+    here, there = python(use, "artifacts/student", REPOSITORY, path="").splitlines()
+    assert here == there

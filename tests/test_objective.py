@@ -1,18 +1,30 @@
 """The mathematics of stage two against its written-out definition."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch.autograd import gradcheck
 
-from stages.student.objective import distillation_loss, mixture_weights, objective
+from stages.student.objective import (
+    HiddenStates,
+    balanced_class_weights,
+    distillation_loss,
+    mixture_weights,
+    objective,
+    similarity_loss,
+)
 
 B, K, C = 5, 3, 4
+LANGUAGES = torch.tensor([1, 0, 1, 2, 1])
+LABELS = torch.tensor([0, 1, 2, 3, 0])
 
 
-def _logits(seed: int) -> torch.Tensor:
-    return torch.randn(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def _logits(seed: int, width: int = C) -> torch.Tensor:
+    return torch.randn(B, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def test_distillation_loss_is_its_definition_written_out() -> None:
@@ -48,7 +60,7 @@ def test_logits_of_different_shapes_are_refused() -> None:
         distillation_loss(_logits(0), _logits(0)[:, :2], temperature=1.0)
 
 
-@pytest.mark.parametrize("weights", ["uniform", "dirichlet"])
+@pytest.mark.parametrize("weights", ["uniform", "dirichlet", (0.5, 1.0, 7.0)])
 @pytest.mark.parametrize("own_branch", [False, True])
 def test_mixture_weights_are_on_the_simplex(weights: str, own_branch: bool) -> None:
     own = torch.tensor([0, 1, 2, 1, 0])
@@ -71,40 +83,190 @@ def test_uniform_weights_are_equal_and_dirichlet_weights_average_to_them() -> No
     assert dirichlet[:, 1].var().item() == pytest.approx(1 / 12, rel=0.05)
 
 
-def test_a_mixture_of_no_other_branch_is_refused() -> None:
+def test_fixed_weights_are_renormalised_over_the_branches_that_take_part() -> None:
+    own = torch.arange(K)
+    w = mixture_weights(own, n_branches=K, weights=(0.5, 0.3, 0.2), own_branch=False)
+    expected = [[0, 0.3 / 0.5, 0.2 / 0.5], [0.5 / 0.7, 0, 0.2 / 0.7], [0.5 / 0.8, 0.3 / 0.8, 0]]
+    torch.testing.assert_close(w, torch.tensor(expected))
+    with_own = mixture_weights(own, n_branches=K, weights=(1, 3, 0), own_branch=True)
+    torch.testing.assert_close(with_own, torch.tensor([[0.25, 0.75, 0.0]] * K))
+
+
+@pytest.mark.parametrize(
+    ("weights", "own_branch"), [("uniform", False), ((1.0,), False), ((2.0, 0.0), False), ((0.0, 0.0), True)]
+)
+def test_a_mixture_of_nothing_is_refused(weights: str | tuple[float, ...], own_branch: bool) -> None:
+    n_branches = 1 if isinstance(weights, str) else len(weights)
     with pytest.raises(ValueError, match="two branches"):
-        mixture_weights(torch.zeros(2, dtype=torch.int64), n_branches=1, weights="uniform", own_branch=False)
+        mixture_weights(
+            torch.zeros(2, dtype=torch.int64),
+            n_branches=n_branches,
+            weights=weights,  # type: ignore[arg-type]  # a parametrised string is no Literal
+            own_branch=own_branch,
+        )
+
+
+# Hidden states
+
+
+def test_similarity_loss_is_its_definition_written_out() -> None:
+    s, t = _logits(0, 6).tolist(), _logits(1, 7).tolist()
+    expected = 0.0
+    for i in range(B):
+        alike = [j for j in range(B) if LANGUAGES[j] == LANGUAGES[i]]
+        rows = []
+        for states in (s, t):
+            row = [sum(a * b for a, b in zip(states[i], states[j], strict=True)) for j in alike]
+            norm = math.sqrt(sum(x * x for x in row))
+            rows.append([x / norm for x in row])
+        expected += sum((a - b) ** 2 for a, b in zip(*rows, strict=True)) / len(alike) / B
+    loss = similarity_loss(_logits(0, 6), _logits(1, 7), LANGUAGES)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_similarity_loss_of_one_language_is_that_of_its_paper() -> None:
+    s, t = _logits(0, 6), _logits(1, 7)
+    matrices = [(x @ x.T) / (x @ x.T).norm(dim=1, keepdim=True) for x in (s, t)]
+    expected = (matrices[1] - matrices[0]).norm() ** 2 / B**2
+    torch.testing.assert_close(similarity_loss(s, t, torch.zeros(B)), expected)
+
+
+def test_similarity_loss_does_not_see_a_rotation_a_scale_or_columns_of_zeros() -> None:
+    s = _logits(0, 6)
+    rotation = torch.linalg.qr(_logits(1, 6).T @ _logits(1, 6)).Q
+    seen = torch.cat([3.0 * s @ rotation, torch.zeros(B, 2, dtype=s.dtype)], dim=1)
+    assert similarity_loss(s, seen, LANGUAGES).item() == pytest.approx(0, abs=1e-24)
+    t = _logits(2, 7)
+    torch.testing.assert_close(similarity_loss(s, t, LANGUAGES), similarity_loss(seen, t, LANGUAGES))
+
+
+def test_similarity_loss_compares_no_two_languages() -> None:
+    s, t = _logits(0, 6), _logits(1, 7)
+    scales = torch.tensor([2.0, -5.0, 0.1], dtype=torch.float64)[LANGUAGES].unsqueeze(1)
+    torch.testing.assert_close(
+        similarity_loss(s, t * scales, LANGUAGES), similarity_loss(s, t, LANGUAGES), rtol=1e-12, atol=0
+    )
+    assert similarity_loss(s, t, torch.arange(B)).item() == 0
+
+
+def test_gradient_of_the_similarity_loss_is_right_and_does_not_reach_the_teacher() -> None:
+    s, t = _logits(0, 6).requires_grad_(), _logits(1, 7).requires_grad_()
+    assert gradcheck(lambda x: similarity_loss(x, _logits(1, 7), LANGUAGES), (s,))
+    similarity_loss(s, t, LANGUAGES).backward()
+    assert t.grad is None
+
+
+def test_states_of_zeros_give_no_nan() -> None:
+    s = torch.zeros(B, 6, requires_grad=True)
+    similarity_loss(s, torch.zeros(B, 7), LANGUAGES).backward()
+    assert s.grad is not None
+    assert torch.isfinite(s.grad).all()
+
+
+# The whole
+
+
+def _objective(**changes: Any) -> dict[str, torch.Tensor]:
+    hidden = HiddenStates(_logits(3, 6), _logits(4, 7), LANGUAGES)
+    arguments: dict[str, Any] = {
+        "teacher_logits": _logits(2),
+        "mixture_logits": _logits(1),
+        "hidden": hidden,
+        "class_weights": None,
+        "temperature": 2.0,
+        "mixture_weight": 0.3,
+        "hard_label_weight": 0.1,
+        "hidden_weight": 5.0,
+    }
+    return objective(_logits(0), LABELS, **arguments | changes)
 
 
 def test_objective_weighs_its_parts() -> None:
     z, m, t = _logits(0), _logits(1), _logits(2)
-    labels = torch.tensor([0, 1, 2, 3, 0])
-    losses = objective(
-        z,
-        labels,
-        teacher_logits=t,
-        mixture_logits=m,
-        temperature=2.0,
-        mixture_weight=0.3,
-        hard_label_weight=0.1,
-    )
+    losses = _objective()
     own = distillation_loss(z, t, temperature=2.0)
     mixture = distillation_loss(m, t, temperature=2.0)
-    hard = -z.log_softmax(1)[torch.arange(B), labels].mean()
-    torch.testing.assert_close(losses["loss"], 0.7 * own + 0.3 * mixture + 0.1 * hard)
+    hard = -z.log_softmax(1)[torch.arange(B), LABELS].mean()
+    hidden = similarity_loss(_logits(3, 6), _logits(4, 7), LANGUAGES)
+    torch.testing.assert_close(losses["loss"], 0.7 * own + 0.3 * mixture + 0.1 * hard + 5.0 * hidden)
     torch.testing.assert_close(losses["hard"], hard)
-    assert set(losses) == {"loss", "own", "mixture", "hard"}
+    torch.testing.assert_close(losses["hidden"], hidden)
+    assert set(losses) == {"loss", "own", "mixture", "hard", "hidden"}
+    assert set(_objective(hidden=None, mixture_logits=None)) == {"loss", "own", "hard"}
 
 
 def test_objective_without_soft_labels_is_the_hard_label_loss() -> None:
-    z, labels = _logits(0), torch.tensor([0, 1, 2, 3, 0])
-    losses = objective(
-        z,
-        labels,
-        teacher_logits=None,
-        mixture_logits=None,
-        temperature=9.0,
-        mixture_weight=0.9,
-        hard_label_weight=0.0,
-    )
-    torch.testing.assert_close(losses["loss"], torch.nn.functional.cross_entropy(z, labels))
+    losses = _objective(teacher_logits=None)
+    torch.testing.assert_close(losses["loss"], torch.nn.functional.cross_entropy(_logits(0), LABELS))
+    assert set(losses) == {"loss", "hard"}
+
+
+# Class weights
+
+
+def test_an_example_counts_with_its_classes_weight_in_every_part() -> None:
+    class_weights = torch.tensor([2.0, 0.5, 1.0, 3.0], dtype=torch.float64)
+    losses = _objective(class_weights=class_weights)
+    w = class_weights[LABELS]
+    one_by_one: dict[str, list[torch.Tensor]] = {"own": [], "mixture": [], "hard": []}
+    for i in range(B):
+        row = slice(i, i + 1)
+        alone = objective(
+            _logits(0)[row],
+            LABELS[row],
+            teacher_logits=_logits(2)[row],
+            mixture_logits=_logits(1)[row],
+            hidden=None,
+            class_weights=None,
+            temperature=2.0,
+            mixture_weight=0.3,
+            hard_label_weight=0.1,
+            hidden_weight=0.0,
+        )
+        for name, values in one_by_one.items():
+            values.append(alone[name])
+    for name, values in one_by_one.items():
+        torch.testing.assert_close(losses[name], (w * torch.stack(values)).sum() / w.sum())
+    same = LANGUAGES.unsqueeze(0) == LANGUAGES.unsqueeze(1)
+    rows = []
+    for states in (_logits(3, 6), _logits(4, 7)):
+        similarities = (states @ states.T) * same
+        rows.append(similarities / similarities.norm(dim=1, keepdim=True))
+    by_example = (rows[1] - rows[0]).square().sum(dim=1) / same.sum(dim=1)
+    torch.testing.assert_close(losses["hidden"], (w * by_example).sum() / w.sum())
+    total = 0.7 * losses["own"] + 0.3 * losses["mixture"] + 0.1 * losses["hard"] + 5.0 * losses["hidden"]
+    torch.testing.assert_close(losses["loss"], total)
+
+
+def test_equal_class_weights_change_nothing() -> None:
+    weighted = _objective(class_weights=torch.full((C,), 7.0, dtype=torch.float64))
+    for name, loss in _objective().items():
+        torch.testing.assert_close(weighted[name], loss)
+
+
+def test_gradient_of_the_weighted_objective_is_right() -> None:
+    class_weights = torch.tensor([2.0, 0.5, 1.0, 3.0], dtype=torch.float64)
+
+    def loss(z: torch.Tensor, m: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        return objective(
+            z,
+            LABELS,
+            teacher_logits=_logits(2),
+            mixture_logits=m,
+            hidden=HiddenStates(s, _logits(4, 7), LANGUAGES),
+            class_weights=class_weights,
+            temperature=1.7,
+            mixture_weight=0.3,
+            hard_label_weight=0.1,
+            hidden_weight=5.0,
+        )["loss"]
+
+    assert gradcheck(loss, tuple(_logits(i, width).requires_grad_() for i, width in ((0, C), (1, C), (3, 6))))
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn() -> None:
+    labels = torch.tensor([0, 0, 3, 1, 0, 2, 2, 3, 0])
+    weights = balanced_class_weights(torch.bincount(labels))
+    expected = compute_class_weight("balanced", classes=np.arange(C), y=labels.numpy())
+    torch.testing.assert_close(weights, torch.tensor(expected).float())
+    assert weights[labels].mean().item() == pytest.approx(1)

@@ -42,6 +42,39 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
         ("student.distill.temperature=hot", "temperature is 'hot': input should be a valid number"),
         ("student.distill.variant=best", "should be 'finetune', 'distill', 'branches' or 'mblm'"),
         ("student.distill.mixture.loss_weight=1.5", "loss_weight is 1.5: input should be less than or equal"),
+        (
+            "student.distill.hidden_weight=-1",
+            "hidden_weight is -1: input should be greater than or equal to 0",
+        ),
+        (
+            "student.distill.sampling_temperature=0.5",
+            "sampling_temperature is 0.5: input should be greater than",
+        ),
+        (
+            "student.distill.mixture.weights=best",
+            "student.distill.mixture.weights: 'best' is none of uniform, dirichlet, or a mapping from lang",
+        ),
+        ("student.distill.mixture.weights={de: -1}", "weights: {'de': -1} is none of uniform"),
+        ("student.distill.mixture.weights={de: true}", "weights: {'de': True} is none of uniform"),
+        ("student.distill.mixture.weights={}", "weights: {} is none of uniform"),
+        (
+            "student.distill.mixture.weights={de: 1, en: 2, fr: 3}",
+            "'fr': 3.0}; it needs one weight for each of task.supervised: de, en, ru, zh",
+        ),
+        (
+            "student.distill.mixture.weights={de: 1, en: 0, ru: 0, zh: 0}",
+            "at least 2 of them must be above 0 where own_branch is false",
+        ),
+        (
+            "student.distill.class_weights=even",
+            "student.distill.class_weights: 'even' is none of null, balanced, or a mapping from classes",
+        ),
+        ("student.distill.class_weights={a: 0}", "class_weights: {'a': 0} is none of null"),
+        ("student.distill.class_weights={a: .inf}", "class_weights: {'a': inf} is none of null"),
+        (
+            "student.distill.class_weights={unit: 2}",
+            "class_weights is {'unit': 2.0}; it needs one weight for each of task.classes: currency, ",
+        ),
         ("teacher.finetune.batch_size=3.5", "batch_size is 3.5: input should be a valid integer"),
         ("task.max_examples='9'", "max_examples is '9': input should be a valid integer"),
         ("task.source={kind: sql}", "'names', 'hub', 'files'"),
@@ -74,6 +107,20 @@ def test_changes_are_yaml_values_at_dotted_keys() -> None:
     params = load_params(PARAMS, ["student.distill.temperature=4", "task.supervised=[en, de]"])
     assert params.student.distill.temperature == 4.0
     assert params.task.supervised == ["en", "de"]
+
+
+def test_weights_may_be_given_by_name() -> None:
+    weights = "{de: 0, en: 0.5, ru: 1, zh: 2}"
+    distill = load_params(PARAMS, [f"student.distill.mixture.weights={weights}"]).student.distill
+    assert distill.mixture.weights == {"de": 0.0, "en": 0.5, "ru": 1.0, "zh": 2.0}
+    classes = load_params(PARAMS).task.classes
+    change = f"student.distill.class_weights={{{', '.join(f'{name}: 2' for name in classes)}}}"
+    assert load_params(PARAMS, [change]).student.distill.class_weights == dict.fromkeys(classes, 2.0)
+
+
+def test_a_single_weight_is_enough_where_the_own_branch_is_mixed_too() -> None:
+    changes = ["student.distill.mixture.weights={de: 1, en: 0, ru: 0, zh: 0}"]
+    assert load_params(PARAMS, [*changes, "student.distill.mixture.own_branch=true"])
 
 
 def test_numbers_in_scientific_notation_are_numbers() -> None:

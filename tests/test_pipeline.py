@@ -269,6 +269,14 @@ def test_the_variant_finetune_is_the_baseline(finished: Path, run: Run) -> None:
     assert all(torch.equal(student[name], baseline[name]) for name in baseline)
 
 
+def test_the_baseline_does_not_depend_on_what_only_branches_have(finished: Path, run: Run) -> None:
+    folder = Path("artifacts/baseline")
+    before = {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    changes = ("student.distill.branch_layers=2", "student.distill.mixture.of=logits")
+    assert run("student", "baseline", *(part for change in changes for part in ("--set", change))).code == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
 def test_training_is_deterministic_and_the_seed_matters(finished: Path, run: Run) -> None:
     before = load_file("artifacts/student/model.safetensors")
     run("student", "distill")
@@ -279,12 +287,13 @@ def test_training_is_deterministic_and_the_seed_matters(finished: Path, run: Run
     assert not all(torch.equal(before[name], other[name]) for name in before)
 
 
-def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: Path) -> None:
-    before = load_file("artifacts/student/model.safetensors")
-    shutil.rmtree("artifacts/student")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline", "student", "distill"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+def stop_after_a_checkpoint(options: list[str]) -> None:
+    """Start `student distill` in a process of its own, and kill it once it has a second checkpoint."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "student", "distill", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not list(Path(".checkpoints").glob("student-student/*/checkpoint-8/trainer_state.json")):
         assert time.monotonic() < deadline
@@ -292,17 +301,120 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: 
         time.sleep(0.005)
     process.kill()
     process.wait()
+
+
+def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: Path) -> None:
+    before = load_file("artifacts/student/model.safetensors")
+    shutil.rmtree("artifacts/student")
+    stop_after_a_checkpoint([])
     # As if it had been killed while it wrote the next one.
     (unfinished,) = Path(".checkpoints").glob("student-student/*/checkpoint-8")
     shutil.copytree(unfinished, unfinished.with_name("checkpoint-99"))
     (unfinished.with_name("checkpoint-99") / "trainer_state.json").write_text("{")
     assert not Path("artifacts/student").exists()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline", "student", "distill"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "going on from" in done.stderr
     after = load_file("artifacts/student/model.safetensors")
     for name in before:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)
     assert not list(Path(".checkpoints").glob("student-student/*"))
+
+
+def settings(**values: str) -> list[str]:
+    """Give options that change parameters of `student.distill`."""
+    return [part for key, value in values.items() for part in ("--set", f"student.distill.{key}={value}")]
+
+
+def student_weights(name: str = "student") -> dict[str, torch.Tensor]:
+    return load_file(f"artifacts/{name}/model.safetensors")
+
+
+def differ(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_fixed_mixture_weights_are_those_of_the_languages_that_they_name(finished: Path, run: Run) -> None:
+    """With two branches, the other one alone is mixed, whatever its weight is."""
+    run("student", "distill", *settings(**{"mixture.weights": "uniform"}))
+    uniform = student_weights()
+    done = run("student", "distill", *settings(**{"mixture.weights": "{en: 0.2, de: 3}"}))
+    assert done.code == 0, done.err
+    assert not differ(student_weights(), uniform)
+    own = {"mixture.own_branch": "true"}
+    run("student", "distill", *settings(**{"mixture.weights": "{en: 0, de: 1}"}, **own))
+    only_de = student_weights()
+    run("student", "distill", *settings(**{"mixture.weights": "{en: 1, de: 0}"}, **own))
+    assert differ(student_weights(), only_de)
+
+
+def test_hidden_states_that_are_not_there_are_asked_for_in_one_line(finished: Path, run: Run) -> None:
+    done = run("student", "distill", *settings(hidden_weight="10"))
+    assert done.code == 1
+    assert done.err.strip().splitlines()[-1] == (
+        "error: student.distill.hidden_weight is 10.0, but the soft labels of 'de' hold no hidden states; "
+        "set teacher.label.hidden: true in params.yaml, and write them with: "
+        "python -m pipeline teacher label --language de"
+    )
+    assert run("student", "distill", *settings(hidden_weight="10", variant="finetune")).code == 0
+
+
+def test_hidden_states_of_teachers_of_different_widths_are_distilled(finished: Path, run: Run) -> None:
+    wider = ("--set", "teacher.finetune.scratch.hidden=24")
+    assert run("teacher", "finetune", "--language", "de", *wider).code == 0
+    keep = ("--set", "teacher.label.hidden=true")
+    for language in ("de", "en"):
+        assert run("teacher", "label", "--language", language, *keep).code == 0
+    students = []
+    for weight, variant in (("0", "mblm"), ("10", "mblm"), ("10", "distill")):
+        done = run("student", "distill", *settings(hidden_weight=weight, variant=variant))
+        assert done.code == 0, done.err
+        students.append(student_weights())
+        losses = json.loads(Path("artifacts/student/losses.json").read_text())
+        assert all(("hidden_loss" in log) == (weight != "0") for log in losses)
+    assert differ(students[0], students[1])
+
+
+def test_class_weights_decide_what_the_baseline_learns(finished: Path, run: Run) -> None:
+    before = student_weights("baseline")
+    assert run("student", "baseline", *settings(class_weights="{animal: 9, colour: 1, number: 1}")).code == 0
+    assert differ(student_weights("baseline"), before)
+    # Each class has a third of the examples, so that balanced weights are all 1.
+    assert run("student", "baseline", *settings(class_weights="balanced")).code == 0
+    balanced = student_weights("baseline")
+    for name in before:
+        torch.testing.assert_close(balanced[name], before[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_class_without_examples_cannot_be_balanced(finished: Path, run: Run) -> None:
+    for language in ("de", "en"):
+        rows = [row for row in examples(language, "train") if row["label"] != "colour"]
+        write_jsonl(finished / f"data/{language}/train.jsonl", rows)
+    assert run("prepare").code == 0
+    done = run("student", "baseline", *settings(class_weights="balanced"))
+    assert done.code == 1
+    assert "class_weights is balanced, but no training example has the class 'colour'" in done.err
+    assert run("student", "baseline", *settings(class_weights="{animal: 1, colour: 1, number: 2}")).code == 0
+
+
+def test_a_killed_training_that_samples_languages_goes_on_and_ends_as_if_it_had_not(
+    finished: Path, run: Run
+) -> None:
+    write_jsonl(finished / "data/en/train.jsonl", examples("en", "train")[:9])
+    assert run("prepare").code == 0
+    options = settings(sampling_temperature="4", class_weights="balanced")
+    assert run("student", "distill", "--set", "student.distill.class_weights=balanced").code == 0
+    without = student_weights()
+    assert run("student", "distill", *options).code == 0
+    before = student_weights()
+    assert differ(before, without)
+    stop_after_a_checkpoint(options)
+    done = run("student", "distill", *options)
+    assert "going on from" in done.err
+    after = student_weights()
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)
 
 
 def test_texts_that_are_empty_do_not_stop_pre_training(workspace: Path, run: Run) -> None:

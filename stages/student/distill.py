@@ -7,21 +7,25 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import AutoTokenizer, set_seed
 
-from cache import SoftLabelSet
+from cache import SoftLabels, SoftLabelSet, file_digest
 from stages.artifacts import SOFT_LABELS, STUDENT, TRUNK, replaced_folder
 from stages.base import StageError
 from stages.classes import match_classes
-from stages.source import loading, model_digests, model_folder, require_max_tokens
+from stages.source import loading, model_digests, model_folder, read_pin, require_max_tokens
+from stages.student.card import TeacherFacts, model_card
 from stages.student.modeling_mblm import MBLMForSequenceClassification
-from stages.student.objective import mixture_weights, objective
+from stages.student.objective import HiddenStates, balanced_class_weights, mixture_weights, objective
 from stages.student.params import DistillParams
+from stages.student.sampling import ByLanguage
 from stages.task import TaskParams, examples_digest, read_examples
 from stages.texts import Collator, Texts, require_splittable
 from stages.training import (
@@ -32,8 +36,21 @@ from stages.training import (
     training_arguments,
 )
 
-ClassMaps = Mapping[str, Mapping[str, str] | None]
-"""By language, ``teachers.<language>.labels``: the teacher's class names to the task's."""
+
+class Teacher(Protocol):
+    """What params.yaml says of a teacher, in section `teachers.<language>`."""
+
+    @property
+    def base(self) -> str:
+        """Hub id or folder."""
+
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit of a Hub id."""
+
+    @property
+    def labels(self) -> Mapping[str, str] | None:
+        """The teacher's class names to the task's."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +74,20 @@ class Trained:
 
 
 def distill(
-    task: TaskParams, class_maps: ClassMaps, params: DistillParams, *, output: Path = STUDENT
+    task: TaskParams,
+    teachers: Mapping[str, Teacher],
+    params: DistillParams,
+    *,
+    output: Path = STUDENT,
 ) -> Trained:
-    """Train a student and write it to `output` as a Hugging Face model, with its learning curves.
+    """Train a student and write it to `output` as a Hugging Face model, with its card and learning curves.
 
     Raises:
-        StageError: The data or the MPLM is missing, the teachers' classes are not the task's, or the loss is
-            NaN.
+        StageError: The data, the MPLM or hidden states are missing, the teachers' classes are not the task's,
+            a class that is to be balanced has no example, or the loss is NaN.
         CacheError: Soft labels are missing or damaged.
     """
-    train, digests = _training_texts(task, class_maps, params)
+    train, digests, facts_of_teachers = _training_texts(task, teachers, params)
     trunk = model_folder(TRUNK, command="student pretrain")
     facts = [task.model_dump(), params.model_dump(), digests, model_digests(trunk)]
     checkpoints = checkpoint_folder(f"student-{output.name}", facts)
@@ -80,6 +101,7 @@ def distill(
     )
     trainer = _DistillTrainer(
         params,
+        _class_weights(task, params, train),
         model=model,
         args=training_arguments(
             params,
@@ -106,34 +128,80 @@ def distill(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         last = _write_curves(history, task.supervised, folder)
+        card = model_card(
+            task,
+            params,
+            name=output.name,
+            config=model.config,
+            encoder=read_pin(TRUNK),
+            accuracy=last,
+            teachers=facts_of_teachers,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(checkpoints, ignore_errors=True)
     return Trained(params.variant, trainer.state.global_step, last)
 
 
 def _training_texts(
-    task: TaskParams, class_maps: ClassMaps, params: DistillParams
-) -> tuple[Texts, list[str]]:
+    task: TaskParams, teachers: Mapping[str, Teacher], params: DistillParams
+) -> tuple[Texts, list[str], dict[str, TeacherFacts]]:
     """Join the training splits of all supervised languages with their soft labels, once, in memory.
 
     Returns:
-        The examples, and digests of everything that was read.
+        The examples, digests of everything that was read, and where the soft labels come from.
     """
     tables = {language: read_examples(task, language, "train") for language in task.supervised}
     digests = [examples_digest(table) for table in tables.values()]
     if params.variant == "finetune":
-        return _texts(task, tables, params=params), digests
-    logits = []
+        return _texts(task, tables, params=params), digests, {}
+    logits, states, facts = [], [], {}
     for language, table in tables.items():
-        soft_labels = SoftLabelSet.read(SOFT_LABELS / language, language=language)
+        folder, teacher = SOFT_LABELS / language, teachers[language]
+        label_set = SoftLabelSet.read(folder, language=language)
         order = match_classes(
-            soft_labels.producer.classes,
-            task.classes,
-            names=class_maps.get(language),
-            language=language,
+            label_set.producer.classes, task.classes, names=teacher.labels, language=language
         )
-        logits.append(soft_labels.join(table["example_id"]).logits[:, order])
+        soft_labels = label_set.join(table["example_id"])
+        logits.append(soft_labels.logits[:, order])
         digests.append(hashlib.sha256(logits[-1].tobytes()).hexdigest())
-    return _texts(task, tables, params=params, teacher_logits=np.concatenate(logits)), digests
+        if params.hidden_weight:
+            states.append(_hidden_states(soft_labels, params, language))
+            digests.append(hashlib.sha256(states[-1].tobytes()).hexdigest())
+        name = teacher.base if teacher.revision is None else f"{teacher.base} at {teacher.revision}"
+        facts[language] = TeacherFacts(name, label_set.producer.id, file_digest(folder / "manifest.json"))
+    numbers = {"teacher_logits": np.concatenate(logits)}
+    if states:
+        width = max(part.shape[1] for part in states)
+        wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
+        numbers["teacher_states"] = np.concatenate(wide)
+    return _texts(task, tables, params=params, **numbers), digests, facts
+
+
+def _hidden_states(soft_labels: SoftLabels, params: DistillParams, language: str) -> NDArray[np.float16]:
+    """Give a teacher's hidden states, ``(N, H_t)``; they must be there."""
+    if soft_labels.hidden is None:
+        raise StageError(
+            f"student.distill.hidden_weight is {params.hidden_weight}, but the soft labels of '{language}' "
+            "hold no hidden states; set teacher.label.hidden: true in params.yaml, and write them with: "
+            f"python -m pipeline teacher label --language {language}"
+        )
+    return soft_labels.hidden
+
+
+def _class_weights(task: TaskParams, params: DistillParams, train: Texts) -> Tensor | None:
+    """Give the weight of each class, ``(C,)``; None where all count alike."""
+    if params.class_weights is None:
+        return None
+    if params.class_weights != "balanced":
+        return torch.tensor([params.class_weights[name] for name in task.classes])
+    counts = torch.bincount(torch.from_numpy(train.numbers["labels"]), minlength=len(task.classes))
+    absent = [name for name, count in zip(task.classes, counts.tolist(), strict=True) if not count]
+    if absent:
+        raise StageError(
+            "student.distill.class_weights is balanced, but no training example has the class "
+            f"'{', '.join(absent)}'; take it out of task.classes, or give each class a weight"
+        )
+    return balanced_class_weights(counts)
 
 
 def _texts(
@@ -172,8 +240,9 @@ def _student(task: TaskParams, params: DistillParams, trunk: Path) -> MBLMForSeq
         trunk,
         languages=task.supervised,
         n_branches=len(task.supervised) if branches else 1,
-        branch_layers=params.branch_layers,
-        mixing=params.mixture.of,
+        # Without branches these say nothing, and the baseline must not depend on them.
+        branch_layers=params.branch_layers if branches else 1,
+        mixing=params.mixture.of if branches else "representations",
         id2label=dict(enumerate(task.classes)),
     )
 
@@ -181,25 +250,42 @@ def _student(task: TaskParams, params: DistillParams, trunk: Path) -> MBLMForSeq
 class _DistillTrainer(TextTrainer):
     """The Trainer with the objective of stage two; logs each part of the loss under its own name."""
 
-    def __init__(self, params: DistillParams, **kwargs: Any) -> None:
+    def __init__(self, params: DistillParams, class_weights: Tensor | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._params = params
+        self._class_weights = None if class_weights is None else class_weights.to(self.args.device)
+        self._languages: list[str] = kwargs["model"].config.languages
         self._n_branches: int = kwargs["model"].config.n_branches
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        temperature = self._params.sampling_temperature
+        if temperature == 1:
+            return super()._get_train_sampler(train_dataset)
+        return ByLanguage(
+            self.train_dataset,
+            temperature=temperature,
+            batch_size=self.args.train_batch_size,
+            seed=self.args.seed,
+        )
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Forward, losses, log; the Trainer does backward and step."""
         labels = inputs.pop("labels")
         teacher_logits = inputs.pop("teacher_logits", None)
+        teacher_states = inputs.pop("teacher_states", None)
         outputs = model(**inputs, mixture_weights=self._mixture_weights(inputs["language_ids"]))
         losses = objective(
             outputs.logits,
             labels,
             teacher_logits=teacher_logits,
             mixture_logits=outputs.mixture_logits,
+            hidden=self._hidden(outputs.branch_states, teacher_states, inputs["language_ids"]),
+            class_weights=self._class_weights,
             temperature=self._params.temperature,
             mixture_weight=self._params.mixture.loss_weight,
             hard_label_weight=self._params.hard_label_weight,
+            hidden_weight=self._params.hidden_weight,
         )
         for name, loss in losses.items():
             if name != "loss":
@@ -210,12 +296,23 @@ class _DistillTrainer(TextTrainer):
         mixture = self._params.mixture
         if self._params.variant != "mblm":
             return None
+        weights = mixture.weights
         return mixture_weights(
             language_ids,
             n_branches=self._n_branches,
-            weights=mixture.weights,
+            weights=weights if isinstance(weights, str) else [weights[name] for name in self._languages],
             own_branch=mixture.own_branch,
         )
+
+    def _hidden(
+        self, branch_states: Tensor, teacher_states: Tensor | None, language_ids: Tensor
+    ) -> HiddenStates | None:
+        """Pair the states of each text's own branch, out of ``(B, K, H)``, with its teacher's."""
+        if teacher_states is None:
+            return None
+        own = language_ids if self._n_branches > 1 else torch.zeros_like(language_ids)
+        states = branch_states[torch.arange(len(own), device=own.device), own]
+        return HiddenStates(states, teacher_states.to(states.dtype), language_ids)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the parts of the loss since the last log."""

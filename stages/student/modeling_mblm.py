@@ -126,7 +126,8 @@ class _Routing:
     def everywhere(cls, n_examples: int, n_branches: int, device: torch.device) -> Self:
         """Send all examples through all branches; no value of a tensor is looked at."""
         examples = torch.arange(n_examples, device=device).repeat(n_branches)
-        branches = torch.arange(n_branches, device=device).repeat_interleave(n_examples)
+        # Not repeat_interleave: torch exports it to ONNX wrongly.
+        branches = torch.arange(n_branches, device=device).unsqueeze(1).expand(-1, n_examples).flatten()
         return cls(n_examples, examples, branches, [n_examples] * n_branches, is_identity=n_branches == 1)
 
     def gather(self, hidden_states: Tensor) -> Tensor:
@@ -135,9 +136,13 @@ class _Routing:
         Branch by branch: no branch has an example twice, so each gradient is a sum in a fixed order. A single
         index with repetitions would add them up in parallel, in an order that changes from run to run.
         """
-        parts = (part for part in self.examples.split(self.counts) if len(part))
+        parts = zip(self.counts, self.examples.split(self.counts), strict=True)
         return torch.cat(
-            [hidden_states if len(part) == self.n_examples else hidden_states[part] for part in parts]
+            [
+                hidden_states if count == self.n_examples else hidden_states[part]
+                for count, part in parts
+                if count
+            ]
         )
 
     def expand(self, value: Any) -> Any:
@@ -167,7 +172,7 @@ class _Routing:
         """Cut the rows of one branch out of an expanded value."""
         if isinstance(value, tuple | list):
             return type(value)(self.slice(part, rows) for part in value)
-        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == len(self.examples):
+        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == self.examples.shape[0]:
             return value if value.ndim == 2 and value.is_floating_point() else value[rows]
         return value
 
@@ -252,7 +257,7 @@ class BranchedLayer(nn.ModuleList):
         outputs = []
         start = 0
         for layer, count in zip(self, routing.counts, strict=True):
-            if count == len(routing.examples):
+            if count == routing.examples.shape[0]:  # len() would be a constant in an export
                 return layer(hidden_states, *args, **kwargs)
             if count:
                 rows = slice(start, start + count)

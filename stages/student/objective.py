@@ -1,20 +1,30 @@
-"""The mathematics of stage two: tensors in, tensors out. Axes: B batch, K branches, C classes.
+"""The mathematics of stage two: tensors in, tensors out. Axes: B batch, H hidden, K branches, C classes.
 
-With own-branch logits z, mixture logits m, teacher logits t and temperature τ (Yang et al., 2022; what the
-paper's abstract leaves open is a parameter):
+With own-branch logits z and states b, mixture logits m, teacher logits t and states h, and temperature τ
+(Yang et al., 2022; what the paper's abstract leaves open is a parameter):
 
     KD(z, t) = τ² · KL(softmax(t/τ) ‖ softmax(z/τ))
-    L        = (1-λ) KD(z, t) + λ KD(m, t) + α CE(z, hard label)
+    SP(b, h) = the distance of the similarities within b from those within h
+    L        = (1-λ) KD(z, t) + λ KD(m, t) + α CE(z, hard label) + β SP(b, h)
+
+Each is a mean over the batch in which an example counts with the weight w of its class: Σ w_i l_i / Σ w_i.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float,
+    example_weights: Tensor | None = None,
+) -> Tensor:
     """Divergence of the student from the softened teacher, averaged over the batch.
 
     The factor ``temperature ** 2`` keeps its gradient comparable with that of the hard-label loss when the
@@ -24,6 +34,7 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, *, tempera
         student_logits: Raw scores, float, shape ``(B, C)``.
         teacher_logits: Soft labels of the same shape; no gradient flows into them.
         temperature: Divides both, above 0.
+        example_weights: Above 0, shape ``(B,)``; None: all alike.
 
     Returns:
         A scalar in nats, 0 when both agree.
@@ -37,15 +48,52 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, *, tempera
         )
     student = functional.log_softmax(student_logits / temperature, dim=-1)
     teacher = functional.log_softmax(teacher_logits.detach() / temperature, dim=-1)
-    divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
+    divergence = functional.kl_div(student, teacher, reduction="none", log_target=True)
+    return _mean(divergence, example_weights) * temperature**2
+
+
+def similarity_loss(
+    student_states: Tensor,
+    teacher_states: Tensor,
+    language_ids: Tensor,
+    *,
+    example_weights: Tensor | None = None,
+) -> Tensor:
+    """Distance between which examples are alike to the student and which are to the teacher.
+
+    Similarity-preserving distillation (Tung and Mori, 2019, ICCV, section 3.1) has no weights of its own, so
+    that the states may differ in width. Of a batch of b examples of one language, with states S and T:
+
+        G_S = S Sᵀ, each row divided by its Euclidean norm; G_T = T Tᵀ likewise
+        SP  = 1/b² · ‖G_T - G_S‖²_F
+
+    Teachers' spaces are not comparable, so a batch of several languages is compared within each. Example i,
+    of a language with b_i examples, then has the loss ‖row i of G_T - row i of G_S‖² / b_i, and the mean over
+    a batch of one language is the paper's SP.
+
+    Args:
+        student_states: Float, shape ``(B, H)``.
+        teacher_states: Float, shape ``(B, H_t)``; narrower ones are filled up with zeros, which change no
+            inner product. No gradient flows into them.
+        language_ids: Int64, shape ``(B,)``.
+        example_weights: Above 0, shape ``(B,)``; None: all alike.
+
+    Returns:
+        A scalar, at least 0; 0 where the teacher's states are the student's, rotated and scaled.
+    """
+    same = (language_ids.unsqueeze(0) == language_ids.unsqueeze(1)).to(student_states.dtype)
+    student, teacher = (
+        functional.normalize(states @ states.T * same, dim=1)
+        for states in (student_states, teacher_states.detach())
+    )
+    return _mean((teacher - student).square().sum(dim=1) / same.sum(dim=1), example_weights)
 
 
 def mixture_weights(
     language_ids: Tensor,
     *,
     n_branches: int,
-    weights: Literal["uniform", "dirichlet"],
+    weights: Literal["uniform", "dirichlet"] | Sequence[float],
     own_branch: bool,
 ) -> Tensor:
     """Draw the weights with which each text's branches are mixed.
@@ -53,7 +101,8 @@ def mixture_weights(
     Args:
         language_ids: The texts' own branches, int64, shape ``(B,)``.
         n_branches: K, at least 2 unless `own_branch`.
-        weights: ``uniform``: equal; ``dirichlet``: uniform on the simplex, from torch's global generator.
+        weights: ``uniform``: equal; ``dirichlet``: uniform on the simplex, from torch's global generator; or
+            K numbers, at least 0, in the proportion of which the branches that take part are mixed.
         own_branch: Whether the own branch takes part.
 
     Returns:
@@ -62,11 +111,14 @@ def mixture_weights(
     Raises:
         ValueError: Nothing is left to mix.
     """
-    if n_branches == 1 and not own_branch:
-        raise ValueError("a mixture of other branches needs at least two branches")
+    n_mixed = n_branches if isinstance(weights, str) else sum(weight > 0 for weight in weights)
+    if n_mixed < (1 if own_branch else 2):
+        raise ValueError("a mixture of other branches needs at least two branches with a weight above 0")
     shape = (len(language_ids), n_branches)
     if weights == "uniform":
         drawn = torch.ones(shape, device=language_ids.device)
+    elif weights != "dirichlet":
+        drawn = torch.tensor(weights, device=language_ids.device).expand(shape)
     else:
         # Normalised exponentials are uniform on the simplex (a Dirichlet distribution with all α = 1).
         drawn = torch.empty(shape, device=language_ids.device).exponential_()
@@ -75,15 +127,46 @@ def mixture_weights(
     return drawn / drawn.sum(dim=1, keepdim=True)
 
 
+def balanced_class_weights(counts: Tensor) -> Tensor:
+    """Weigh classes so that all count alike in sum, and the average example has the weight 1.
+
+    N / (C · n_c), as in scikit-learn's ``class_weight="balanced"`` (King and Zeng, 2001).
+
+    Args:
+        counts: n_c, the examples of each class, above 0, shape ``(C,)``; N in sum.
+
+    Returns:
+        Float32, shape ``(C,)``.
+    """
+    return (counts.sum() / (len(counts) * counts.double())).float()
+
+
+class HiddenStates(NamedTuple):
+    """What `similarity_loss` compares.
+
+    Attributes:
+        student: Pooled states of each text's own branch, shape ``(B, H)``.
+        teacher: Of the texts' teachers, shape ``(B, H_t)``.
+        language_ids: The texts' languages, int64, shape ``(B,)``.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    language_ids: Tensor
+
+
 def objective(
     logits: Tensor,
     labels: Tensor,
     *,
     teacher_logits: Tensor | None,
     mixture_logits: Tensor | None,
+    hidden: HiddenStates | None,
+    class_weights: Tensor | None,
     temperature: float,
     mixture_weight: float,
     hard_label_weight: float,
+    hidden_weight: float,
 ) -> dict[str, Tensor]:
     """Compute the loss and its parts.
 
@@ -92,21 +175,46 @@ def objective(
         labels: Hard labels, int64, shape ``(B,)``.
         teacher_logits: Soft labels in the task's class order, shape ``(B, C)``; None: hard labels alone.
         mixture_logits: Of a mixture of branches, shape ``(B, C)``; None leaves L_mix out.
+        hidden: States of student and teacher; None leaves SP out.
+        class_weights: Above 0, shape ``(C,)``; None: all alike.
         temperature: τ, above 0.
         mixture_weight: λ, from 0 to 1.
         hard_label_weight: α, at least 0.
+        hidden_weight: β, at least 0.
 
     Returns:
-        Scalars in nats: ``loss``, which is minimised, and those of ``own``, ``mixture`` and ``hard`` in it.
+        Scalars: ``loss``, which is minimised, and those of ``own``, ``mixture``, ``hard`` (in nats) and
+        ``hidden`` in it.
     """
-    hard = functional.cross_entropy(logits, labels)
+    weights = None if class_weights is None else class_weights[labels]
+    hard = functional.cross_entropy(logits, labels, weight=class_weights)  # the same weighted mean
     if teacher_logits is None:
         return {"loss": hard, "hard": hard}
-    own = distillation_loss(logits, teacher_logits, temperature=temperature)
+    own = distillation_loss(logits, teacher_logits, temperature=temperature, example_weights=weights)
     parts = {"own": own, "hard": hard}
     loss = own
     if mixture_logits is not None:
-        mixture = distillation_loss(mixture_logits, teacher_logits, temperature=temperature)
+        mixture = distillation_loss(
+            mixture_logits, teacher_logits, temperature=temperature, example_weights=weights
+        )
         parts["mixture"] = mixture
         loss = torch.lerp(own, mixture, mixture_weight)
-    return {"loss": loss + hard_label_weight * hard, **parts}
+    loss = loss + hard_label_weight * hard
+    if hidden is not None:
+        parts["hidden"] = similarity_loss(
+            hidden.student, hidden.teacher, hidden.language_ids, example_weights=weights
+        )
+        loss = loss + hidden_weight * parts["hidden"]
+    return {"loss": loss, **parts}
+
+
+def _mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Average an example's loss over a batch, with weights ``(B,)``.
+
+    Args:
+        losses: Shape ``(B,)``, or ``(B, C)`` where an example's loss is the sum over the classes.
+        weights: Of the examples; None: all alike.
+    """
+    if weights is None:
+        return losses.sum() / len(losses)
+    return (weights @ losses).sum() / weights.sum()

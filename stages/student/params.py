@@ -1,12 +1,51 @@
 """Section `student` of params.yaml. Light to import: no torch."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from stages.base import MaxTokens, Params, ScratchParams, Seed, Share, TrainingParams
 
 Variant = Literal["finetune", "distill", "branches", "mblm"]
+
+
+def _numbers_by_name(value: Any) -> dict[str, float] | None:
+    """Give a mapping from names to finite numbers; None of anything else."""
+    if not isinstance(value, dict) or not value:
+        return None
+    for name, number in value.items():
+        plain = isinstance(number, int | float) and not isinstance(number, bool)
+        if not (isinstance(name, str) and plain and math.isfinite(number)):
+            return None
+    return value
+
+
+def _mixture_weights(value: Any) -> Any:
+    numbers = _numbers_by_name(value)
+    if value in ("uniform", "dirichlet") or (numbers and min(numbers.values()) >= 0):
+        return value
+    raise ValueError(
+        f"{value!r} is none of uniform, dirichlet, or a mapping from languages to weights of at least 0, "
+        "such as {de: 0.5, en: 0.5}"
+    )
+
+
+def _class_weights(value: Any) -> Any:
+    numbers = _numbers_by_name(value)
+    if value in (None, "balanced") or (numbers and min(numbers.values()) > 0):
+        return value
+    raise ValueError(
+        f"{value!r} is none of null, balanced, or a mapping from classes to weights above 0, "
+        "such as {negative: 1, positive: 2.5}"
+    )
 
 
 class PretrainParams(Params):
@@ -30,12 +69,23 @@ class MixtureParams(Params):
 
     loss_weight: Annotated[float, Field(ge=0, le=1)]
     """λ: share of the mixture's loss in the loss."""
-    weights: Literal["uniform", "dirichlet"]
-    """``uniform`` gives every branch the same weight, ``dirichlet`` draws the weights anew for each text."""
+    weights: Annotated[Literal["uniform", "dirichlet"] | dict[str, float], BeforeValidator(_mixture_weights)]
+    """``uniform`` gives every branch the same weight, ``dirichlet`` draws the weights anew for each text, and
+    a mapping fixes them, one per supervised language; they are divided by the sum of those that take part."""
     own_branch: bool
     """Whether the text's own branch is in the mixture (w_s > 0)."""
     of: Literal["representations", "logits"]
     """What is mixed: the branches' representations, before the classifier, or their logits."""
+
+    @model_validator(mode="after")
+    def _something_is_left_to_mix(self) -> Self:
+        least = 1 if self.own_branch else 2  # without its own branch, each text needs another one
+        if isinstance(self.weights, dict) and sum(w > 0 for w in self.weights.values()) < least:
+            raise ValueError(
+                f"weights is {self.weights}, but at least {least} of them must be above 0 where own_branch "
+                f"is {str(self.own_branch).lower()}"
+            )
+        return self
 
 
 class DistillParams(TrainingParams):
@@ -52,6 +102,15 @@ class DistillParams(TrainingParams):
     """τ: divides teacher and student logits; 1 leaves them unchanged, larger is softer."""
     hard_label_weight: NonNegativeFloat
     """α: weight of the cross-entropy with the hard label, added to the loss of soft labels."""
+    hidden_weight: NonNegativeFloat
+    """β: weight of the similarity-preserving loss between the hidden states of student and teachers, which
+    `teacher.label.hidden` keeps. That loss is small, and smaller in larger batches: its paper takes 3000."""
+    sampling_temperature: Annotated[float, Field(ge=1)]
+    """T: of an epoch's examples, a language with n has a share in proportion to n^(1/T). 1 takes each example
+    once; the larger, the more small languages count."""
+    class_weights: Annotated[Literal["balanced"] | dict[str, float] | None, BeforeValidator(_class_weights)]
+    """How much an example counts, by its hard label, in every part of the loss. ``balanced`` gives class c of
+    C the weight N / (C · n_c), where n_c of the N training examples are of it; null gives all the same."""
     mixture: MixtureParams
     save_steps: PositiveInt
     """Optimizer steps between checkpoints, from which a killed run goes on."""

@@ -1,0 +1,161 @@
+"""The model card: what the Hub, and whoever finds the folder, should know of a student. Text, and no file."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from stages.student.configuration_mblm import MBLMConfig
+from stages.student.params import DistillParams
+from stages.task import TaskParams
+
+# What only soft labels and branches need: neither `student baseline` nor its card depends on it.
+_NOT_FOR_FINETUNE = {
+    "branch_layers",
+    "temperature",
+    "hard_label_weight",
+    "hidden_weight",
+    "mixture",
+    "save_steps",
+}
+_TRAINED = {
+    "finetune": "fine-tuned on the hard labels of all its languages",
+    "distill": "trained to reach the soft labels of one teacher per language",
+    "branches": "trained to reach the soft labels of one teacher per language",
+    "mblm": "trained to reach the soft labels of one teacher per language, through the language's own branch "
+    "and through a mixture of branches",
+}
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """Where a language's soft labels come from.
+
+    Attributes:
+        name: What params.yaml calls the teacher.
+        producer_id: Of the soft labels.
+        soft_labels: Sha256 of the soft-label set's manifest.
+    """
+
+    name: str
+    producer_id: str
+    soft_labels: str
+
+
+def model_card(
+    task: TaskParams,
+    params: DistillParams,
+    *,
+    name: str,
+    config: MBLMConfig,
+    encoder: Mapping[str, Any] | None,
+    accuracy: Mapping[str, float],
+    teachers: Mapping[str, TeacherFacts],
+) -> str:
+    """Write a student's card, the same for the same student.
+
+    Args:
+        task: Section `task`; of its languages, only the supervised ones.
+        params: Section `student.distill`.
+        name: Of the model's folder.
+        config: The student's.
+        encoder: What `stages.source.pin` noted of the encoder; None where it was pre-trained here.
+        accuracy: On the validation split, by language.
+        teachers: By language; empty where the student has none.
+
+    Returns:
+        Markdown with a YAML header, as the Hub reads it.
+    """
+    header = ModelCardData(
+        language=task.supervised,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["mblm", "multilingual", *(["knowledge-distillation"] if teachers else [])],
+        base_model=(encoder or {}).get("hub"),
+    )
+    left_out = _NOT_FOR_FINETUNE if params.variant == "finetune" else set()
+    values = json.dumps(params.model_dump(exclude=left_out), indent=2, ensure_ascii=False)
+    text = '{"text": "A text", "text_pair": "and another"}' if len(task.text_fields) == 2 else '"A text"'
+    return f"""---
+{header.to_yaml()}
+---
+
+# {_plain(name)}
+
+A text classifier, {_TRAINED[params.variant]} (variant `{params.variant}`).
+
+- Made from: {_encoder(config, encoder)}
+- Languages: {_languages(config)}
+- Classes: {", ".join(map(_plain, task.classes))}
+
+## How to use it
+
+```python
+from transformers import pipeline
+classify = pipeline("text-classification", model="{name}", trust_remote_code=True)
+print(classify({text}))
+```
+
+{_routing(config)}
+
+## Languages
+
+{_table(accuracy, teachers)}
+
+## Parameters
+
+Section `student.distill` of params.yaml:
+
+```json
+{values}
+```
+"""
+
+
+def _encoder(config: MBLMConfig, encoder: Mapping[str, Any] | None) -> str:
+    if encoder is None:
+        name = "an encoder that was pre-trained for it"
+    elif "hub" in encoder:
+        name = f"{_plain(encoder['hub'])} at {_plain(encoder['commit'])}"
+    else:
+        name = _plain(re.split(r"[\\/]", encoder["folder"])[-1])  # where it lay is nobody's business
+    kind = config.mplm_config.model_type
+    return f"{name} ({kind}, {config.num_hidden_layers} layers, {config.hidden_size} wide)"
+
+
+def _languages(config: MBLMConfig) -> str:
+    names = ", ".join(map(_plain, config.languages))
+    if config.n_branches == 1:
+        return f"{names}; one branch serves all of them"
+    return f"{names}; each with a branch of its own ({config.branch_layers} of the layers)"
+
+
+def _routing(config: MBLMConfig) -> str:
+    if config.n_branches == 1:
+        return "All languages share one branch, so `language_ids` and `set_default_language` change nothing."
+    return (
+        "Texts go through the mixture of all branches, which is the way for those of any other language. "
+        f'`classify.model.set_default_language("{config.languages[0]}")` chooses a branch for all texts. '
+        "For each text, the model's forward takes `language_ids`: a language's position in "
+        "`config.languages`, or -1 for the mixture."
+    )
+
+
+def _table(accuracy: Mapping[str, float], teachers: Mapping[str, TeacherFacts]) -> str:
+    titles = ["language", "validation accuracy"]
+    rows = [[_plain(language), f"{value:.3f}"] for language, value in accuracy.items()]
+    if teachers:
+        titles += ["teacher", "producer id of the soft labels", "sha256 of their manifest.json"]
+        for row, language in zip(rows, accuracy, strict=True):
+            facts = teachers[language]
+            row += [_plain(facts.name), facts.producer_id, facts.soft_labels]
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _plain(text: str) -> str:
+    """Write text on one line so that Markdown and HTML see nothing in it."""
+    return re.sub(r"([!-&*+:-@\[-`{-~])", r"\\\1", " ".join(text.split()))

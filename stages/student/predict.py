@@ -1,0 +1,224 @@
+"""Classify texts with the student: by its language's branch, or by the mixture where there is none."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
+
+from stages.artifacts import STUDENT
+from stages.base import StageError
+from stages.source import loading, model_folder, require_max_tokens
+from stages.streams import Input, Output, Window, column
+from stages.student.configuration_mblm import MBLMConfig
+from stages.student.modeling_mblm import MBLMForSequenceClassification
+from stages.student.params import DistillParams, EvaluateParams
+
+MIXTURE = "mixture"
+WINDOW = 20_000
+"""Examples in memory at a time; batches of similar length are made within them."""
+_TOKENIZER_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was classified.
+
+    Attributes:
+        examples: Their count.
+        branches: How many of them went through each branch, or the mixture.
+        output: The file, or None for standard output.
+    """
+
+    examples: int
+    branches: dict[str, int]
+    output: Path | None
+
+    def line(self) -> str:
+        """Say it in one line."""
+        counts = ", ".join(f"{name} {count:,}" for name, count in sorted(self.branches.items()))
+        place = "" if self.output is None else f" in {self.output}"
+        return f"{self.examples:,} examples{place}; by branch: {counts}"
+
+
+def predict(
+    source: Input,
+    output: Output,
+    distill: DistillParams,
+    evaluate: EvaluateParams,
+    *,
+    model: Path = STUDENT,
+    language: str | None = None,
+    prefix: str = "",
+    window: int = WINDOW,
+) -> Predicted:
+    """Write every example as it is, and ``label``, ``probabilities`` by class and ``branch``, in its order.
+
+    Args:
+        source: The examples.
+        output: Where they go.
+        distill: Section `student.distill`, of which `max_tokens` and `precision` are used.
+        evaluate: Section `student.evaluate`: a batch has at most the tokens of `batch_size` full examples.
+        model: The student's folder.
+        language: Of all examples, where `source` names no column for it.
+        prefix: Put before the names of the three columns.
+        window: Examples in memory at a time.
+
+    Raises:
+        StageError: There is no student, or the input or output is not as it has to be.
+    """
+    if language is not None and source.language_field is not None:
+        raise StageError("the language comes from --language or from --language-field, not from both")
+    names = [f"{prefix}{name}" for name in ("label", "probabilities", "branch")]
+    output.require_free()
+    counts: dict[str, int] = {}
+    n_examples = 0
+    with source.windows(window, reserved=names) as windows:
+        student = _Student(model, distill, evaluate.batch_size * distill.max_tokens)
+        with (
+            output.writing() as write,
+            tqdm(total=source.count(), desc="predict", unit="example", delay=2) as bar,
+        ):
+            for examples in windows:
+                n = len(examples)
+                languages = _languages(examples, source, language, is_first=n_examples == 0)
+                n_examples += n
+                ids = np.array([student.language_id(one) for one in languages])
+                probabilities = np.empty((n, len(student.classes)), np.float32)
+                texts = [column(examples, field) for field in source.text_fields]
+                for positions, found in student.probabilities(texts, ids):
+                    probabilities[positions] = found
+                    bar.update(len(positions))
+                branches = [student.branch(i) for i in ids]
+                for branch in branches:
+                    counts[branch] = counts.get(branch, 0) + 1
+                columns = _columns(student.classes, probabilities, branches)
+                write(examples, pa.table(columns, names=names))
+            if not n_examples:
+                raise StageError(f"{source.name} holds no examples")
+    return Predicted(n_examples, counts, output.path)
+
+
+def load_student(folder: Path) -> tuple[MBLMForSequenceClassification, PreTrainedTokenizerBase]:
+    """Load a student in float32 and its tokenizer.
+
+    Raises:
+        StageError: The folder holds no student, or parts of one.
+    """
+    folder = model_folder(folder, command="student distill")
+    with loading(f"the student in {folder}"):
+        kind = AutoConfig.from_pretrained(folder).model_type
+        if kind != "mblm":
+            raise StageError(f"{folder} holds a {kind} model and no student")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        loaded: Any = MBLMForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+        model, found = loaded
+    if found["missing_keys"]:
+        raise StageError(
+            f"the student in {folder} has no weights for {', '.join(sorted(found['missing_keys']))}"
+        )
+    return model.eval(), tokenizer
+
+
+def class_names(config: MBLMConfig) -> list[str]:
+    """Give the classes in the order of the logits."""
+    assert config.num_labels is not None  # transformers gives every configuration two
+    names: Any = config.id2label
+    return [names[index] for index in range(config.num_labels)]
+
+
+class _Student:
+    """A student on its device."""
+
+    def __init__(self, folder: Path, params: DistillParams, batch_tokens: int) -> None:
+        self._folder, self._params, self._batch_tokens = folder, params, batch_tokens
+        self._device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self._model, self._tokenizer = load_student(folder)
+        self._config = self._model.config
+        self._model.to(self._device)  # type: ignore[arg-type]  # transformers' decorator hides self
+        require_max_tokens(
+            params.max_tokens, self._tokenizer, self._config.mplm_config, key="student.distill.max_tokens"
+        )
+        self.classes = class_names(self._config)
+
+    def language_id(self, language: str | None) -> int:
+        """Position of the language, or of what it is a variety of; -1 for the mixture."""
+        return self._config.language_id(language) if language else -1
+
+    def branch(self, language_id: int) -> str:
+        """Name the branch of a language; where all languages share one, it is the mixture."""
+        has_own = language_id >= 0 and self._config.n_branches > 1
+        return self._config.languages[language_id] if has_own else MIXTURE
+
+    @torch.inference_mode()
+    def probabilities(
+        self, fields: Sequence[Sequence[str]], language_ids: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Classify N examples in batches of similar length, the longest first.
+
+        Yields:
+            Positions, ``(B,)``, and probabilities, float32, ``(B, C)``.
+
+        Raises:
+            StageError: A probability is NaN.
+        """
+        rows = list(self._tokenize(fields))
+        lengths = np.array([len(row["input_ids"]) for row in rows])
+        order = np.argsort(-lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            positions = order[start : start + max(1, self._batch_tokens // max(1, lengths[order[start]]))]
+            start += len(positions)
+            chosen = [{name: ids.tolist() for name, ids in rows[i].items()} for i in positions]
+            batch = self._tokenizer.pad(chosen, return_tensors="pt").to(self._device)
+            ids = torch.from_numpy(language_ids[positions]).to(self._device)
+            bfloat16 = self._params.precision == "bfloat16"
+            with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                logits = self._model(**batch, language_ids=ids).logits
+            found = logits.float().softmax(dim=-1).cpu().numpy()
+            if np.isnan(found).any():
+                broken = positions[np.isnan(found).any(axis=1)][0]
+                raise StageError(
+                    f"the student in {self._folder} gives NaN, first for {fields[0][broken]!r}; "
+                    "try --set student.distill.precision=float32, or train it again"
+                )
+            yield positions, found
+
+    def _tokenize(self, fields: Sequence[Sequence[str]]) -> Iterator[dict[str, NDArray[np.int32]]]:
+        # The tokenizer keeps some 800 bytes per token: so a few texts at a time, and only their numbers stay.
+        for start in range(0, len(fields[0]), _TOKENIZER_BATCH):
+            encoded: BatchEncoding = self._tokenizer(
+                *(list(field[start : start + _TOKENIZER_BATCH]) for field in fields),
+                truncation=True,
+                max_length=self._params.max_tokens,
+            )
+            for values in zip(*encoded.values(), strict=True):
+                yield {name: np.array(ids, np.int32) for name, ids in zip(encoded, values, strict=True)}
+
+
+def _languages(
+    examples: Window, source: Input, language: str | None, *, is_first: bool
+) -> Sequence[str | None]:
+    if source.language_field is None:
+        return [language] * len(examples)
+    names = column(examples, source.language_field)
+    if is_first and isinstance(examples, list) and not any(source.language_field in e for e in examples):
+        raise StageError(
+            f"{source.name} has no '{source.language_field}' in its first {len(names):,} examples"
+        )
+    return names
+
+
+def _columns(classes: list[str], probabilities: NDArray[np.float32], branches: list[str]) -> list[pa.Array]:
+    """Give label, probabilities and branch; the probabilities are a struct with a field per class."""
+    labels = pa.array(classes).take(pa.array(probabilities.argmax(axis=1)))
+    by_class = pa.StructArray.from_arrays([pa.array(p) for p in probabilities.T], names=classes)
+    return [labels, by_class, pa.array(branches)]

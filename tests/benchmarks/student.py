@@ -1,0 +1,280 @@
+"""Benchmark of the student: own branch, mixture and training step against what they must cost, and loading.
+
+XLM-R's shape at reduced width with random weights: 12 layers, 5 branches of 2 layers. Ratios of one run on
+one machine, medians of runs in turn; each part in a process of its own.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import apart, extra_memory, heading, progress, row, spent_each
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from transformers import AutoModelForSequenceClassification, XLMRobertaConfig
+
+from stages.student.modeling_mblm import BranchedLayer, MBLMForSequenceClassification
+from stages.student.objective import mixture_weights, objective
+
+LAYERS, BRANCH_LAYERS, K, C = 12, 2, 5, 3
+HIDDEN = 256
+B, T = 40, 32
+LANGUAGES = ["ar", "de", "en", "tr", "zh"]
+PAIRS_OF_MIXTURE = (LAYERS - BRANCH_LAYERS + K * BRANCH_LAYERS) / LAYERS
+"""Layers that a text of the mixture goes through, over those of the plain encoder."""
+
+
+def main() -> None:
+    """Print one table per question."""
+    for part in (inference, branches, training, memory, from_disk, loading):
+        progress(part.__name__)
+        apart(part)
+
+
+def config(layers: int = LAYERS) -> XLMRobertaConfig:
+    """Give an encoder's configuration."""
+    return XLMRobertaConfig(
+        vocab_size=8000,
+        hidden_size=HIDDEN,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=4 * HIDDEN,
+        max_position_embeddings=130,
+        id2label=dict(enumerate("abc")),
+        label2id={name: index for index, name in enumerate("abc")},
+    )
+
+
+def models(n_branches: int = K) -> tuple[Any, MBLMForSequenceClassification]:
+    """Make a plain classifier, and a student of the same weights."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = AutoModelForSequenceClassification.from_config(config())
+        plain.save_pretrained(folder)
+        student = MBLMForSequenceClassification.from_mplm(
+            folder,
+            languages=LANGUAGES,
+            n_branches=n_branches,
+            branch_layers=BRANCH_LAYERS,
+            id2label=dict(enumerate("abc")),
+        )
+    return plain, student
+
+
+def inputs(n_texts: int = B) -> dict[str, Tensor]:
+    """Make up a batch without padding."""
+    return {
+        "input_ids": torch.randint(5, 8000, (n_texts, T)),
+        "attention_mask": torch.ones(n_texts, T).long(),
+    }
+
+
+def inference() -> None:
+    """What a text costs by its own branch, in a mixed batch and by the mixture."""
+    plain, student = models()
+    plain.eval(), student.eval()
+    batch = inputs()
+    own = torch.full((B,), 1)
+    mixed = torch.arange(B) % K
+
+    def run(model: Any, **more: Any) -> Callable[[], object]:
+        @torch.inference_mode()
+        def forward() -> object:
+            return model(**batch, **more).logits
+
+        forward()
+        return forward
+
+    base, one, several, mixture = spent_each(
+        run(plain),
+        run(student, language_ids=own),
+        run(student, language_ids=mixed),
+        run(student),
+        repeats=15,
+    )
+    student.set_default_language("de")
+    again, chosen = spent_each(run(plain), run(student), repeats=15)
+    heading(
+        f"Inference, {B} texts of {T} tokens, {LAYERS} layers of {HIDDEN}, {K} branches of {BRANCH_LAYERS}"
+    )
+    row("the plain encoder", base.wall * 1e3, "ms")
+    row("one language over the plain encoder", one.wall / base.wall, "times", at_most=1.03)
+    row("the same, language chosen beforehand", chosen.wall / again.wall, "times", at_most=1.03)
+    row("five languages in one batch over the plain encoder", several.wall / base.wall, "times")
+    row("the mixture of all over the plain encoder", mixture.wall / base.wall, "times")
+    row("as many layers over the plain encoder's", PAIRS_OF_MIXTURE, "times")
+
+
+def branches() -> None:
+    """Ways to run K branches on their texts: one after the other, or all at once with stacked weights."""
+    _, student = models()
+    layers = [layer for layer in student.modules() if isinstance(layer, BranchedLayer)]
+    states = torch.randn(K * B, T, HIDDEN)
+    first: BranchedLayer = layers[0]
+    stacked, buffers = stack_module_state(list(first))
+    skeleton = first[0]
+
+    def one(parameters: dict[str, Tensor], buffer: dict[str, Tensor], part: Tensor) -> Tensor:
+        seen: Tensor = functional_call(skeleton, (parameters, buffer), (part,))
+        return seen
+
+    together = torch.vmap(one, randomness="different")
+
+    def loop() -> Tensor:
+        return torch.cat([layer(part) for layer, part in zip(first, states.chunk(K), strict=True)])
+
+    def at_once() -> Tensor:
+        seen: Tensor = together(stacked, buffers, states.reshape(K, B, T, HIDDEN))
+        return seen
+
+    def backwards(forward: Callable[[], Tensor]) -> Callable[[], object]:
+        def step() -> None:
+            forward().square().mean().backward()
+
+        return step
+
+    for module in first:
+        module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loop(), at_once().flatten(0, 1), atol=1e-4, rtol=1e-4)
+        in_turn, stacked_ = spent_each(loop, at_once, repeats=9)
+    in_turn_back, stacked_back = spent_each(backwards(loop), backwards(at_once), repeats=9)
+    heading(f"One layer, {K} branches of {B} texts each: stacked weights and vmap over branch by branch")
+    row("forward", stacked_.wall / in_turn.wall, "times")
+    row("forward and backward", stacked_back.wall / in_turn_back.wall, "times")
+
+
+def step_of(model: Any, *, mblm: bool, n_texts: int = B) -> Callable[[], None]:
+    """Give a training step: of `finetune` for a plain model, of `mblm` for a student."""
+    batch = inputs(n_texts)
+    labels = torch.randint(C, (n_texts,))
+    teacher_logits = torch.randn(n_texts, C)
+    language_ids = torch.arange(n_texts) % K
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        if mblm:
+            weights = mixture_weights(language_ids, n_branches=K, weights="dirichlet", own_branch=False)
+            seen = model(**batch, language_ids=language_ids, mixture_weights=weights)
+            loss = loss_of(seen.logits, labels, teacher_logits, seen.mixture_logits)
+        else:
+            loss = nn.functional.cross_entropy(model(**batch).logits, labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def loss_of(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, mixture: Tensor | None) -> Tensor:
+    """Give the loss of stage two with its default weights."""
+    return objective(
+        logits,
+        labels,
+        teacher_logits=teacher_logits,
+        mixture_logits=mixture,
+        hidden=None,
+        class_weights=None,
+        temperature=2.0,
+        mixture_weight=0.3,
+        hard_label_weight=0.0,
+        hidden_weight=0.0,
+    )["loss"]
+
+
+def training() -> None:
+    """A training step of `mblm` over one of `finetune`."""
+    plain, student = models()
+    finetune, mblm = step_of(plain, mblm=False), step_of(student, mblm=True)
+    finetune(), mblm()
+    one, other = spent_each(finetune, mblm, repeats=9)
+    heading(f"Training step, {B} texts of {T} tokens in {K} languages")
+    row("finetune", one.wall * 1e3, "ms")
+    row("mblm over finetune", other.wall / one.wall, "times", at_most=1.10 * PAIRS_OF_MIXTURE)
+    row("as many layers over the plain encoder's", PAIRS_OF_MIXTURE, "times")
+
+
+def memory() -> None:
+    """Peak memory of a forward and backward pass, beyond weights and gradients."""
+    finetune, mblm = (apart(memory_of_step, mblm) for mblm in (False, True))
+    heading("Peak memory of forward and backward pass beyond weights, gradients and optimizer")
+    row("finetune", finetune / 2**20, "MiB")
+    row("mblm over finetune", mblm / finetune, "times", at_most=1.15 * PAIRS_OF_MIXTURE)
+
+
+def memory_of_step(mblm: bool) -> int:
+    """Measure a step of a batch so large that activations are nearly all of it; the first one warms up."""
+    plain, student = models()
+    model: nn.Module = student if mblm else plain
+    step_of(model, mblm=mblm)()
+    return extra_memory(step_of(model, mblm=mblm, n_texts=8 * B))
+
+
+def from_disk() -> None:
+    """A step with soft labels from disk over hard labels, and over K teachers that are asked on the way."""
+    _, student = models()
+    teachers = [models()[0].eval() for _ in range(K)]
+    logits = torch.randn(100_000, C)
+    batch = inputs()
+    labels = torch.randint(C, (B,))
+    language_ids = torch.arange(B) % K
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
+
+    def step(teacher_logits: Callable[[], Tensor | None]) -> Callable[[], None]:
+        def run() -> None:
+            optimizer.zero_grad()
+            seen = student(**batch, language_ids=language_ids)
+            loss_of(seen.logits, labels, teacher_logits(), None).backward()
+            optimizer.step()
+
+        return run
+
+    def online() -> Tensor:
+        answers = torch.empty(B, C)
+        with torch.inference_mode():
+            for k, teacher in enumerate(teachers):
+                rows = language_ids == k
+                answers[rows] = teacher(**{name: value[rows] for name, value in batch.items()}).logits
+        return answers.clone()
+
+    def cached() -> Tensor:
+        return logits[torch.randint(len(logits), (B,))]
+
+    steps = [step(lambda: None), step(cached), step(online)]
+    for one in steps:
+        one()
+    hard, disk, asked = spent_each(*steps, repeats=11)
+    weights = sum(parameter.nbytes for teacher in teachers for parameter in teacher.parameters())
+    heading(f"Training step by where the soft labels come from; {K} teachers of the encoder's size")
+    row("cached soft labels over hard labels", disk.wall / hard.wall, "times", at_most=1.02)
+    row("teachers in memory over cached soft labels", asked.wall / disk.wall, "times")
+    row("memory that the teachers' weights take", weights / 2**20, "MiB")
+
+
+def loading() -> None:
+    """Loading a student over loading a plain model of as many bytes."""
+    torch.set_num_threads(1)
+    _, student = models()
+    n_layers = LAYERS - BRANCH_LAYERS + K * BRANCH_LAYERS
+    plain = AutoModelForSequenceClassification.from_config(config(n_layers))
+    with tempfile.TemporaryDirectory() as folder:
+        student.save_pretrained(f"{folder}/student")
+        plain.save_pretrained(f"{folder}/plain")
+        size = [Path(f"{folder}/{name}/model.safetensors").stat().st_size for name in ("plain", "student")]
+
+        def load(name: str) -> Callable[[], object]:
+            return lambda: AutoModelForSequenceClassification.from_pretrained(f"{folder}/{name}")
+
+        load("plain")(), load("student")()
+        one, other = spent_each(load("plain"), load("student"), repeats=7)
+    heading("Loading")
+    row(f"a plain model of {n_layers} layers", one.wall * 1e3, "ms")
+    row("the student's bytes over its bytes", size[1] / size[0], "times")
+    row("the student over it", other.wall / one.wall, "times", at_most=1.2)
+
+
+if __name__ == "__main__":
+    main()
