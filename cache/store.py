@@ -62,9 +62,7 @@ class LastUse:
 
     def encode(self) -> bytes:
         """Give the content of ``last_use.json``."""
-        return canonical_json(
-            {"at": self.at.isoformat(), "teacher": self.teacher, "language": self.language}
-        )
+        return canonical_json({"at": self.at.isoformat(), "teacher": self.teacher, "language": self.language})
 
     @classmethod
     def read(cls, folder: Folder) -> Self | None:
