@@ -109,7 +109,7 @@ def referenced_by(clone: Path, *, ignore_missing: bool = False) -> set[str]:
         StoreError: It is none, or the soft labels of an experiment are not in its DVC cache, so that nobody
             can tell whose they are.
     """
-    manifests = [path.read_bytes() for path in clone.glob(f"{_SOFT_LABELS}*/{MANIFEST}")]
+    manifests = [path.read_bytes() for path in clone.glob(f"{_SOFT_LABELS}**/{MANIFEST}")]
     found = set().union(*map(_producers_of, manifests))
     digests = set()
     for lock in _locks(clone):
@@ -120,11 +120,10 @@ def referenced_by(clone: Path, *, ignore_missing: bool = False) -> set[str]:
             raise StoreError(f"{clone}: a version of dvc.lock makes no sense ({error!r})") from error
     missing = []
     for digest in sorted(digests):
-        manifest = _manifest(clone, digest)
-        if manifest is None:
+        inside = _manifests(clone, digest)
+        if not inside:
             missing.append(digest)
-        else:
-            found |= _producers_of(manifest)
+        found = found.union(*map(_producers_of, inside))
     if missing and not ignore_missing:
         raise StoreError(
             f"{clone}: {len(missing)} soft-label sets of its experiments are not in its DVC cache, so it is "
@@ -162,8 +161,8 @@ def _locks(clone: Path) -> list[Any]:
         raise StoreError(f"{clone}: a version of dvc.lock is not YAML: {line}") from error
 
 
-def _manifest(clone: Path, digest: str) -> bytes | None:
-    """Read the manifest of a soft-label set from the clone's DVC cache; None where it is not there."""
+def _manifests(clone: Path, digest: str) -> list[bytes]:
+    """Read the manifests of a language's soft-label sets from the clone's DVC cache; all or none."""
     from dvc.exceptions import DvcException  # slow imports
     from dvc.repo import Repo
 
@@ -171,12 +170,12 @@ def _manifest(clone: Path, digest: str) -> bytes | None:
         with Repo(str(clone)) as repo:
             path = repo.cache.local.oid_to_path
             files = json.loads(Path(path(digest)).read_bytes())
-            (manifest,) = [file["md5"] for file in files if file["relpath"] == MANIFEST]
-            return Path(path(manifest)).read_bytes()
+            inside = [file["md5"] for file in files if Path(file["relpath"]).name == MANIFEST]
+            return [Path(path(manifest)).read_bytes() for manifest in inside]
     except DvcException as error:
         raise StoreError(f"{clone} is not a clone with DVC: {error}") from error
     except (OSError, ValueError):
-        return None
+        return []
 
 
 def _producers_of(manifest: bytes) -> set[str]:

@@ -123,12 +123,11 @@ def verify(
         found = [run(root, one, on_bytes=on_bytes) for one in ids]
     again = []
     if sample:
-        from cache.store import Store
-        from stages.teacher.current import current_producers, recheck
+        from stages.teacher.current import current_teachers, recheck
 
         sections = (loaded.task, loaded.teacher.label)
-        for language, producer in current_producers(*sections, ids).items():
-            again.append(recheck(*sections, Store(root, producer), language, sample))
+        for current in current_teachers(*sections, ids):
+            again.append(recheck(*sections, root, current, sample))
     if as_json:
         _print_json({"producers": found, "asked_again": again})
     else:
@@ -163,8 +162,8 @@ def repair(
     if as_json:
         _print_json({"set_aside": found, "labelled": labelled})
         return
-    for language, count in labelled.items():
-        _print(f"{language}: {count:,} examples of the current data labelled")
+    for producer, count in labelled.items():
+        _print(f"{producer[:12]}: {count:,} examples of the current data labelled")
     if len(found) > len(labelled):
         _print("other experiments label again what they miss when they run next")
 

@@ -43,7 +43,8 @@ class PipelineParams(Params):
     def _scratch_encoders_are_described(self) -> Self:
         sections = [
             (f"teachers.{name}.base", t.base, "teacher.finetune", self.teacher.finetune.scratch)
-            for name, t in self.teachers.items()
+            for name, teacher in self.teachers.items()
+            for t in teacher.all
         ]
         pretrain = self.student.pretrain
         sections.append(("student.pretrain.base", pretrain.base, "student.pretrain", pretrain.scratch))
@@ -68,7 +69,7 @@ class PipelineParams(Params):
 
     def uses_hub(self) -> bool:
         """Tell whether anything names the Hugging Face Hub; if not, no connection is ever opened."""
-        named = [teacher.base for teacher in self.teachers.values()]
+        named = [one.base for teacher in self.teachers.values() for one in teacher.all]
         named.append(self.student.pretrain.base)
         if isinstance(self.task.source, HubSource):
             named.append(self.task.source.dataset)

@@ -16,6 +16,16 @@ PLOTS = Path("artifacts/plots")
 REPORT = Path("artifacts/report")
 
 
+def of_each_teacher(folder: Path, count: int) -> list[Path]:
+    """Give the folders of a language's teachers, or of their soft labels.
+
+    Args:
+        folder: The first teacher's, in which those of the others lie.
+        count: Number of teachers.
+    """
+    return [folder, *(folder / f"more-{index}" for index in range(1, count))]
+
+
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write to, and put it in the place of `folder` once it is complete."""

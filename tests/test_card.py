@@ -52,7 +52,7 @@ def card_of(*, params: dict[str, Any] | None = None, **task: Any) -> str:
         config=MBLMConfig(mplm_config=config_of("roberta"), languages=languages, n_branches=2),
         encoder={"hub": "a/b_c", "commit": "0" * 40},
         accuracy=dict.fromkeys(languages, 0.5),
-        teachers={name: TeacherFacts(HOSTILE[i] * 2, "ab", "cd") for i, name in enumerate(languages)},
+        teachers={name: [TeacherFacts(HOSTILE[i] * 2, "ab", "cd")] for i, name in enumerate(languages)},
     )
 
 

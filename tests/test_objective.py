@@ -11,6 +11,7 @@ from torch.autograd import gradcheck
 
 from stages.student.objective import (
     HiddenStates,
+    average_teachers,
     balanced_class_weights,
     distillation_loss,
     mixture_weights,
@@ -270,3 +271,14 @@ def test_balanced_class_weights_are_those_of_scikit_learn() -> None:
     expected = compute_class_weight("balanced", classes=np.arange(C), y=labels.numpy())
     torch.testing.assert_close(weights, torch.tensor(expected).float())
     assert weights[labels].mean().item() == pytest.approx(1)
+
+
+def test_several_teachers_are_averaged_as_probabilities() -> None:
+    temperature = 2.5
+    logits = torch.randn(3, B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    averaged = average_teachers(logits, temperature=temperature)
+    expected = (logits / temperature).softmax(dim=-1).mean(dim=0)
+    torch.testing.assert_close((averaged / temperature).softmax(dim=-1), expected)
+    torch.testing.assert_close(
+        average_teachers(logits[:1], temperature=temperature).softmax(dim=-1), logits[0].softmax(dim=-1)
+    )

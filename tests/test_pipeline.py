@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import (
+    CLASSES,
     LABEL,
     ROOT,
     Run,
@@ -221,6 +223,74 @@ def test_labelling_that_is_stopped_keeps_what_it_has(finished: Path, stop: signa
         check=True,
     )
     assert "10 cached, 47 to label" in done.stderr
+
+
+def use_second_teacher(source: Path) -> Path:
+    """Let params.yaml name one more teacher of German: the first with its classes in another order."""
+    folder = Path("second").absolute()
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"id2label": {str(i): CLASSES[(i + 1) % 3] for i in range(3)}})
+    )
+    weights = load_file(folder / "model.safetensors")
+    for name in ("classifier.out_proj.weight", "classifier.out_proj.bias"):
+        weights[name] = weights[name].roll(-1, dims=0).contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    params = tiny_params()
+    ready = {"base": str(folder), "revision": None, "finetune": False, "labels": None}
+    params["teachers"]["de"]["more"] = [ready]
+    write_params(params)
+    return folder
+
+
+def test_several_teachers_of_a_language_are_asked_and_averaged_by_class_name(
+    finished: Path, run: Run
+) -> None:
+    use_second_teacher(finished / "artifacts/teachers/de")
+    alone = run(*LABEL, "--set", "teachers.de.more=[]").out
+    assert len(run("teacher", "finetune", "--language", "de").out.splitlines()) == 2
+    done = run(*LABEL)
+    assert "57 cached, 0 to label" in done.err
+    assert "0 cached, 57 to label" in done.err
+    assert "114 soft labels, 57 of them new" in done.out
+    assert done.out.partition("accuracy")[2] == alone.partition("accuracy")[2]
+    ids = example_ids([[row["text"] for row in examples("de", "train")]])
+    first, second = (
+        SoftLabelSet.read(Path("artifacts/soft_labels/de") / place, language="de").join(ids).logits
+        for place in ("", "more-1")
+    )
+    np.testing.assert_allclose(first, np.roll(second, 1, axis=1), atol=1e-5)
+    before = load_file("artifacts/student/model.safetensors")
+    assert run("student", "distill").code == 0
+    after = load_file("artifacts/student/model.safetensors")
+    for name, value in before.items():  # twice the same teacher is that teacher
+        torch.testing.assert_close(after[name], value, atol=1e-3, rtol=1e-3)
+    card = Path("artifacts/student/README.md").read_text(encoding="utf-8")
+    assert len(set(re.findall("[0-9a-f]{64}", card))) == 6
+    assert '"examples": 57' in run("cache", "verify", "--sample", "57", "--json").out
+    assert run("cache", "verify", "--sample", "5").out.count("examples asked again, 0 differ") == 3
+
+
+def test_each_teacher_of_a_language_that_is_made_here_has_a_seed_of_its_own(finished: Path, run: Run) -> None:
+    params = tiny_params()
+    params["teachers"]["de"]["more"] = [
+        {"base": "scratch", "revision": None, "finetune": True, "labels": None}
+    ]
+    write_params(params)
+    first = Path("artifacts/teachers/de/model.safetensors").read_bytes()
+    assert len(run("teacher", "finetune", "--language", "de").out.splitlines()) == 2
+    assert Path("artifacts/teachers/de/model.safetensors").read_bytes() == first
+    assert Path("artifacts/teachers/de/more-1/model.safetensors").read_bytes() != first
+    assert not list(Path(".checkpoints").glob("teacher-*/*"))
+
+
+def test_a_teacher_that_is_no_longer_named_leaves_no_soft_labels(finished: Path, run: Run) -> None:
+    use_second_teacher(finished / "artifacts/teachers/de")
+    run("teacher", "finetune", "--language", "de")
+    run(*LABEL)
+    run(*LABEL, "--set", "teachers.de.more=[]")
+    assert not Path("artifacts/soft_labels/de/more-1").exists()
 
 
 # Stage two

@@ -80,7 +80,13 @@ def tiny_params() -> dict[str, Any]:
         "zero_shot": ["nl"],
         "max_examples": None,
     }
-    teacher = {"base": "scratch", "revision": None, "finetune": True, "labels": None}
+    teacher: dict[str, Any] = {
+        "base": "scratch",
+        "revision": None,
+        "finetune": True,
+        "labels": None,
+        "more": [],
+    }
     params["teachers"] = {"de": dict(teacher), "en": dict(teacher)}
     size = {"layers": 2, "hidden": 16, "heads": 2, "merges": 30, "mlm_steps": 2, "mlm_batch_size": 4}
     params["teacher"]["finetune"]["scratch"] |= size

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,9 @@ _NOT_FOR_FINETUNE = {
 }
 _TRAINED = {
     "finetune": "fine-tuned on the hard labels of all its languages",
-    "distill": "trained to reach the soft labels of one teacher per language",
-    "branches": "trained to reach the soft labels of one teacher per language",
-    "mblm": "trained to reach the soft labels of one teacher per language, through the language's own branch "
+    "distill": "trained to reach the soft labels of its languages' teachers",
+    "branches": "trained to reach the soft labels of its languages' teachers",
+    "mblm": "trained to reach the soft labels of its languages' teachers, through the language's own branch "
     "and through a mixture of branches",
 }
 
@@ -53,7 +53,7 @@ def model_card(
     config: MBLMConfig,
     encoder: Mapping[str, Any] | None,
     accuracy: Mapping[str, float],
-    teachers: Mapping[str, TeacherFacts],
+    teachers: Mapping[str, Sequence[TeacherFacts]],
 ) -> str:
     """Write a student's card, the same for the same student.
 
@@ -144,14 +144,14 @@ def _routing(config: MBLMConfig) -> str:
     )
 
 
-def _table(accuracy: Mapping[str, float], teachers: Mapping[str, TeacherFacts]) -> str:
+def _table(accuracy: Mapping[str, float], teachers: Mapping[str, Sequence[TeacherFacts]]) -> str:
     titles = ["language", "validation accuracy"]
     rows = [[_plain(language), f"{value:.3f}"] for language, value in accuracy.items()]
     if teachers:
         titles += ["teacher", "producer id of the soft labels", "sha256 of their manifest.json"]
         for row, language in zip(rows, accuracy, strict=True):
-            facts = teachers[language]
-            row += [_plain(facts.name), facts.producer_id, facts.soft_labels]
+            each = [(_plain(one.name), one.producer_id, one.soft_labels) for one in teachers[language]]
+            row += ["<br>".join(values) for values in zip(*each, strict=True)]
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,14 +16,20 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import AutoTokenizer, set_seed
 
-from cache import SoftLabels, SoftLabelSet, file_digest
-from stages.artifacts import SOFT_LABELS, STUDENT, TRUNK, replaced_folder
+from cache import SoftLabelSet, file_digest
+from stages.artifacts import SOFT_LABELS, STUDENT, TRUNK, of_each_teacher, replaced_folder
 from stages.base import StageError
 from stages.classes import match_classes
 from stages.source import loading, model_digests, model_folder, read_pin, require_max_tokens
 from stages.student.card import TeacherFacts, model_card
 from stages.student.modeling_mblm import MBLMForSequenceClassification
-from stages.student.objective import HiddenStates, balanced_class_weights, mixture_weights, objective
+from stages.student.objective import (
+    HiddenStates,
+    average_teachers,
+    balanced_class_weights,
+    mixture_weights,
+    objective,
+)
 from stages.student.params import DistillParams
 from stages.student.sampling import ByLanguage
 from stages.task import TaskParams, examples_digest, read_examples
@@ -38,7 +44,7 @@ from stages.training import (
 
 
 class Teacher(Protocol):
-    """What params.yaml says of a teacher, in section `teachers.<language>`."""
+    """What params.yaml says of a teacher."""
 
     @property
     def base(self) -> str:
@@ -51,6 +57,14 @@ class Teacher(Protocol):
     @property
     def labels(self) -> Mapping[str, str] | None:
         """The teacher's class names to the task's."""
+
+
+class Teachers(Protocol):
+    """Section `teachers.<language>` of params.yaml."""
+
+    @property
+    def all(self) -> Sequence[Teacher]:
+        """The language's teachers."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class Trained:
 
 def distill(
     task: TaskParams,
-    teachers: Mapping[str, Teacher],
+    teachers: Mapping[str, Teachers],
     params: DistillParams,
     *,
     output: Path = STUDENT,
@@ -143,8 +157,8 @@ def distill(
 
 
 def _training_texts(
-    task: TaskParams, teachers: Mapping[str, Teacher], params: DistillParams
-) -> tuple[Texts, list[str], dict[str, TeacherFacts]]:
+    task: TaskParams, teachers: Mapping[str, Teachers], params: DistillParams
+) -> tuple[Texts, list[str], dict[str, list[TeacherFacts]]]:
     """Join the training splits of all supervised languages with their soft labels, once, in memory.
 
     Returns:
@@ -154,21 +168,26 @@ def _training_texts(
     digests = [examples_digest(table) for table in tables.values()]
     if params.variant == "finetune":
         return _texts(task, tables, params=params), digests, {}
-    logits, states, facts = [], [], {}
+    logits, states = [], []
+    facts: dict[str, list[TeacherFacts]] = {}
     for language, table in tables.items():
-        folder, teacher = SOFT_LABELS / language, teachers[language]
-        label_set = SoftLabelSet.read(folder, language=language)
-        order = match_classes(
-            label_set.producer.classes, task.classes, names=teacher.labels, language=language
-        )
-        soft_labels = label_set.join(table["example_id"])
-        logits.append(soft_labels.logits[:, order])
+        parts = []
+        sets = of_each_teacher(SOFT_LABELS / language, len(teachers[language].all))
+        for folder, teacher in zip(sets, teachers[language].all, strict=True):
+            label_set = SoftLabelSet.read(folder, language=language)
+            order = match_classes(
+                label_set.producer.classes, task.classes, names=teacher.labels, language=language
+            )
+            soft_labels = label_set.join(table["example_id"])
+            parts.append(_Part(soft_labels.logits[:, order], soft_labels.hidden))
+            name = teacher.base if teacher.revision is None else f"{teacher.base} at {teacher.revision}"
+            manifest = file_digest(folder / "manifest.json")
+            facts.setdefault(language, []).append(TeacherFacts(name, label_set.producer.id, manifest))
+        logits.append(_averaged([part.logits for part in parts], params))
         digests.append(hashlib.sha256(logits[-1].tobytes()).hexdigest())
         if params.hidden_weight:
-            states.append(_hidden_states(soft_labels, params, language))
+            states.append(_hidden_states([part.hidden for part in parts], params, language))
             digests.append(hashlib.sha256(states[-1].tobytes()).hexdigest())
-        name = teacher.base if teacher.revision is None else f"{teacher.base} at {teacher.revision}"
-        facts[language] = TeacherFacts(name, label_set.producer.id, file_digest(folder / "manifest.json"))
     numbers = {"teacher_logits": np.concatenate(logits)}
     if states:
         width = max(part.shape[1] for part in states)
@@ -177,15 +196,33 @@ def _training_texts(
     return _texts(task, tables, params=params, **numbers), digests, facts
 
 
-def _hidden_states(soft_labels: SoftLabels, params: DistillParams, language: str) -> NDArray[np.float16]:
-    """Give a teacher's hidden states, ``(N, H_t)``; they must be there."""
-    if soft_labels.hidden is None:
+class _Part(NamedTuple):
+    """What one teacher said of N examples: logits ``(N, C)``, and hidden states ``(N, H_t)`` where kept."""
+
+    logits: NDArray[np.float32]
+    hidden: NDArray[np.float16] | None
+
+
+def _averaged(logits: Sequence[NDArray[np.float32]], params: DistillParams) -> NDArray[np.float32]:
+    """Give the soft labels of a language's teachers together, ``(N, C)``."""
+    if len(logits) == 1:
+        return logits[0]
+    together = torch.from_numpy(np.stack(logits))
+    return average_teachers(together, temperature=params.temperature).numpy()
+
+
+def _hidden_states(
+    states: Sequence[NDArray[np.float16] | None], params: DistillParams, language: str
+) -> NDArray[np.float16]:
+    """Give the teachers' hidden states side by side; they must be there."""
+    kept = [part for part in states if part is not None]
+    if len(kept) < len(states):
         raise StageError(
             f"student.distill.hidden_weight is {params.hidden_weight}, but the soft labels of '{language}' "
             "hold no hidden states; set teacher.label.hidden: true in params.yaml, and write them with: "
             f"python -m pipeline teacher label --language {language}"
         )
-    return soft_labels.hidden
+    return np.concatenate(kept, axis=1)
 
 
 def _class_weights(task: TaskParams, params: DistillParams, train: Texts) -> Tensor | None:

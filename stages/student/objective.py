@@ -10,6 +10,7 @@ With own-branch logits z and states b, mixture logits m, teacher logits t and st
 Each is a mean over the batch in which an example counts with the weight w of its class: Σ w_i l_i / Σ w_i.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -87,6 +88,20 @@ def similarity_loss(
         for states in (student_states, teacher_states.detach())
     )
     return _mean((teacher - student).square().sum(dim=1) / same.sum(dim=1), example_weights)
+
+
+def average_teachers(logits: Tensor, *, temperature: float) -> Tensor:
+    """Average the probabilities of several teachers, as logits of one.
+
+    Args:
+        logits: Of M teachers, raw, in the same class order, shape ``(M, N, C)``.
+        temperature: τ at which they are compared with the student, above 0.
+
+    Returns:
+        t, shape ``(N, C)``: softmax(t/τ) is the mean of the teachers' softmax(t_m/τ).
+    """
+    log_probabilities = functional.log_softmax(logits / temperature, dim=-1)
+    return temperature * (torch.logsumexp(log_probabilities, dim=0) - math.log(len(logits)))
 
 
 def mixture_weights(

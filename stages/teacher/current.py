@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -62,20 +63,27 @@ def coverage(task: TaskParams, store: Store) -> list[dict[str, Any]]:
     ]
 
 
-def current_producers(
-    task: TaskParams, params: LabelParams, producer_ids: Collection[str]
-) -> dict[str, Producer]:
-    """Identify the teachers that stage one would run now, by language, as far as they are among some ids.
+class Current(NamedTuple):
+    """A teacher that stage one would run now."""
+
+    language: str
+    folder: Path
+    producer: Producer
+
+
+def current_teachers(task: TaskParams, params: LabelParams, producer_ids: Collection[str]) -> list[Current]:
+    """Identify the teachers that stage one would run now, as far as their producers are among some ids.
 
     A teacher that is not there, or is incomplete, is none of them.
     """
-    found = {}
+    found = []
     for language in task.supervised:
-        with suppress(ProducerError, StageError):
-            folder = model_folder(TEACHERS / language, command=f"teacher finetune --language {language}")
-            producer = producer_of(folder, task, params)
-            if producer.id in producer_ids:
-                found[language] = producer
+        for made in [TEACHERS / language, *sorted((TEACHERS / language).glob("more-*"))]:
+            with suppress(ProducerError, StageError):
+                folder = model_folder(made, command=f"teacher finetune --language {language}")
+                producer = producer_of(folder, task, params)
+                if producer.id in producer_ids:
+                    found.append(Current(language, folder, producer))
     return found
 
 
@@ -85,30 +93,32 @@ def relabel(
     """Label what a store lacks of the current data, for those of some producers that are current teachers.
 
     Returns:
-        By language, how many examples went through the teacher.
+        By producer id, how many examples went through the teacher.
     """
     labelled = {}
-    for language, producer in current_producers(task, params, producer_ids).items():
+    for language, folder, producer in current_teachers(task, params, producer_ids):
         examples = pa.concat_tables([read_examples(task, language, split) for split in SPLITS])
-        folder = model_folder(TEACHERS / language, command=f"teacher finetune --language {language}")
         store = Store(root, producer)
         store.create()
-        _, labelled[language] = fill(task, params, store, folder, distinct(examples), language=language)
+        _, count = fill(task, params, store, folder, distinct(examples), language=language)
+        labelled[producer.id] = count
     return labelled
 
 
-def recheck(task: TaskParams, params: LabelParams, store: Store, language: str, n_examples: int) -> Rechecked:
+def recheck(task: TaskParams, params: LabelParams, root: str, current: Current, n_examples: int) -> Rechecked:
     """Run a teacher again on random examples that a store has.
 
     Args:
         task: Whose data to draw examples from; a store knows no texts.
         params: Section `teacher.label`.
-        store: The store, opened for the language's current teacher.
-        language: A supervised language.
+        root: The store.
+        current: Which teacher.
         n_examples: At most so many are drawn.
     """
     from stages.teacher.infer import Teacher  # slow import: torch
 
+    language, folder, producer = current
+    store = Store(root, producer)
     examples = pa.concat_tables([read_examples(task, language, split) for split in SPLITS])
     lookup = store.look_up(examples["example_id"].combine_chunks())
     drawn = np.random.default_rng().permutation(np.flatnonzero(lookup.found))[:n_examples]
@@ -116,9 +126,7 @@ def recheck(task: TaskParams, params: LabelParams, store: Store, language: str, 
         return Rechecked(language, 0, 0, 0.0)
     fields = [examples[field].take(pa.array(drawn)).to_pylist() for field in task.text_fields]
     cached = store.look_up(example_ids(fields)).soft_labels()
-    teacher = Teacher(
-        model_folder(TEACHERS / language, command=f"teacher finetune --language {language}"), params
-    )
+    teacher = Teacher(folder, params)
     answers = list(teacher.answer(fields))
     order = np.argsort(np.concatenate([batch.positions for batch in answers]))
     logits = np.concatenate([batch.logits for batch in answers])[order]

@@ -9,12 +9,12 @@ import pyarrow as pa
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from stages.artifacts import TEACHERS, replaced_folder
+from stages.artifacts import TEACHERS, of_each_teacher, replaced_folder
 from stages.base import StageError
 from stages.scratch import build_encoder
 from stages.source import fetch, loading, pin, require_max_tokens, resolve
 from stages.task import TaskParams, examples_digest, pretraining_texts, read_examples
-from stages.teacher.params import FinetuneParams, TeacherParams
+from stages.teacher.params import FinetuneParams, OneTeacher, TeacherParams
 from stages.texts import Collator, Texts, require_splittable
 from stages.training import (
     TextTrainer,
@@ -28,24 +28,40 @@ from stages.training import (
 def finetune(task: TaskParams, teacher: TeacherParams, params: FinetuneParams, language: str) -> str:
     """Write ``artifacts/teachers/<language>``: a Hugging Face classifier, or a pin of one.
 
+    Further teachers of the language lie in folders of their own in it, each with the next seed.
+
     Returns:
-        One line about the teacher.
+        One line about each teacher.
 
     Raises:
-        StageError: The language's data or its base is missing, or the loss is NaN.
+        StageError: The language's data or a base is missing, or the loss is NaN.
     """
-    output = TEACHERS / language
-    key = f"teachers.{language}.base"
+    lines, checkpoints = [], []
+    with replaced_folder(TEACHERS / language) as output:
+        for index, folder in enumerate(of_each_teacher(output, len(teacher.all))):
+            folder.mkdir(exist_ok=True)
+            key = f"teachers.{language}" if index == 0 else f"teachers.{language}.more.{index - 1}"
+            seeded = params.model_copy(update={"seed": params.seed + index})
+            line, used = _make(task, teacher.all[index], seeded, language, folder, key=key)
+            lines.append(line)
+            checkpoints += used
+    for path in checkpoints:  # not before all are made: what is killed goes on with the one it was at
+        shutil.rmtree(path, ignore_errors=True)
+    return "\n".join(lines)
+
+
+def _make(
+    task: TaskParams, teacher: OneTeacher, params: FinetuneParams, language: str, folder: Path, *, key: str
+) -> tuple[str, list[Path]]:
+    """Write one teacher to an empty folder; returns one line about it, and its checkpoints."""
     if not teacher.finetune:
         if teacher.base == "scratch":
-            raise StageError(f"{key} is scratch, so teachers.{language}.finetune must be true")
-        source = resolve(teacher.base, teacher.revision, key=key)
-        with replaced_folder(output) as folder:
-            pin(folder, source)
-        return f"teacher '{language}': {teacher.base}, pinned"
+            raise StageError(f"{key}.base is scratch, so {key}.finetune must be true")
+        pin(folder, resolve(teacher.base, teacher.revision, key=f"{key}.base"))
+        return f"teacher '{language}': {teacher.base}, pinned", []
     source = {}
     if teacher.base != "scratch":
-        source = resolve(teacher.base, teacher.revision, key=key)
+        source = resolve(teacher.base, teacher.revision, key=f"{key}.base")
     splits = {split: read_examples(task, language, split) for split in ("train", "validation")}
     facts = [
         task.model_dump(),
@@ -60,10 +76,9 @@ def finetune(task: TaskParams, teacher: TeacherParams, params: FinetuneParams, l
         if source
         else _scratch_base(task, params, language, checkpoints / "base")
     )
-    with replaced_folder(output) as folder:
-        result = _train(task, params, language, splits, base, checkpoints, folder)
-    shutil.rmtree(checkpoints)
-    return f"teacher '{language}': {result:.1%} of {splits['validation'].num_rows} validation examples"
+    result = _train(task, params, language, splits, base, checkpoints, folder)
+    n_examples = splits["validation"].num_rows
+    return f"teacher '{language}': {result:.1%} of {n_examples} validation examples", [checkpoints]
 
 
 def texts_of(task: TaskParams, table: pa.Table, **options: Any) -> Texts:

@@ -6,6 +6,7 @@ write the soft-label set. The set is all that stage two reads.
 
 import json
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.special import softmax
 from tqdm import tqdm
 
 from cache import (
@@ -27,7 +29,7 @@ from cache import (
     Store,
     write_atomically,
 )
-from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS
+from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS, of_each_teacher
 from stages.base import StageError
 from stages.classes import check_class_order, match_classes
 from stages.source import model_folder
@@ -38,14 +40,19 @@ if TYPE_CHECKING:
     from stages.teacher.infer import Answers
 
 
+PerSplit = dict[Split, tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""By split: what a teacher says of each example, and its hard label."""
+
+
 @dataclass(frozen=True)
 class Labelled:
     """What a run of stage one did.
 
     Attributes:
-        examples: Distinct examples in the soft-label set.
-        labelled: Of these, how many went through the teacher now; the others came from the store.
-        accuracy: Per split, the share of examples on which the teacher agrees with the hard label.
+        examples: Soft labels in the language's sets, one set per teacher.
+        labelled: Of these, how many went through a teacher now; the others came from the store.
+        accuracy: Per split, the share of examples on which the teacher, or the average of the teachers,
+            agrees with the hard label.
     """
 
     examples: int
@@ -68,7 +75,7 @@ def label(
     root: str,
     language: str,
 ) -> Labelled:
-    """Write ``artifacts/soft_labels/<language>`` and the teacher's accuracy.
+    """Write ``artifacts/soft_labels/<language>``, a set per teacher, and the teachers' accuracy.
 
     Args:
         task: Section `task`.
@@ -84,26 +91,38 @@ def label(
     """
     splits = {split: read_examples(task, language, split) for split in SPLITS}
     examples = distinct(pa.concat_tables(splits.values()))
-    folder = model_folder(TEACHERS / language, command=f"teacher finetune --language {language}")
-    producer = producer_of(folder, task, params)
-    order = match_classes(producer.classes, task.classes, names=teacher.labels, language=language)
-    store = Store(root, producer)
-    store.note_use(teacher=teacher.base, language=language)
-    lookup, n_labelled = fill(task, params, store, folder, examples, language=language)
-    soft_labels = lookup.soft_labels()
-    accuracy = _check_accuracy(task, soft_labels, order, splits, language)
-    SoftLabelSet.write(
-        SOFT_LABELS / language,
-        language=language,
-        producer=producer,
-        soft_labels=soft_labels,
-        format_=params.format,
-    )
+    count = len(teacher.all)
+    folders, sets = (of_each_teacher(place / language, count) for place in (TEACHERS, SOFT_LABELS))
+    predictions, probabilities = [], []
+    n_labelled = 0
+    for one, made, output in zip(teacher.all, folders, sets, strict=True):
+        folder = model_folder(made, command=f"teacher finetune --language {language}")
+        producer = producer_of(folder, task, params)
+        order = match_classes(producer.classes, task.classes, names=one.labels, language=language)
+        store = Store(root, producer)
+        store.note_use(teacher=one.base, language=language)
+        lookup, n_asked = fill(task, params, store, folder, examples, language=language)
+        n_labelled += n_asked
+        soft_labels = lookup.soft_labels()
+        predictions.append(_per_split(np.argsort(order)[soft_labels.predicted()], examples, splits))
+        _require_class_order(predictions[-1], task, language)
+        SoftLabelSet.write(
+            output, language=language, producer=producer, soft_labels=soft_labels, format_=params.format
+        )
+        if count > 1:
+            probabilities.append(softmax(soft_labels.logits[:, order], axis=1))
+    for left_over in set((SOFT_LABELS / language).glob("more-*")) - set(sets):
+        shutil.rmtree(left_over)
+    if count > 1:
+        predictions.append(_per_split(np.mean(probabilities, axis=0).argmax(axis=1), examples, splits))
+    accuracy: dict[str, float] = {
+        split: float((said == hard).mean()) for split, (said, hard) in predictions[-1].items()
+    }
     write_atomically(
         METRICS / "teachers" / f"{language}.json",
         json.dumps({split: {"accuracy": value} for split, value in accuracy.items()}).encode(),
     )
-    return Labelled(examples.num_rows, n_labelled, accuracy)
+    return Labelled(count * examples.num_rows, n_labelled, accuracy)
 
 
 def producer_of(folder: Path, task: TaskParams, params: LabelParams) -> Producer:
@@ -211,26 +230,24 @@ def _pack(ids: pa.FixedSizeBinaryArray, answers: "list[Answers]", outputs: Outpu
     return SoftLabels.pack(ids.take(pa.array(positions)), logits, states, outputs=outputs)
 
 
-def _check_accuracy(
-    task: TaskParams,
-    soft_labels: SoftLabels,
-    order: NDArray[np.int64],
-    splits: Mapping[Split, pa.Table],
-    language: str,
-) -> dict[str, float]:
-    predicted = np.argsort(order)[soft_labels.predicted()]  # in the task's order
-    index = Index(soft_labels.ids)
-    by_split = {
+def _per_split(
+    predicted: NDArray[np.int64], examples: pa.Table, splits: Mapping[Split, pa.Table]
+) -> PerSplit:
+    """Put predictions, of N distinct examples in the task's class order, beside each split's hard labels."""
+    index = Index(examples["example_id"].combine_chunks())
+    return {
         split: (
             predicted[index.positions(table["example_id"].combine_chunks())],
             table["label"].to_numpy(),
         )
         for split, table in splits.items()
     }
+
+
+def _require_class_order(predictions: PerSplit, task: TaskParams, language: str) -> None:
     check_class_order(
-        np.concatenate([p for p, _ in by_split.values()]),
-        np.concatenate([hard for _, hard in by_split.values()]),
+        np.concatenate([said for said, _ in predictions.values()]),
+        np.concatenate([hard for _, hard in predictions.values()]),
         classes=task.classes,
         language=language,
     )
-    return {split: float((p == hard).mean()) for split, (p, hard) in by_split.items()}

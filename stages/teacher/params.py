@@ -7,8 +7,8 @@ from pydantic import PositiveInt
 from stages.base import MaxTokens, Params, Precision, ScratchParams, Share, TrainingParams
 
 
-class TeacherParams(Params):
-    """Section `teachers.<language>`: where the language's teacher comes from."""
+class OneTeacher(Params):
+    """Where a teacher comes from."""
 
     base: str
     """Hub id or local folder of an encoder, or ``scratch`` for a small one built here."""
@@ -18,6 +18,18 @@ class TeacherParams(Params):
     """Whether to fine-tune `base` on the task; false takes it as a teacher that is ready."""
     labels: dict[str, str] | None
     """The teacher's class names to the task's, where they differ."""
+
+
+class TeacherParams(OneTeacher):
+    """Section `teachers.<language>`: the language's teacher, and others that are asked as well."""
+
+    more: list[OneTeacher]
+    """Further teachers; the student learns the average of all teachers' probabilities."""
+
+    @property
+    def all(self) -> list[OneTeacher]:
+        """The language's teachers, the first one first."""
+        return [self, *self.more]
 
 
 class FinetuneParams(TrainingParams):
