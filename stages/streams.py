@@ -6,6 +6,7 @@ Memory is bounded by a window, not by the file. Nothing is normalised; in CSV an
 import csv
 import difflib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -145,6 +146,8 @@ class Input:
             if name not in names:
                 close = difflib.get_close_matches(name, names, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
+                if len(names) == 1 and ";" in names[0]:
+                    hint = "its columns are separated by semicolons; separate them by commas or tabs"
                 raise StageError(f"{self.name} has no column '{name}'; {hint}")
         for name in names:
             if names.count(name) > 1:
@@ -207,7 +210,7 @@ def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Itera
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_repetition, parse_constant=_refuse_constant)
             if "\\u" in line:
                 json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
         except UnicodeEncodeError as error:
@@ -222,6 +225,17 @@ def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Itera
             _require_free(name, reserved, where)
         source.require_texts(row, where)
         yield row
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _csv_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -246,7 +260,8 @@ def _csv_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Iterat
             if values:  # nothing at all on a line is no example
                 yield dict(zip(names, values, strict=True))
     except csv.Error as error:
-        raise StageError(f"{source.name}, line {reader.line_num}: {error}") from error
+        reason = "lines end with CR alone; end them with LF" if "newline" in str(error) else error
+        raise StageError(f"{source.name}, line {reader.line_num}: {reason}") from error
 
 
 _READERS = {"plain": _plain_rows, "jsonl": _json_rows, "csv": _csv_rows, "tsv": _csv_rows}
@@ -290,6 +305,11 @@ class Output:
             return
         if self.path.suffix not in (".jsonl", ".parquet"):
             raise StageError(f"cannot write {self.path}: it is not one of .jsonl, .parquet")
+        if self.path.is_dir():
+            raise StageError(f"{self.path} is a folder; name a file")
+        there = next(parent for parent in self.path.absolute().parents if parent.exists())
+        if not there.is_dir():
+            raise StageError(f"cannot write {self.path}: {there} is no folder")
         if self.path.exists() and not self.overwrite:
             raise StageError(f"{self.path} is there already; replace it with --overwrite")
 
@@ -327,7 +347,17 @@ class Output:
 def _write_json(file: IO[bytes], window: Window, beside: pa.Table) -> None:
     rows = window if isinstance(window, list) else window.to_pylist()
     for row, more in zip(rows, beside.to_pylist(), strict=True):
-        file.write(json.dumps({**row, **more}, ensure_ascii=False, default=_as_json).encode() + b"\n")
+        values = {name: _finite(value) for name, value in {**row, **more}.items()}
+        file.write(json.dumps(values, ensure_ascii=False, default=_as_json).encode() + b"\n")
+
+
+def _finite(value: Any) -> Any:
+    """Write NaN and infinity, which JSON has not, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return {name: _finite(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def _as_json(value: Any) -> str:

@@ -190,8 +190,8 @@ def test_a_family_that_does_not_fit_is_refused_with_those_that_do(tmp_path: Path
 
 def test_a_variety_of_a_language_takes_the_languages_branch() -> None:
     config = MBLMConfig(languages=LANGUAGES, n_branches=K)
-    names = ["de", "de-AT", "de_CH", "zh-Hant", "zh-Hant-HK", "zh", "fr"]
-    assert [config.language_id(name) for name in names] == [0, 0, 0, 2, 2, -1, -1]
+    names = ["de", "de-AT", "de_CH", "DE", " de ", "zh-Hant", "zh-hant-hk", "zh", "fr"]
+    assert [config.language_id(name) for name in names] == [0, 0, 0, 0, 0, 2, 2, -1, -1]
 
 
 @pytest.mark.parametrize(

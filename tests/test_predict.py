@@ -229,6 +229,20 @@ def test_bfloat16_moves_a_probability_a_little(texts: Path, run: Run) -> None:
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=0.05)
 
 
+def test_a_language_is_found_whatever_its_case(finished: Path, run: Run) -> None:
+    rows = [{"text": "Hund 1", "lang": lang} for lang in ("de", "DE", " de-AT ", "", None, "fr")]
+    write_jsonl(Path("in.jsonl"), rows)
+    found = lines(run(*PREDICT, "in.jsonl", "--language-field", "lang").out)
+    assert [row["branch"] for row in found] == ["de"] * 3 + ["mixture"] * 3
+
+
+def test_numbers_that_json_has_not_are_written_as_null(finished: Path, run: Run) -> None:
+    table = pa.table({"text": ["a"], "n": [float("nan")], "many": [[1.0, float("inf")]]})
+    pq.write_table(table, "in.parquet")
+    [row] = lines(run(*PREDICT, "in.parquet").out)
+    assert (row["n"], row["many"]) == (None, [1.0, None])
+
+
 # What is wrong is said in one line
 
 
@@ -251,6 +265,14 @@ def test_bfloat16_moves_a_probability_a_little(texts: Path, run: Run) -> None:
         ("in.jsonl", b'{"text": "a", "branch": 0}\n', "line 1 has a column 'branch' already"),
         ("in.jsonl", b'{"text": "\\ud800"}\n', "in.jsonl, line 1: not Unicode (surrogates not allowed)"),
         ("in.jsonl", b"[" * 100_000, "in.jsonl, line 1: not JSON that can be read"),
+        (
+            "in.jsonl",
+            b'{"text": "a", "text": "b"}\n',
+            "line 1: not JSON that can be read (a name stands twice",
+        ),
+        ("in.jsonl", b'{"text": "a", "n": NaN}\n', "line 1: not JSON that can be read (NaN is no JSON)"),
+        ("in.csv", b"text;n\na;1\n", "in.csv has no column 'text'; its columns are separated by semicolons"),
+        ("in.csv", b"text,n\ra,1\r", "in.csv, line 1: lines end with CR alone; end them with LF"),
         ("in.parquet", b"PAR1", "cannot read in.parquet: "),
         ("in.xlsx", b"", "the suffix of in.xlsx is none of .txt, .jsonl, .csv, .tsv, .parquet; name the"),
     ],
@@ -285,6 +307,11 @@ def test_options_that_contradict_the_input_are_refused(texts: Path, run: Run) ->
         run, "texts.txt", "--output", "out.csv"
     )
     assert "cannot read gone.txt: No such file" in refused(run, "gone.txt")
+    Path("folder.parquet").mkdir()
+    assert "folder.parquet is a folder; name a file" in refused(
+        run, "texts.txt", "--output", "folder.parquet", "--overwrite"
+    )
+    assert "texts.txt is no folder" in refused(run, "texts.txt", "--output", "texts.txt/new/out.jsonl")
     write_jsonl(Path("in.jsonl"), [{"text": "a"}])
     assert "has no 'lang' in its first 1 examples" in refused(run, "in.jsonl", "--language-field", "lang")
 

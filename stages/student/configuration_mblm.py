@@ -78,16 +78,17 @@ class MBLMConfig(PreTrainedConfig):
         return int(self.mplm_config.num_hidden_layers)
 
     def language_id(self, language: str) -> int:
-        """Find the branch of a language.
+        """Find the branch of a language; tags are compared without case, as BCP 47 says.
 
         Returns:
             The position of the language in `languages`, or of what it is a variety of (``de`` for ``de-AT``);
             -1, which stands for the mixture, where there is none.
         """
-        parts = language.replace("_", "-").split("-")
+        known = [one.replace("_", "-").casefold() for one in self.languages]
+        parts = language.strip().replace("_", "-").casefold().split("-")
         for end in range(len(parts), 0, -1):
-            if "-".join(parts[:end]) in self.languages:
-                return self.languages.index("-".join(parts[:end]))
+            if "-".join(parts[:end]) in known:
+                return known.index("-".join(parts[:end]))
         return -1
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from cache import write_atomically
 from stages.artifacts import STUDENT, replaced_folder
 from stages.base import StageError
+from stages.source import require_max_tokens
 from stages.student.modeling_mblm import MBLMForSequenceClassification
 from stages.student.params import DistillParams
 from stages.student.predict import MIXTURE, class_names, load_student
@@ -24,6 +27,8 @@ from stages.student.predict import MIXTURE, class_names, load_student
 TOLERANCE = 1e-4
 """Largest difference of a logit between PyTorch and ONNX."""
 
+_ONNX = "onnx"
+_WRITTEN = "export.json"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -60,7 +65,7 @@ def export(
     """Write ``<language>/`` for each supervised language, and ``onnx/`` where it is asked for.
 
     Args:
-        folder: Where to; of what is there, only folders of these names are replaced.
+        folder: Where to; of what is there, only what an export wrote is replaced.
         distill: Section `student.distill`, whose `max_tokens` is the longest input that ONNX is checked with.
         model: The student's folder.
         onnx: Whether ONNX is wanted.
@@ -71,6 +76,8 @@ def export(
     """
     if folder.exists() and not folder.is_dir():
         raise StageError(f"{folder} is no folder")
+    if (folder / "config.json").exists():
+        raise StageError(f"{folder} holds a model; name a folder for the export alone")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise StageError(f"{folder} is not empty; replace what is in it with --overwrite")
     if onnx and not all(map(find_spec, _PACKAGES)):
@@ -80,15 +87,42 @@ def export(
         )
     student, tokenizer = load_student(model)
     languages = student.config.languages
+    if onnx:
+        require_max_tokens(
+            distill.max_tokens, tokenizer, student.mblm.encoder.config, key="student.distill.max_tokens"
+        )
+    _remove_former(folder)
     for language in tqdm(languages, desc="export", unit="language", delay=2):
         with replaced_folder(folder / language) as target:
             student.to_plain(language).save_pretrained(target)
             tokenizer.save_pretrained(target)
+        _note(folder, language)
     if not onnx:
         return Exported(folder, languages, None)
-    with replaced_folder(folder / "onnx") as target:
+    with replaced_folder(folder / _ONNX) as target:
         largest = _export_onnx(student, tokenizer, target, distill.max_tokens)
+    _note(folder, _ONNX)
     return Exported(folder, languages, largest)
+
+
+def _remove_former(folder: Path) -> None:
+    """Delete what an earlier export wrote: nothing of another student stays beside the new one."""
+    try:
+        former = json.loads((folder / _WRITTEN).read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise StageError(f"{folder / _WRITTEN} makes no sense; empty the folder") from error
+    for name in former:
+        shutil.rmtree(folder / Path(str(name)).name, ignore_errors=True)
+    (folder / _WRITTEN).unlink()
+
+
+def _note(folder: Path, name: str) -> None:
+    """Write down that an export wrote a folder."""
+    path = folder / _WRITTEN
+    written = json.loads(path.read_bytes()) if path.exists() else []
+    write_atomically(path, json.dumps([*written, name]).encode())
 
 
 def _export_onnx(

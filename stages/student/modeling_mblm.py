@@ -203,19 +203,19 @@ class _CurrentRouting:
     """
 
     def __init__(self) -> None:
-        self._variable: ContextVar[_Routing] = ContextVar("routing")
+        self._variable: ContextVar[_Routing | None] = ContextVar("routing", default=None)
         self._traced: _Routing | None = None
 
+    def get(self) -> _Routing | None:
+        """Give it; None where no pass is going on."""
+        return self._traced if torch.compiler.is_dynamo_compiling() else self._variable.get()
+
     def set(self, routing: _Routing | None) -> None:
+        """Replace it; who does so puts back what was there."""
         if torch.compiler.is_dynamo_compiling():
             self._traced = routing
         else:
-            self._variable.set(routing)  # type: ignore[arg-type]  # None: the pass is over
-
-    def get(self) -> _Routing:
-        routing = self._traced if torch.compiler.is_dynamo_compiling() else self._variable.get()
-        assert routing is not None
-        return routing
+            self._variable.set(routing)
 
 
 _ROUTING = _CurrentRouting()
@@ -249,6 +249,7 @@ class BranchedLayer(nn.ModuleList):
             What the family's layer returns, with P as its first axis.
         """
         routing = _ROUTING.get()
+        assert routing is not None
         if self.is_first:
             routing.entry[:] = [hidden_states]
             if not routing.is_identity:
@@ -344,8 +345,15 @@ class MBLMModel(MBLMPreTrainedModel):
         )
         layers = self.encoder.get_submodule(family.layers)
         self._n_trunk = len(layers) - config.branch_layers
+        if self._n_trunk == 0 and getattr(config.mplm_config, "conv_kernel_size", None):
+            raise ValueError(
+                "this DeBERTa has a convolution beside its first layer, which cannot be part of a branch; "
+                f"branch_layers must be below {len(layers)}"
+            )
         for index in range(self._n_trunk, len(layers)):
-            copies = [deepcopy(layers[index]) for _ in range(config.n_branches)]
+            # The configuration is shared, as among the trunk's layers: set_attn_implementation changes it.
+            memo = {id(self.encoder.config): self.encoder.config}
+            copies = [deepcopy(layers[index], dict(memo)) for _ in range(config.n_branches)]
             layers[index] = BranchedLayer(copies, is_first=index == self._n_trunk)
         self.post_init()
 
@@ -376,18 +384,26 @@ class MBLMModel(MBLMPreTrainedModel):
             mixture_weights: Weights of branches that are wanted besides, float ``(B, K)``.
             kwargs: What the encoder's family takes besides, such as ``token_type_ids`` or ``inputs_embeds``.
         """
-        first = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+        first = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        if first is None:
+            raise ValueError("give input_ids or inputs_embeds")
         weights = self._own_weights(language_ids, first.shape[0], first.device)
         routing = self._route(language_ids, weights, mixture_weights)
+        outer = _ROUTING.get()  # of a student in whose forward pass this one runs
         _ROUTING.set(routing)
         try:
             seen = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs
             )
         finally:
-            _ROUTING.set(None)
+            _ROUTING.set(outer)
         states = seen.last_hidden_state
-        pooled = self._pool(states, routing.expand(attention_mask))
+        pooled = self._pool(
+            states,
+            attention_mask
+            if attention_mask is None or routing.is_identity
+            else attention_mask[routing.examples],
+        )
         branch_states = pooled.new_zeros(*weights.shape, pooled.shape[-1])
         branch_states = branch_states.index_put((routing.examples, routing.branches), pooled)
         return MBLMModelOutput(
@@ -412,8 +428,22 @@ class MBLMModel(MBLMPreTrainedModel):
                 if default < 0
                 else mixture.zero_().index_fill(1, mixture.new_tensor([default]).long(), 1)
             )
+        language_ids = self._checked(language_ids, n)
         own = nn.functional.one_hot(language_ids.clamp(min=0), n_branches).to(mixture.dtype)
         return torch.where((language_ids >= 0).unsqueeze(1), own, mixture)
+
+    def _checked(self, language_ids: Tensor, n: int) -> Tensor:
+        if language_ids.shape != (n,):
+            raise ValueError(f"language_ids has shape {tuple(language_ids.shape)} for {n} texts")
+        n_branches = self.config.n_branches
+        if not torch.compiler.is_compiling() and bool(
+            ((language_ids < -1) | (language_ids >= n_branches)).any()
+        ):
+            raise ValueError(
+                f"language_ids has {language_ids.min()} to {language_ids.max()}; these are positions in "
+                f"config.languages, {self.config.languages}, or -1 for the mixture"
+            )
+        return language_ids.long()
 
     def _default_branch(self) -> int:
         language = self.config.default_language
@@ -582,11 +612,12 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
             attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
             language_ids: Position of each text's language in ``config.languages``, or -1 for the mixture of
                 all branches; int64, ``(B,)``. None stands for ``config.default_language``.
-            mixture_weights: Weights of a mixture whose logits are wanted besides, float ``(B, K)``.
+            mixture_weights: Weights of a mixture whose logits are wanted besides, float ``(B, K)``; rows on
+                the simplex.
             labels: Classes, int64, ``(B,)``; or what ``config.problem_type`` asks for.
             kwargs: What the encoder's family takes besides, such as ``token_type_ids`` or ``inputs_embeds``.
         """
-        seen = self.mblm(input_ids, attention_mask, language_ids, mixture_weights, **kwargs)
+        seen = self.mblm(input_ids, attention_mask, language_ids, mixture_weights, return_dict=True, **kwargs)
         states = seen.branch_states
         logits = self.classify(states, seen.branch_weights)
         return MBLMOutput(
