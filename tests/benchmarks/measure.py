@@ -34,6 +34,16 @@ def spent_each(*works: Callable[[], object], repeats: int) -> list[Spent]:
     return [Spent(median(s.wall for s in of), median(s.cpu for s in of)) for of in zip(*rounds, strict=True)]
 
 
+def ratio(work: Callable[[], object], base: Callable[[], object], *, repeats: int) -> float:
+    """Do two works in turn, each first as often as second: the median of the ratios of their CPU time."""
+    ratios = []
+    for index in range(repeats):
+        first, second = (work, base) if index % 2 else (base, work)
+        seconds = {one: spent(one).cpu for one in (first, second)}
+        ratios.append(seconds[work] / seconds[base])
+    return median(ratios)
+
+
 def extra_memory(work: Callable[[], object]) -> int:
     """Do the work once: the bytes in memory at its peak beyond those before it. Linux only.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import apart, extra_memory, heading, progress, row, spent_each
+from measure import apart, extra_memory, heading, progress, ratio, row, spent_each
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from transformers import AutoModelForSequenceClassification, XLMRobertaConfig
@@ -88,23 +88,18 @@ def inference() -> None:
         forward()
         return forward
 
-    base, one, several, mixture = spent_each(
-        run(plain),
-        run(student, language_ids=own),
-        run(student, language_ids=mixed),
-        run(student),
-        repeats=15,
-    )
+    base = run(plain)
+    ways = [run(student, **more) for more in ({"language_ids": own}, {"language_ids": mixed}, {})]
+    one, several, mixture = (ratio(way, base, repeats=20) for way in ways)
     student.set_default_language("de")
-    again, chosen = spent_each(run(plain), run(student), repeats=15)
+    chosen = ratio(run(student), base, repeats=20)
     heading(
         f"Inference, {B} texts of {T} tokens, {LAYERS} layers of {HIDDEN}, {K} branches of {BRANCH_LAYERS}"
     )
-    row("the plain encoder", base.wall * 1e3, "ms")
-    row("one language over the plain encoder", one.wall / base.wall, "times", at_most=1.03)
-    row("the same, language chosen beforehand", chosen.wall / again.wall, "times", at_most=1.03)
-    row("five languages in one batch over the plain encoder", several.wall / base.wall, "times")
-    row("the mixture of all over the plain encoder", mixture.wall / base.wall, "times")
+    row("one language over the plain encoder", one, "times", at_most=1.03)
+    row("the same, language chosen beforehand", chosen, "times", at_most=1.03)
+    row("five languages in one batch over the plain encoder", several, "times")
+    row("the mixture of all over the plain encoder", mixture, "times")
     row("as many layers over the plain encoder's", PAIRS_OF_MIXTURE, "times")
 
 
