@@ -284,7 +284,6 @@ def test_outputs_may_be_a_tuple(roberta: MBLMForSequenceClassification) -> None:
     assert torch.equal(logits, again)
 
 
-@pytest.mark.parametrize("family", ["deberta-v2", "modernbert"])
 def test_a_compiled_student_says_the_same(student: MBLMForSequenceClassification) -> None:
     torch.compiler.reset()
     compiled = torch.compile(student, backend="eager")
