@@ -99,6 +99,8 @@ classify = pipeline("text-classification", model="{name}", trust_remote_code=Tru
 print(classify({text}))
 ```
 
+`trust_remote_code=True` runs the two Python files of this folder, the model and its configuration.
+
 {_routing(config)}
 
 ## Languages
