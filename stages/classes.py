@@ -72,42 +72,34 @@ def match_classes(
     return np.array([position[_key(name)] for name in task])
 
 
-def check_class_order(
-    predicted: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    *,
-    classes: Sequence[str],
-    language: str,
-) -> None:
+def check_class_order(confusion: NDArray[np.int64], *, classes: Sequence[str], language: str) -> None:
     """Stop where another permutation of the classes makes the teacher clearly more accurate.
 
     The best permutation maximises the trace of the confusion matrix (linear sum assignment). It must beat
     the declared one clearly, and so must the share of the largest class, which a constant answer reaches.
 
     Args:
-        predicted: The teacher's classes as indices into `classes`, shape ``(N,)``.
-        labels: The hard labels, shape ``(N,)``.
+        confusion: Counts of labelled examples by the teacher's class and the hard label, shape ``(C, C)``.
         classes: The task's class names.
         language: The teacher's language, for messages.
 
     Raises:
         StageError: The declared order is clearly not the best one.
     """
-    n_classes = len(classes)
-    confusion = np.zeros((n_classes, n_classes), np.int64)
-    np.add.at(confusion, (predicted, labels), 1)
+    n_classes, n_examples = len(classes), int(confusion.sum())
     _, best = linear_sum_assignment(confusion, maximize=True)
-    declared_right = predicted == labels
-    best_right = best[predicted] == labels
-    gained = int((best_right & ~declared_right).sum())
-    lost = int((declared_right & ~best_right).sum())
+    right = int(np.trace(confusion))
+    best_right = confusion[np.arange(n_classes), best].sum()
+    moved = best != np.arange(n_classes)
+    gained = int(confusion[np.arange(n_classes), best][moved].sum())
+    lost = int(np.diag(confusion)[moved].sum())
     majority = confusion.sum(axis=0).max()
-    margin = max(_GATE_SHARE * len(labels), _GATE_DEVIATIONS * (gained + lost) ** 0.5)
-    if gained - lost > margin and best_right.sum() - majority > _GATE_SHARE * len(labels):
+    margin = max(_GATE_SHARE * n_examples, _GATE_DEVIATIONS * (gained + lost) ** 0.5)
+    if gained - lost > margin and best_right - majority > _GATE_SHARE * n_examples:
         order = ", ".join(f"{classes[i]}: {classes[best[i]]}" for i in range(n_classes) if best[i] != i)
         raise StageError(
-            f"the teacher for '{language}' is right on {declared_right.mean():.1%} of {len(labels)} "
-            f"labelled examples, but on {best_right.mean():.1%} if its classes are read as "
+            f"the teacher for '{language}' is right on {right / n_examples:.1%} of {n_examples} "
+            f"labelled examples, but on {best_right / n_examples:.1%} if its classes are read as "
             f"{{{order}}}; check its class order and set teachers.{language}.labels in params.yaml"
         )
 
