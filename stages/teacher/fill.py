@@ -2,7 +2,9 @@
 
 import secrets
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -52,20 +54,26 @@ def fill(params: LabelParams, store: Store, folder: Path, examples: Examples) ->
         CacheError: The store cannot be used.
     """
     lookup = store.look_up(examples.ids)
+    with told(store, lookup, examples):
+        n_labelled = 0 if lookup.found.all() else _label_misses(params, store, lookup, folder, examples)
+    return lookup, n_labelled
+
+
+@contextmanager
+def told(store: Store, lookup: Lookup, examples: Examples) -> Iterator[None]:
+    """Say what the store has before the work, and what it has kept where the work ends early."""
     n_cached = int(lookup.found.sum())
     for damaged in store.damaged.values():
         tqdm.write(f"{damaged}; its examples are labelled again", file=sys.stderr)
-    language = examples.language
-    tqdm.write(f"{language}: {n_cached:,} cached, {len(examples) - n_cached:,} to label", file=sys.stderr)
-    if n_cached == len(examples):
-        return lookup, 0
+    tqdm.write(
+        f"{examples.language}: {n_cached:,} cached, {len(examples) - n_cached:,} to label", file=sys.stderr
+    )
     try:
-        n_labelled = _label_misses(params, store, lookup, folder, examples)
+        yield
     finally:
         n_kept = int(lookup.found.sum())
         if n_kept < len(examples):
             tqdm.write(f"stopped; {n_kept:,} of {len(examples):,} soft labels are kept", file=sys.stderr)
-    return lookup, n_labelled
 
 
 class Shard(NamedTuple):
@@ -154,7 +162,7 @@ def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Pat
             wanted = ~lookup.found[shard.positions]
             n_tokens = int(tokens.lengths.sum())
             tokens = tokens if wanted.all() else tokens.keep(wanted)
-            progress.begin(shard, n_tokens=n_tokens, n_done=n_tokens - int(tokens.lengths.sum()))
+            progress.begin(shard.n_bytes, n_tokens, n_done=n_tokens - int(tokens.lengths.sum()))
             answers: list[Answers] = []
             try:
                 for batch in teacher.answer(tokens):
@@ -214,16 +222,16 @@ class Progress:
         self._bytes_left, self._bytes_counted, self._tokens_counted = n_bytes, 0, 0
         self._bar = tqdm(desc=title, unit="token", unit_scale=True)
 
-    def begin(self, shard: Shard, *, n_tokens: int, n_done: int) -> None:
-        """Count a shard's tokens.
+    def begin(self, n_bytes: int, n_tokens: int, *, n_done: int = 0) -> None:
+        """Count the tokens of a shard.
 
         Args:
-            shard: Which one.
-            n_tokens: Tokens of all its texts.
-            n_done: How many of them somebody else has labelled in the meantime.
+            n_bytes: Of all its texts.
+            n_tokens: Of all its texts.
+            n_done: How many of these tokens somebody else has labelled in the meantime.
         """
-        self._bytes_left -= shard.n_bytes
-        self._bytes_counted += shard.n_bytes
+        self._bytes_left -= n_bytes
+        self._bytes_counted += n_bytes
         self._tokens_counted += n_tokens
         per_byte = self._tokens_counted / max(self._bytes_counted, 1)
         self._bar.total = self._tokens_counted + round(self._bytes_left * per_byte)

@@ -109,10 +109,11 @@ class Teacher:
             "input_ids": self._tokenizer.pad_token_id or 0,
             "token_type_ids": self._tokenizer.pad_token_type_id,
         }
-        self._model = model.eval().to(self._device)
         self._last_states: Tensor | None = None
         if params.hidden:
             model.base_model.register_forward_hook(self._keep_states)
+        model = model.eval().to(self._device)
+        self._model: Any = torch.compile(model, dynamic=True) if params.compile else model
 
     def tokenize(self, fields: Sequence[Sequence[str]]) -> Tokens:
         """Turn texts into tokens. Another thread may do it while the teacher answers.
@@ -203,7 +204,7 @@ class Teacher:
         if len(broken):
             raise StageError(
                 f"the teacher in {self._folder} gives NaN or infinite logits, first for "
-                f"{tokens.texts[texts][broken[0]]!r}; "
+                f"{tokens.texts[texts][broken[0]][:80]!r}; "
                 "try teacher.label.precision: float32, or another teacher"
             )
         lengths = tokens.lengths[texts]
