@@ -1,5 +1,9 @@
 """Find examples by id: an index of ids, and wanted examples that are filled shard by shard."""
 
+import mmap
+import os
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,9 @@ from cache.soft_labels import SoftLabels, id_words
 
 _BLOCK_BITS = 18
 _BLOCK = 1 << _BLOCK_BITS
+
+_IN_MEMORY = 1 << 28
+"""Bytes of a column that are kept in memory though there is a folder for larger ones."""
 
 
 class Index:
@@ -90,9 +97,18 @@ class Lookup:
         seen: Names of the shards that it was filled from.
     """
 
-    def __init__(self, ids: pa.FixedSizeBinaryArray) -> None:
+    def __init__(self, ids: pa.FixedSizeBinaryArray, *, overflow: Path | None = None) -> None:
+        """Want examples.
+
+        Args:
+            ids: N example ids.
+            overflow: A folder on disk. Columns too large for memory are kept there, in files without a name,
+                which are gone with the look-up.
+        """
         self.ids = ids
         self.seen: set[str] = set()
+        self._overflow = overflow
+        self._on_disk: list[mmap.mmap] = []
         self._index = Index(ids)
         self._again, self._first = self._index.repeats()
         self._filled = np.zeros(len(ids), bool)
@@ -115,7 +131,7 @@ class Lookup:
         if not self._columns:
             self._n_classes = soft_labels.n_classes
             for name, values in soft_labels.columns.items():
-                self._columns[name] = np.zeros((len(self.ids), *values.shape[1:]), values.dtype)
+                self._columns[name] = self._zeros((len(self.ids), *values.shape[1:]), values.dtype)
         if soft_labels.shapes() != {name: values.shape[1:] for name, values in self._columns.items()}:
             raise ValueError("its columns are not those of the other soft labels")
         for start in range(0, len(soft_labels), _BLOCK):  # bounds the memory, however large the shard
@@ -126,6 +142,19 @@ class Lookup:
             self._filled[positions] = True
             for name, values in soft_labels.columns.items():
                 self._columns[name][positions] = values[some].take(wanted, axis=0)
+            for mapped in self._on_disk:  # what is written needs no memory any more
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        can_reserve = hasattr(os, "posix_fallocate")  # on Linux
+        if self._overflow is None or n_bytes <= _IN_MEMORY or not can_reserve:
+            return np.zeros(shape, dtype)
+        with TemporaryFile(dir=self._overflow) as file:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)  # a full disk ends it here, and not as a signal
+            mapped = mmap.mmap(file.fileno(), n_bytes)
+        self._on_disk.append(mapped)
+        return np.frombuffer(mapped, dtype).reshape(shape)
 
     def soft_labels(self) -> SoftLabels:
         """Give the soft labels of all wanted examples, in their order.

@@ -148,18 +148,19 @@ class Store:
                     elif result is not None:
                         yield name, result
 
-    def look_up(self, ids: pa.FixedSizeBinaryArray) -> Lookup:
+    def look_up(self, ids: pa.FixedSizeBinaryArray, *, overflow: Path | None = None) -> Lookup:
         """Find the soft labels of examples.
 
         Args:
             ids: N example ids, repeated as often as wanted.
+            overflow: See `Lookup`.
 
         Raises:
             ProducerError: The folder's producer.json belongs to another producer.
         """
         if self.folder.exists(FACTS):  # it is not where nobody has appended yet
             _read_producer(self.folder, self.producer.id)
-        lookup = Lookup(ids)
+        lookup = Lookup(ids, overflow=overflow)
         self.update(lookup)
         return lookup
 

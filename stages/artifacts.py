@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ARTIFACTS = Path("artifacts")
 DATA = Path("artifacts/data")
 TEACHERS = Path("artifacts/teachers")
 SOFT_LABELS = Path("artifacts/soft_labels")

@@ -65,7 +65,7 @@ N_TEXTS = 2000
 
 @pytest.fixture
 def many(finished: Path, run: Run) -> Alone:
-    """A folder with examples enough for something to be killed meanwhile, and what one process makes of them."""
+    """A folder with examples enough to kill something meanwhile, and what one process makes of them."""
     let_teacher_speak()
     rows = [{"text": f"Hund {i} rot {i % 7} eins", "label": CLASSES[i % 3]} for i in range(N_TEXTS)]
     write_jsonl(finished / "data/de/train.jsonl", rows)

@@ -73,6 +73,29 @@ def test_what_is_appended_is_found_in_any_order_and_with_repetitions(tmp_path: P
         lookup.soft_labels()
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve disk")
+def test_columns_too_large_for_memory_are_on_disk_in_files_that_nobody_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = Outputs(hidden=True)
+    labels = soft_labels(texts(7), outputs=outputs)
+    store = Store(tmp_path / "store", producer(outputs=outputs))
+    store.append(labels)
+    monkeypatch.setattr("cache.lookup._IN_MEMORY", 50)  # bytes: the logits are more, the hidden states too
+    wanted = example_ids([["text 5", "text 0", "text 5", *texts(7)]])
+    lookup = store.look_up(wanted, overflow=tmp_path)
+    held = Path("/proc/self/maps").read_text()
+    found = lookup.soft_labels()
+    in_memory = store.look_up(wanted).soft_labels()
+    np.testing.assert_array_equal(found.logits, in_memory.logits)
+    assert found.hidden is not None
+    np.testing.assert_array_equal(found.hidden, in_memory.hidden)
+    assert f"{tmp_path}/" in held
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    with pytest.raises(OSError, match=r"No space left|too large"):
+        lookup._zeros((1 << 50,), np.dtype(np.float32))
+
+
 def test_shards_of_both_formats_serve_together(tmp_path: Path) -> None:
     store = Store(tmp_path, producer())
     for i, format_ in enumerate(FORMATS):

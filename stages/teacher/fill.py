@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache import Lookup, Outputs, Producer, SoftLabels, Store
+from stages.artifacts import ARTIFACTS
 from stages.base import StageError
 from stages.task import TaskParams
 from stages.teacher.examples import Examples
@@ -53,7 +54,7 @@ def fill(params: LabelParams, store: Store, folder: Path, examples: Examples) ->
         StageError: The teacher cannot be used, or its files are no longer those by which it was identified.
         CacheError: The store cannot be used.
     """
-    lookup = store.look_up(examples.ids)
+    lookup = store.look_up(examples.ids, overflow=ARTIFACTS)
     with told(store, lookup, examples):
         n_labelled = 0 if lookup.found.all() else _label_misses(params, store, lookup, folder, examples)
     return lookup, n_labelled

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache import CacheError, Lookup, Producer, Store
+from stages.artifacts import ARTIFACTS
 from stages.base import StageError
 from stages.source import model_files
 from stages.task import TaskParams
@@ -84,7 +85,7 @@ class OnRay:
         Raises:
             StageError: See there; or an actor failed, or wrote to another place than this machine reads.
         """
-        lookup = store.look_up(examples.ids)
+        lookup = store.look_up(examples.ids, overflow=ARTIFACTS)
         with told(store, lookup, examples):
             n_labelled = (
                 0 if lookup.found.all() else self._label_misses(params, store, lookup, folder, examples)

@@ -191,8 +191,8 @@ def label_with_and_without(folder: Path) -> list[tuple[Spent, Spent]]:
         return [(spent(alone), spent(stage)) for _ in range(5)]
 
 
-def write_work(folder: Path, n: int) -> None:
-    """Write what stage one finds: params.yaml, prepared data and a tiny teacher with random weights."""
+def write_work(folder: Path, n: int, *, layers: int = 2, hidden: int = 128) -> None:
+    """Write what stage one finds: params.yaml, prepared data and a small teacher with random weights."""
     from tiny import CLASSES, tiny_params, write_params
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
@@ -221,10 +221,10 @@ def write_work(folder: Path, n: int) -> None:
         tokenizer = build_tokenizer(texts[:2000], merges=1000)
         config = RobertaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=512,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=max(4, hidden // 64),
+            intermediate_size=4 * hidden,
             max_position_embeddings=512,
             pad_token_id=tokenizer.pad_token_id,
             id2label=dict(enumerate(CLASSES)),
