@@ -1,6 +1,7 @@
 """Match a teacher's classes to the task's by name, and check on labelled examples that the match is right."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,54 @@ def match_classes(
     return np.array([position[_key(name)] for name in task])
 
 
+class ClassOrder(NamedTuple):
+    """How well a teacher's declared class order fits labelled examples, and how well the best one does.
+
+    Attributes:
+        declared: Accuracy of the teacher as its classes are declared, in [0, 1].
+        best: Accuracy under the permutation that fits best; no less than `declared`.
+        permutation: For each class the one that it would be read as; int64, shape ``(C,)``.
+        is_refuted: Whether `best` is so much better that the declared order cannot be right.
+    """
+
+    declared: float
+    best: float
+    permutation: NDArray[np.int64]
+    is_refuted: bool
+
+    def reading(self, classes: Sequence[str]) -> str:
+        """Say which classes the best permutation reads as others; empty where it reads none so."""
+        pairs = zip(classes, self.permutation, strict=True)
+        return ", ".join(f"{name}: {classes[other]}" for name, other in pairs if classes[other] != name)
+
+
+def weigh_class_order(
+    predicted: NDArray[np.int64], labels: NDArray[np.int64], *, n_classes: int
+) -> ClassOrder:
+    """Compare the declared order of a teacher's classes with the one that fits labelled examples best.
+
+    The best permutation maximises the trace of the confusion matrix (linear sum assignment). To refute the
+    declared one it must beat it clearly, and also the share of the largest class, which a constant answer
+    reaches.
+
+    Args:
+        predicted: The teacher's classes in the declared order, as indices, shape ``(N,)``.
+        labels: The hard labels, shape ``(N,)``.
+        n_classes: C.
+    """
+    counts = np.zeros((n_classes, n_classes), np.int64)
+    np.add.at(counts, (predicted, labels), 1)
+    _, best = linear_sum_assignment(counts, maximize=True)
+    declared_right = predicted == labels
+    best_right = best[predicted] == labels
+    gained = int((best_right & ~declared_right).sum())
+    lost = int((declared_right & ~best_right).sum())
+    majority = counts.sum(axis=0).max()
+    margin = max(_GATE_SHARE * len(labels), _GATE_DEVIATIONS * (gained + lost) ** 0.5)
+    is_refuted = gained - lost > margin and best_right.sum() - majority > _GATE_SHARE * len(labels)
+    return ClassOrder(float(declared_right.mean()), float(best_right.mean()), best, bool(is_refuted))
+
+
 def check_class_order(
     predicted: NDArray[np.int64],
     labels: NDArray[np.int64],
@@ -80,9 +129,6 @@ def check_class_order(
     language: str,
 ) -> None:
     """Stop where another permutation of the classes makes the teacher clearly more accurate.
-
-    The best permutation maximises the trace of the confusion matrix (linear sum assignment). It must beat
-    the declared one clearly, and so must the share of the largest class, which a constant answer reaches.
 
     Args:
         predicted: The teacher's classes as indices into `classes`, shape ``(N,)``.
@@ -93,22 +139,13 @@ def check_class_order(
     Raises:
         StageError: The declared order is clearly not the best one.
     """
-    n_classes = len(classes)
-    confusion = np.zeros((n_classes, n_classes), np.int64)
-    np.add.at(confusion, (predicted, labels), 1)
-    _, best = linear_sum_assignment(confusion, maximize=True)
-    declared_right = predicted == labels
-    best_right = best[predicted] == labels
-    gained = int((best_right & ~declared_right).sum())
-    lost = int((declared_right & ~best_right).sum())
-    majority = confusion.sum(axis=0).max()
-    margin = max(_GATE_SHARE * len(labels), _GATE_DEVIATIONS * (gained + lost) ** 0.5)
-    if gained - lost > margin and best_right.sum() - majority > _GATE_SHARE * len(labels):
-        order = ", ".join(f"{classes[i]}: {classes[best[i]]}" for i in range(n_classes) if best[i] != i)
+    order = weigh_class_order(predicted, labels, n_classes=len(classes))
+    if order.is_refuted:
         raise StageError(
-            f"the teacher for '{language}' is right on {declared_right.mean():.1%} of {len(labels)} "
-            f"labelled examples, but on {best_right.mean():.1%} if its classes are read as "
-            f"{{{order}}}; check its class order and set teachers.{language}.labels in params.yaml"
+            f"the teacher for '{language}' is right on {order.declared:.1%} of {len(labels)} "
+            f"labelled examples, but on {order.best:.1%} if its classes are read as "
+            f"{{{order.reading(classes)}}}; check its class order and set teachers.{language}.labels in "
+            "params.yaml"
         )
 
 
