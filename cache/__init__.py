@@ -47,7 +47,7 @@ from cache.files import write_atomically
 from cache.identity import ID_TYPE, Outputs, Producer, canonical_json, example_id, example_ids, file_digest
 from cache.label_set import SoftLabelSet
 from cache.lookup import Index, Lookup
-from cache.soft_labels import SoftLabels
+from cache.soft_labels import SoftLabels, id_words
 from cache.store import Store, store_root
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "example_id",
     "example_ids",
     "file_digest",
+    "id_words",
     "store_root",
     "write_atomically",
 ]

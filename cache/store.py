@@ -84,12 +84,14 @@ class Store:
     several processes may append at once, and a killed one loses no more than what it had not appended.
 
     Attributes:
+        root: The store's folder or URL.
         folder: ``<root>/<producer id>``.
         producer: Whose soft labels these are.
         damaged: The damaged shards that were met, by name.
     """
 
     def __init__(self, root: str | Path, producer: Producer) -> None:
+        self.root = str(root)
         self.folder = Folder(root).folder(producer.id)
         self.producer = producer
         self.damaged: dict[str, DamagedShardError] = {}

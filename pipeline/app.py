@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline import cache_commands
-from pipeline.options import Changes, ParamsFile, load
+from pipeline.options import Changes, Engine, ParamsFile, load
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,18 +53,38 @@ def finetune(
 
 @teacher.command(epilog="Example: `python -m pipeline teacher label --language de`")
 def label(
-    language: Language,
+    language: Annotated[str, typer.Option(help="A supervised language, such as `de`, or `all` of them.")],
+    jobs: Annotated[
+        int, typer.Option(min=1, help="With `--language all`: so many languages at once, on this machine.")
+    ] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only the I-th of N parts, for a scheduler's job array."),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the teacher: this process, or actors of a Ray cluster.")
+    ] = Engine.LOCAL,
+    address: Annotated[
+        str | None,
+        typer.Option(help="With `--engine ray`: the cluster; without it, Ray runs on this machine."),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="With `--engine ray`: teachers at once; else one for each GPU, or CPU."),
+    ] = None,
     params: ParamsFile = Path("params.yaml"),
     changes: Changes = [],  # noqa: B006
 ) -> None:
     """Stage one: write a teacher's soft labels; only new examples go through the teacher."""
     loaded = load(params, changes)
-    loaded.task.require_supervised(language)
-    from cache import store_root
-    from stages.teacher.label import label as run
+    from pipeline import labelling
 
-    sections = (loaded.teachers[language], loaded.teacher.label)
-    typer.echo(run(loaded.task, *sections, store_root(loaded.cache.root), language).line())
+    options = labelling.Options(language, jobs, shard, engine, address, actors)
+    if language == "all":
+        labelling.label_all(loaded, options, ["--params", str(params), *(f"--set={c}" for c in changes)])
+    else:
+        loaded.task.require_supervised(language)
+        typer.echo(labelling.label_one(loaded, options))
 
 
 @student.command(epilog="Example: `python -m pipeline student pretrain`")

@@ -1,6 +1,7 @@
 """What commands share: the parameters file and how it is read."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,13 @@ Changes = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change one parameter; may be repeated."),
 ]
+
+
+class Engine(StrEnum):
+    """What runs a teacher over the examples."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 def load(params: Path, changes: list[str]) -> "PipelineParams":

@@ -94,55 +94,44 @@ class ClassOrder(NamedTuple):
         return ", ".join(f"{name}: {classes[other]}" for name, other in pairs if classes[other] != name)
 
 
-def weigh_class_order(
-    predicted: NDArray[np.int64], labels: NDArray[np.int64], *, n_classes: int
-) -> ClassOrder:
+def weigh_class_order(confusion: NDArray[np.int64]) -> ClassOrder:
     """Compare the declared order of a teacher's classes with the one that fits labelled examples best.
 
     The best permutation maximises the trace of the confusion matrix (linear sum assignment). To refute the
-    declared one it must beat it clearly, and also the share of the largest class, which a constant answer
+    declared one it must beat it clearly, and so must the share of the largest class, which a constant answer
     reaches.
 
     Args:
-        predicted: The teacher's classes in the declared order, as indices, shape ``(N,)``.
-        labels: The hard labels, shape ``(N,)``.
-        n_classes: C.
+        confusion: Counts of labelled examples by the teacher's class and the hard label, shape ``(C, C)``.
     """
-    counts = np.zeros((n_classes, n_classes), np.int64)
-    np.add.at(counts, (predicted, labels), 1)
-    _, best = linear_sum_assignment(counts, maximize=True)
-    declared_right = predicted == labels
-    best_right = best[predicted] == labels
-    gained = int((best_right & ~declared_right).sum())
-    lost = int((declared_right & ~best_right).sum())
-    majority = counts.sum(axis=0).max()
-    margin = max(_GATE_SHARE * len(labels), _GATE_DEVIATIONS * (gained + lost) ** 0.5)
-    is_refuted = gained - lost > margin and best_right.sum() - majority > _GATE_SHARE * len(labels)
-    return ClassOrder(float(declared_right.mean()), float(best_right.mean()), best, bool(is_refuted))
+    classes, n_examples = np.arange(len(confusion)), int(confusion.sum())
+    _, best = linear_sum_assignment(confusion, maximize=True)
+    right = int(np.trace(confusion))
+    best_right = int(confusion[classes, best].sum())
+    moved = best != classes
+    gained = int(confusion[classes, best][moved].sum())
+    lost = int(np.diag(confusion)[moved].sum())
+    majority = int(confusion.sum(axis=0).max())
+    margin = max(_GATE_SHARE * n_examples, _GATE_DEVIATIONS * (gained + lost) ** 0.5)
+    is_refuted = gained - lost > margin and best_right - majority > _GATE_SHARE * n_examples
+    return ClassOrder(right / n_examples, best_right / n_examples, best, is_refuted)
 
 
-def check_class_order(
-    predicted: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    *,
-    classes: Sequence[str],
-    language: str,
-) -> None:
+def check_class_order(confusion: NDArray[np.int64], *, classes: Sequence[str], language: str) -> None:
     """Stop where another permutation of the classes makes the teacher clearly more accurate.
 
     Args:
-        predicted: The teacher's classes as indices into `classes`, shape ``(N,)``.
-        labels: The hard labels, shape ``(N,)``.
+        confusion: Counts of labelled examples by the teacher's class and the hard label, shape ``(C, C)``.
         classes: The task's class names.
         language: The teacher's language, for messages.
 
     Raises:
         StageError: The declared order is clearly not the best one.
     """
-    order = weigh_class_order(predicted, labels, n_classes=len(classes))
+    order = weigh_class_order(confusion)
     if order.is_refuted:
         raise StageError(
-            f"the teacher for '{language}' is right on {order.declared:.1%} of {len(labels)} "
+            f"the teacher for '{language}' is right on {order.declared:.1%} of {int(confusion.sum())} "
             f"labelled examples, but on {order.best:.1%} if its classes are read as "
             f"{{{order.reading(classes)}}}; check its class order and set teachers.{language}.labels in "
             "params.yaml"

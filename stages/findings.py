@@ -300,7 +300,9 @@ def _taught(task: TaskParams, teachers: Mapping[str, Any], language: str) -> Tau
                 manifest=file_digest(folder / "manifest.json"),
                 n_labels=json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["examples"],
                 n_bytes=sum(path.stat().st_size for path in shards),
-                order=weigh_class_order(logits[-1].argmax(axis=1), labels, n_classes=len(task.classes)),
+                order=weigh_class_order(
+                    confusion(labels, logits[-1].argmax(axis=1), n_classes=len(task.classes)).T
+                ),
             )
         )
     ends = np.cumsum([table.num_rows for table in tables.values()])

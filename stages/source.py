@@ -114,8 +114,12 @@ def model_folder(output: Path, *, command: str) -> Path:
 
 def model_digests(folder: Path) -> dict[str, str]:
     """Hash a model folder's weights, configuration and tokenizer, by file name."""
-    paths = (path for pattern in _FILES for path in folder.glob(pattern))
-    return {path.name: file_digest(path) for path in paths}
+    return {path.name: file_digest(path) for path in model_files(folder)}
+
+
+def model_files(folder: Path) -> list[Path]:
+    """List a model folder's weights, configuration and tokenizer."""
+    return [path for pattern in _FILES for path in folder.glob(pattern)]
 
 
 @contextmanager

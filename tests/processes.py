@@ -19,7 +19,8 @@ from cache import Producer, SoftLabelSet, Store
 from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS, TEACHERS
 from stages.task import SPLITS, read_examples
-from stages.teacher.label import Labelled, label, producer_of
+from stages.teacher.fill import producer_of
+from stages.teacher.label import Labelled, label
 
 # Processes are forked from one that has imported everything, and so start in milliseconds.
 FORKS = multiprocessing.get_context("forkserver")

@@ -6,7 +6,6 @@ from transformers import BertTokenizer
 
 from stages.base import StageError
 from stages.scratch import build_tokenizer
-from stages.teacher.infer import batches_by_length
 from stages.texts import SPLIT_MARK, Collator, Texts, require_splittable, split_randomly
 from stages.training import ByLength
 
@@ -62,16 +61,6 @@ def test_a_batch_is_padded_to_its_longest_and_carries_its_numbers() -> None:
     assert batch["input_ids"].shape[1] == batch["attention_mask"].sum(dim=1).max() <= 12
     assert batch["labels"].tolist() == [4, 1]
     assert batch["teacher_logits"].tolist() == [[12, 13, 14], [3, 4, 5]]
-
-
-def test_batches_by_length_hold_every_text_once_within_the_budget() -> None:
-    lengths = np.random.default_rng(0).integers(1, 90, size=501)
-    batches = list(batches_by_length(lengths, 256))
-    assert sorted(np.concatenate(batches).tolist()) == list(range(501))
-    assert all(len(batch) * lengths[batch].max() <= 256 for batch in batches)
-    cells = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-    assert cells / lengths.sum() < 1.05
-    assert len(next(batches_by_length(np.array([300, 1]), 256))) == 1
 
 
 def test_the_order_of_training_is_random_by_length_and_repeatable() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, product
 from multiprocessing.synchronize import Barrier
@@ -28,10 +29,11 @@ def label_and_log(folder: Path, root: Path, all_are_ready: Barrier) -> None:
 
     No process begins to label before all have looked at the store, which is empty, and have their teacher.
     """
-    from stages.teacher.infer import Teacher  # slow import: torch
+    from stages.teacher.infer import Answers, Teacher, Tokens  # slow import: torch
 
-    load, update, append = Teacher.__init__, Store.update, Store.append
+    load, update, answer, append = Teacher.__init__, Store.update, Teacher.answer, Store.append
     looked: list[int] = []
+    begun: list[int] = []
 
     def load_and_wait(self: Teacher, *arguments: Any) -> None:
         load(self, *arguments)
@@ -41,9 +43,14 @@ def label_and_log(folder: Path, root: Path, all_are_ready: Barrier) -> None:
         looked[:] = [time.monotonic_ns()]
         update(self, lookup)
 
+    def note_begin(self: Teacher, tokens: Tokens) -> Iterator[Answers]:
+        if len(tokens):
+            begun.append(looked[-1])
+        return answer(self, tokens)
+
     def note_append(self: Store, soft_labels: SoftLabels, **options: Any) -> str:
         name = append(self, soft_labels, **options)
-        line = {"looked": looked.pop(), "appended": time.monotonic_ns(), "ids": soft_labels.ids.to_pylist()}
+        line = {"looked": begun.pop(0), "appended": time.monotonic_ns(), "ids": soft_labels.ids.to_pylist()}
         with (folder / LOG).open("a") as log:
             log.write(json.dumps(line, default=bytes.hex) + "\n")
         return name
@@ -51,6 +58,7 @@ def label_and_log(folder: Path, root: Path, all_are_ready: Barrier) -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr(Teacher, "__init__", load_and_wait)
     patch.setattr(Store, "update", note_look)
+    patch.setattr(Teacher, "answer", note_begin)
     patch.setattr(Store, "append", note_append)
     label_in(folder, root)
 

@@ -14,8 +14,9 @@ from cache.verify import differing
 from stages.artifacts import TEACHERS
 from stages.base import StageError
 from stages.source import model_folder
-from stages.task import SPLITS, TaskParams, all_examples, read_examples
-from stages.teacher.label import distinct, fill, producer_of
+from stages.task import TaskParams, all_examples
+from stages.teacher.examples import Examples
+from stages.teacher.fill import fill, producer_of
 from stages.teacher.params import LabelParams
 
 
@@ -97,10 +98,9 @@ def relabel(
     """
     labelled = {}
     for language, folder, producer in current_teachers(task, params, producer_ids):
-        examples = pa.concat_tables([read_examples(task, language, split) for split in SPLITS])
         store = Store(root, producer)
         store.create()
-        _, count = fill(task, params, store, folder, distinct(examples), language=language)
+        _, count = fill(params, store, folder, Examples.read(task, language))
         labelled[producer.id] = count
     return labelled
 
@@ -119,15 +119,15 @@ def recheck(task: TaskParams, params: LabelParams, root: str, current: Current, 
 
     language, folder, producer = current
     store = Store(root, producer)
-    examples = pa.concat_tables([read_examples(task, language, split) for split in SPLITS])
-    lookup = store.look_up(examples["example_id"].combine_chunks())
-    drawn = np.random.default_rng().permutation(np.flatnonzero(lookup.found))[:n_examples]
+    examples = Examples.read(task, language)
+    found = np.flatnonzero(store.look_up(examples.ids).found)
+    drawn = np.sort(np.random.default_rng().permutation(found)[:n_examples])
     if not len(drawn):
         return Rechecked(language, 0, 0, 0.0)
-    fields = [examples[field].take(pa.array(drawn)).to_pylist() for field in task.text_fields]
+    fields = examples.texts(drawn)
     cached = store.look_up(example_ids(fields)).soft_labels()
     teacher = Teacher(folder, params)
-    answers = list(teacher.answer(fields))
+    answers = list(teacher.answer(teacher.tokenize(fields)))
     order = np.argsort(np.concatenate([batch.positions for batch in answers]))
     logits = np.concatenate([batch.logits for batch in answers])[order]
     hidden = [batch.hidden for batch in answers if batch.hidden is not None]

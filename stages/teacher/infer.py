@@ -1,19 +1,31 @@
 """Run a teacher over texts, each exactly once, longest first."""
 
+import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BatchEncoding
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stages.base import StageError
 from stages.source import loading, require_max_tokens
 from stages.teacher.params import LabelParams
 
 _TOKENIZER_BATCH = 4096
+
+# A batch ends where its texts become this much shorter than its longest, if it is large enough by then:
+# texts of very different lengths would be padding for the most part.
+_SHORTEST_IN_BATCH = 0.95
+_LARGE_ENOUGH = 0.125  # of the budget
 
 
 class Answers(NamedTuple):
@@ -23,11 +35,47 @@ class Answers(NamedTuple):
         positions: Of the texts among those asked about, shape ``(B,)``.
         logits: Raw, float32, shape ``(B, C)``.
         hidden: The last layer's state of the first token, float32, shape ``(B, H)``, where it is asked for.
+        tokens: Tokens of the B texts together.
+        cells: Tokens and padding: B times the length of the longest.
     """
 
     positions: NDArray[np.int64]
     logits: NDArray[np.float32]
     hidden: NDArray[np.float32] | None
+    tokens: int
+    cells: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """N texts as a model reads them, one behind the other, longest first.
+
+    Attributes:
+        positions: Of the texts among those that were given, shape ``(N,)``.
+        lengths: Tokens of each, shape ``(N,)``, in falling order.
+        columns: By name, as the model calls them: a number per token, shape ``(sum of lengths,)``.
+        texts: The first field of each, for messages.
+    """
+
+    positions: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    columns: dict[str, NDArray[np.int32]]
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def keep(self, wanted: NDArray[np.bool_]) -> "Tokens":
+        """Leave out texts.
+
+        Args:
+            wanted: By position among the texts that were given.
+        """
+        kept = wanted[self.positions]
+        cells = np.repeat(kept, self.lengths)
+        columns = {name: values[cells] for name, values in self.columns.items()}
+        texts = [text for text, keep in zip(self.texts, kept, strict=True) if keep]
+        return Tokens(self.positions[kept], self.lengths[kept], columns, texts)
 
 
 class Teacher:
@@ -44,6 +92,7 @@ class Teacher:
             StageError: It cannot be loaded, has no trained classifier, or takes no inputs of `max_tokens`.
         """
         self._folder, self._params = folder, params
+        self._budget = params.batch_tokens
         self._device = torch.accelerator.current_accelerator() or torch.device("cpu")
         with loading(f"the teacher in {folder}"):
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -56,77 +105,165 @@ class Teacher:
                 "fine-tune it first: teachers.<language>.finetune: true"
             )
         require_max_tokens(params.max_tokens, self._tokenizer, model.config, key="teacher.label.max_tokens")
-        self._model = model.eval().to(self._device)
-        self._last_states: torch.Tensor | None = None
+        self._padding = {
+            "input_ids": self._tokenizer.pad_token_id or 0,
+            "token_type_ids": self._tokenizer.pad_token_type_id,
+        }
+        self._last_states: Tensor | None = None
         if params.hidden:
             model.base_model.register_forward_hook(self._keep_states)
+        model = model.eval().to(self._device)
+        self._model: Any = torch.compile(model, dynamic=True) if params.compile else model
 
-    def answer(self, fields: Sequence[Sequence[str]]) -> Iterator[Answers]:
-        """Compute a teacher's logits.
-
-        Texts are sorted by length, so that a batch needs little padding and the longest, which need the most
-        memory, come first. A batch holds as many texts as fit into `batch_tokens`.
+    def tokenize(self, fields: Sequence[Sequence[str]]) -> Tokens:
+        """Turn texts into tokens. Another thread may do it while the teacher answers.
 
         Args:
             fields: One or two sequences of N texts.
-
-        Raises:
-            StageError: The logits are NaN or infinite.
         """
-        rows = list(self._tokenize(fields))
-        lengths = np.array([len(row["input_ids"]) for row in rows])
-        autocast = torch.autocast(
-            self._device.type, dtype=torch.bfloat16, enabled=self._params.precision == "bfloat16"
-        )
-        for positions in batches_by_length(lengths, self._params.batch_tokens):
-            batch = self._tokenizer.pad([rows[i] for i in positions], return_tensors="pt").to(self._device)
-            with torch.inference_mode(), autocast:
-                logits = self._model(**batch).logits.float().cpu().numpy()
-            _require_finite(logits, [fields[0][i] for i in positions], self._folder)
-            hidden = None
-            if self._last_states is not None:
-                first = batch["attention_mask"].argmax(dim=1)  # behind what is padded on the left
-                states = self._last_states[torch.arange(len(first), device=first.device), first]
-                hidden = states.float().cpu().numpy()
-            yield Answers(positions, logits, hidden)
-
-    def _tokenize(self, fields: Sequence[Sequence[str]]) -> Iterator[dict[str, list[int]]]:
+        lengths: list[int] = []
+        parts: dict[str, list[NDArray[np.int32]]] = {}
         for start in range(0, len(fields[0]), _TOKENIZER_BATCH):
-            encoded: BatchEncoding = self._tokenizer(
+            encoded = self._tokenizer(
                 *(list(field[start : start + _TOKENIZER_BATCH]) for field in fields),
                 truncation=True,
                 max_length=self._params.max_tokens,
+                return_attention_mask=False,  # all ones: `_batch` makes it
             )
-            names = list(encoded)
-            for values in zip(*(encoded[name] for name in names), strict=True):
-                yield dict(zip(names, values, strict=True))
+            lengths += map(len, encoded["input_ids"])
+            for name, rows in encoded.items():
+                parts.setdefault(name, []).append(np.fromiter(chain.from_iterable(rows), np.int32))
+        return _longest_first(
+            np.array(lengths, np.int64),
+            {name: np.concatenate(values) for name, values in parts.items()},
+            fields[0],
+        )
+
+    def answer(self, tokens: Tokens) -> Iterator[Answers]:
+        """Compute a teacher's logits.
+
+        A batch holds as many texts as fit into `batch_tokens`, or half of that, and so on, once the device
+        has said that so many need more memory than it has.
+
+        Raises:
+            StageError: The logits are NaN or infinite, or there is no memory for a single text.
+        """
+        # On a device of its own the next batch is made and sent while this one is computed.
+        n_ahead = 0 if self._device.type == "cpu" else 1
+        running: deque[tuple[slice, Tensor, Tensor | None]] = deque()
+        start, first_cell = 0, 0
+        while start < len(tokens):
+            n_texts = _fitting(tokens.lengths[start:], self._budget)
+            batch = slice(start, start + n_texts)
+            n_tokens = int(tokens.lengths[batch].sum())
+            cells = slice(first_cell, first_cell + n_tokens)
+            try:
+                running.append((batch, *self._forward(self._batch(tokens, batch, cells))))
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                self._back_off(int(tokens.lengths[start]), n_texts)
+                continue
+            start, first_cell = batch.stop, cells.stop
+            while len(running) > n_ahead or (running and start == len(tokens)):
+                yield self._answers(tokens, *running.popleft())
+
+    def _batch(self, tokens: Tokens, texts: slice, cells: slice) -> dict[str, Tensor]:
+        """Pad texts to the longest of them and send them to the device, each ``(B, T)``."""
+        lengths = tokens.lengths[texts, None]
+        width = int(lengths[0, 0])
+        left = self._tokenizer.padding_side == "left"
+        column = np.arange(width)
+        is_token = column >= width - lengths if left else column < lengths
+        batch = {"attention_mask": is_token.astype(np.int64)}
+        for name, values in tokens.columns.items():
+            batch[name] = np.full(is_token.shape, self._padding.get(name, 0))
+            batch[name][is_token] = values[cells]
+        return {name: self._send(torch.from_numpy(values)) for name, values in batch.items()}
+
+    def _send(self, values: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            return values.pin_memory().to(self._device, non_blocking=True)
+        return values.to(self._device)
+
+    def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Give logits, ``(B, C)``, and the first tokens' states, ``(B, H)``, which may still be computed."""
+        bfloat16 = self._params.precision == "bfloat16"
+        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        with torch.inference_mode(), autocast:
+            logits = self._model(**batch).logits
+            if self._last_states is None:
+                return logits, None
+            first = batch["attention_mask"].argmax(dim=1)  # behind what is padded on the left
+            return logits, self._last_states[torch.arange(len(first), device=first.device), first]
+
+    def _answers(self, tokens: Tokens, texts: slice, logits: Tensor, states: Tensor | None) -> Answers:
+        """Fetch what the device has computed."""
+        found = logits.float().cpu().numpy()
+        broken = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if len(broken):
+            raise StageError(
+                f"the teacher in {self._folder} gives NaN or infinite logits, first for "
+                f"{tokens.texts[texts][broken[0]][:80]!r}; "
+                "try teacher.label.precision: float32, or another teacher"
+            )
+        lengths = tokens.lengths[texts]
+        return Answers(
+            tokens.positions[texts],
+            found,
+            None if states is None else states.float().cpu().numpy(),
+            int(lengths.sum()),
+            int(len(lengths) * lengths[0]),
+        )
+
+    def _back_off(self, length: int, n_texts: int) -> None:
+        """Ask for half as much at once.
+
+        Raises:
+            StageError: It was a single text.
+        """
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if n_texts == 1:
+            raise StageError(
+                f"there is no memory for a single text of {length} tokens; lower teacher.label.max_tokens"
+            )
+        self._budget = length * n_texts // 2
+        tqdm.write(
+            f"out of memory with {n_texts} texts of {length} tokens at once; going on with "
+            f"{self._budget} tokens at once (teacher.label.batch_tokens is {self._params.batch_tokens})",
+            file=sys.stderr,
+        )
 
     def _keep_states(self, _model: torch.nn.Module, _inputs: Any, output: Any) -> None:
         self._last_states = output[0]  # (B, T, H)
 
 
-def batches_by_length(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Cut texts into batches of similar length, longest first.
+def _longest_first(
+    lengths: NDArray[np.int64], columns: dict[str, NDArray[np.int32]], texts: Sequence[str]
+) -> Tokens:
+    """Sort N texts, whose tokens stand one behind the other, by their lengths, ``(N,)``."""
+    order = np.argsort(-lengths, kind="stable")
+    starts = np.cumsum(lengths) - lengths
+    sorted_lengths = lengths[order]
+    sorted_starts = np.cumsum(sorted_lengths) - sorted_lengths
+    source = np.repeat(starts[order] - sorted_starts, sorted_lengths) + np.arange(int(lengths.sum()))
+    return Tokens(
+        order,
+        sorted_lengths,
+        {name: values[source] for name, values in columns.items()},
+        [texts[i] for i in order],
+    )
+
+
+def _fitting(lengths: NDArray[np.int64], budget: int) -> int:
+    """Tell how many texts make the next batch.
 
     Args:
-        lengths: Tokens of each text, shape ``(N,)``.
-        budget: A batch of B texts whose longest has T tokens has B * T at most this, or is a single text.
-
-    Yields:
-        Positions, shape ``(B,)``; each of the N positions occurs once.
+        lengths: Tokens of the texts that are left, in falling order.
+        budget: B texts whose longest has T tokens fit where B * T is at most this; a single text always does.
     """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, budget // int(lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
-
-
-def _require_finite(logits: NDArray[np.float32], texts: Sequence[str], folder: Path) -> None:
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(broken):
-        raise StageError(
-            f"the teacher in {folder} gives NaN or infinite logits, first for {texts[broken[0]]!r}; "
-            "try teacher.label.precision: float32, or another teacher"
-        )
+    longest = int(lengths[0])
+    most = max(1, budget // longest)
+    similar = int(np.searchsorted(-lengths[:most], -_SHORTEST_IN_BATCH * longest, side="right"))
+    return min(max(similar, int(most * _LARGE_ENOUGH), 1), len(lengths), most)

@@ -59,8 +59,11 @@ class LabelParams(Params):
     """Whether to keep the last layer's state of the first token too, as float16."""
     batch_tokens: PositiveInt
     """Token cells, padding included, per forward pass; changes speed and memory, not the logits."""
+    compile: bool
+    """Whether `torch.compile` compiles the teacher: it takes a minute first, and a compiler."""
     shard_examples: PositiveInt
-    """Examples per shard of the store: what a killed run may lose."""
+    """Examples per shard of the store, at most: what a killed run may lose. Texts are sorted by length
+    within a shard, so very small ones cost padding."""
 
 
 class TeacherSection(Params):

@@ -179,7 +179,8 @@ def label_with_and_without(folder: Path) -> list[tuple[Spent, Spent]]:
         texts.sort(key=len, reverse=True)  # as the stage does: only the cache makes a difference
 
         def alone() -> None:
-            for _ in Teacher(TEACHERS / "de", params.teacher.label).answer([texts]):
+            teacher = Teacher(TEACHERS / "de", params.teacher.label)
+            for _ in teacher.answer(teacher.tokenize([texts])):
                 pass
 
         def stage() -> None:
@@ -269,7 +270,7 @@ def write_cached_work(folder: Path, n: int) -> None:
     from pipeline.params import load_params
     from stages.artifacts import TEACHERS
     from stages.task import SPLITS, read_examples
-    from stages.teacher.label import producer_of
+    from stages.teacher.fill import producer_of
 
     write_work(folder, n)
     with chdir(folder):

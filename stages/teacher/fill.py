@@ -1,0 +1,256 @@
+"""The labelling loop: what a store lacks goes through the teacher, shard by shard."""
+
+import secrets
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cache import Lookup, Outputs, Producer, SoftLabels, Store
+from stages.base import StageError
+from stages.task import TaskParams
+from stages.teacher.examples import Examples
+from stages.teacher.params import LabelParams
+
+if TYPE_CHECKING:
+    from stages.teacher.infer import Answers, Teacher, Tokens
+
+_SHARD_TEXT = 1 << 24
+"""Bytes of text in a shard, at most, so that its tokens need little memory however long its texts are."""
+
+
+def producer_of(folder: Path, task: TaskParams, params: LabelParams) -> Producer:
+    """Identify a teacher by its files and by how it is asked."""
+    return Producer.of_teacher(
+        folder,
+        text_fields=task.text_fields,
+        max_tokens=params.max_tokens,
+        dtype=params.precision,
+        outputs=Outputs(dtype=params.logits, top_k=params.top_k, hidden=params.hidden),
+    )
+
+
+def fill(params: LabelParams, store: Store, folder: Path, examples: Examples) -> tuple[Lookup, int]:
+    """Let a store have the soft labels of all examples: the teacher is asked for those that it lacks.
+
+    Args:
+        params: Section `teacher.label`.
+        store: Of the teacher's producer.
+        folder: Where the teacher's files are.
+        examples: N of them.
+
+    Returns:
+        The soft labels, and how many examples went through the teacher.
+
+    Raises:
+        StageError: The teacher cannot be used, or its files are no longer those by which it was identified.
+        CacheError: The store cannot be used.
+    """
+    lookup = store.look_up(examples.ids)
+    with told(store, lookup, examples):
+        n_labelled = 0 if lookup.found.all() else _label_misses(params, store, lookup, folder, examples)
+    return lookup, n_labelled
+
+
+@contextmanager
+def told(store: Store, lookup: Lookup, examples: Examples) -> Iterator[None]:
+    """Say what the store has before the work, and what it has kept where the work ends early."""
+    n_cached = int(lookup.found.sum())
+    for damaged in store.damaged.values():
+        tqdm.write(f"{damaged}; its examples are labelled again", file=sys.stderr)
+    tqdm.write(
+        f"{examples.language}: {n_cached:,} cached, {len(examples) - n_cached:,} to label", file=sys.stderr
+    )
+    try:
+        yield
+    finally:
+        n_kept = int(lookup.found.sum())
+        if n_kept < len(examples):
+            tqdm.write(f"stopped; {n_kept:,} of {len(examples):,} soft labels are kept", file=sys.stderr)
+
+
+class Shard(NamedTuple):
+    """Examples that are labelled together and become one shard of the store.
+
+    Attributes:
+        positions: Among the examples, rising, shape ``(n,)``.
+        n_bytes: Of their texts.
+    """
+
+    positions: NDArray[np.int64]
+    n_bytes: int
+
+
+def shards_to_label(examples: Examples, misses: NDArray[np.int64], params: LabelParams) -> list[Shard]:
+    """Cut the examples that have no soft label, positions in rising order, into the shards to be."""
+    sizes = examples.sizes()[misses]
+    through = np.cumsum(sizes, dtype=np.int64)
+    shards = []
+    start = n_bytes = 0
+    while start < len(misses):
+        stop = int(np.searchsorted(through, n_bytes + _SHARD_TEXT, side="right"))
+        stop = min(max(stop, start + 1), start + params.shard_examples, len(misses))
+        shards.append(Shard(misses[start:stop], int(through[stop - 1]) - n_bytes))
+        start, n_bytes = stop, int(through[stop - 1])
+    return shards
+
+
+def load_teacher(folder: Path, params: LabelParams, task: TaskParams, producer: Producer) -> "Teacher":
+    """Load the teacher by whose files a producer was identified.
+
+    Raises:
+        StageError: It cannot be loaded, or its files are others by now.
+    """
+    from stages.teacher.infer import Teacher  # slow import: torch
+
+    teacher = Teacher(folder, params)
+    if producer_of(folder, task, params) != producer:
+        raise StageError(f"the files in {folder} changed while the teacher was loaded; run it again")
+    return teacher
+
+
+def pack(ids: pa.FixedSizeBinaryArray, answers: "list[Answers]", outputs: Outputs) -> SoftLabels:
+    """Keep of a teacher's answers what is to be kept.
+
+    Args:
+        ids: Of the examples that were asked about.
+        answers: At least one batch.
+        outputs: What is kept.
+    """
+    positions = np.concatenate([batch.positions for batch in answers])
+    logits = np.concatenate([batch.logits for batch in answers])
+    hidden = [batch.hidden for batch in answers if batch.hidden is not None]
+    states = np.concatenate(hidden) if hidden else None
+    return SoftLabels.pack(ids.take(pa.array(positions)), logits, states, outputs=outputs)
+
+
+def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Path, examples: Examples) -> int:
+    """Run the teacher on what the store has not.
+
+    Shards are taken in random order, and the store is looked at before each: processes that label the same
+    examples at once go different ways, and one leaves out what another has finished. While the teacher is
+    busy with a shard, the next one is turned into tokens and the one before is written.
+
+    Returns:
+        The number of examples that went through the teacher.
+    """
+    store.create()
+    teacher = load_teacher(folder, params, examples.task, store.producer)
+    shards = shards_to_label(examples, np.flatnonzero(~lookup.found), params)
+
+    def next_tokens() -> "tuple[Shard, Tokens]":
+        shard = shards.pop(secrets.randbelow(len(shards)))
+        return shard, teacher.tokenize(examples.texts(shard.positions))
+
+    with (
+        Progress(f"label '{examples.language}'", sum(shard.n_bytes for shard in shards)) as progress,
+        _Writer(params, store, lookup) as writer,
+        ThreadPoolExecutor(1) as ahead,
+    ):
+        coming: Future[tuple[Shard, Tokens]] | None = ahead.submit(next_tokens)
+        while coming:
+            shard, tokens = coming.result()
+            coming = ahead.submit(next_tokens) if shards else None
+            store.update(lookup)
+            wanted = ~lookup.found[shard.positions]
+            n_tokens = int(tokens.lengths.sum())
+            tokens = tokens if wanted.all() else tokens.keep(wanted)
+            progress.begin(shard.n_bytes, n_tokens, n_done=n_tokens - int(tokens.lengths.sum()))
+            answers: list[Answers] = []
+            try:
+                for batch in teacher.answer(tokens):
+                    answers.append(batch)
+                    progress.add(len(batch.positions), batch.tokens, batch.cells)
+            finally:  # what ends the run, an error or Ctrl-C, loses nothing that is computed
+                if answers:
+                    writer.write(lookup.ids.take(pa.array(shard.positions)), answers)
+    return progress.n_examples
+
+
+class _Writer:
+    """Writes a shard while the teacher is busy with the next one; no more than one is waiting."""
+
+    def __init__(self, params: LabelParams, store: Store, lookup: Lookup) -> None:
+        self._params, self._store, self._lookup = params, store, lookup
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[tuple[str, SoftLabels]] | None = None
+
+    def write(self, ids: pa.FixedSizeBinaryArray, answers: "list[Answers]") -> None:
+        """Begin to write what a teacher answered to examples with these ids."""
+        self._finish()
+        self._writing = self._thread.submit(self._append, ids, answers)
+
+    def _append(self, ids: pa.FixedSizeBinaryArray, answers: "list[Answers]") -> tuple[str, SoftLabels]:
+        soft_labels = pack(ids, answers, self._store.producer.outputs)
+        return self._store.append(soft_labels, format_=self._params.format), soft_labels
+
+    def _finish(self) -> None:
+        """Wait for the shard that is being written; from then on the look-up has it."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            name, soft_labels = writing.result()
+            self._lookup.seen.add(name)
+            self._lookup.fill(soft_labels)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._finish()
+        finally:
+            self._thread.shutdown()
+
+
+class Progress:
+    """One bar in tokens. Those of shards that are still text are estimated from their bytes.
+
+    Attributes:
+        n_examples: Labelled so far.
+    """
+
+    def __init__(self, title: str, n_bytes: int) -> None:
+        self.n_examples = 0
+        self._n_tokens = self._n_cells = 0
+        self._bytes_left, self._bytes_counted, self._tokens_counted = n_bytes, 0, 0
+        self._bar = tqdm(desc=title, unit="token", unit_scale=True)
+
+    def begin(self, n_bytes: int, n_tokens: int, *, n_done: int = 0) -> None:
+        """Count the tokens of a shard.
+
+        Args:
+            n_bytes: Of all its texts.
+            n_tokens: Of all its texts.
+            n_done: How many of these tokens somebody else has labelled in the meantime.
+        """
+        self._bytes_left -= n_bytes
+        self._bytes_counted += n_bytes
+        self._tokens_counted += n_tokens
+        per_byte = self._tokens_counted / max(self._bytes_counted, 1)
+        self._bar.total = self._tokens_counted + round(self._bytes_left * per_byte)
+        self._bar.update(n_done)
+
+    def add(self, n_examples: int, n_tokens: int, n_cells: int) -> None:
+        """Count what the teacher has answered: n_cells token cells, of which n_tokens were no padding."""
+        self.n_examples += n_examples
+        self._n_tokens += n_tokens
+        self._n_cells += n_cells
+        rate = self.n_examples / max(self._bar.format_dict["elapsed"], 1e-9)
+        self._bar.set_postfix_str(
+            f"{self.n_examples:,} examples, {rate:,.0f}/s, {1 - self._n_tokens / self._n_cells:.1%} padding",
+            refresh=False,
+        )
+        self._bar.update(n_tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

@@ -1,0 +1,159 @@
+"""The teacher's loop: batches, padding, memory that runs out, and the same logits whatever the batches."""
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from processes import fork
+from tiny import tiny_params, write_params
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pipeline.params import load_params
+from stages.artifacts import TEACHERS
+from stages.base import StageError
+from stages.teacher.infer import Answers, Teacher
+from stages.teacher.params import LabelParams
+
+FOLDER = TEACHERS / "de"
+
+
+def texts(n: int, *, longest: int = 40) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(["Hund", "rot", "eins"][i % 3] for i in range(k)) for k in rng.integers(1, longest, n)]
+
+
+def params(**changes: Any) -> LabelParams:
+    values = tiny_params()
+    values["teacher"]["label"] |= changes
+    write_params(values)
+    return load_params(Path("params.yaml")).teacher.label
+
+
+def logits_of(answers: list[Answers]) -> NDArray[np.float32]:
+    order = np.argsort(np.concatenate([batch.positions for batch in answers]))
+    return np.concatenate([batch.logits for batch in answers])[order]
+
+
+def one_by_one(some: list[str], pairs: list[str] | None = None) -> NDArray[np.float32]:
+    """What transformers alone makes of each text by itself."""
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    model = AutoModelForSequenceClassification.from_pretrained(FOLDER).eval()
+    with torch.inference_mode():
+        inputs = zip(some, pairs, strict=True) if pairs else zip(some)
+        found = [
+            model(**tokenizer(*one, truncation=True, max_length=48, return_tensors="pt")).logits
+            for one in inputs
+        ]
+    return torch.cat(found).numpy()
+
+
+@pytest.mark.parametrize("budget", [1, 64, 100_000])
+def test_every_text_is_answered_once_with_the_logits_it_has_alone(finished: Path, budget: int) -> None:
+    some = texts(50)
+    teacher = Teacher(FOLDER, params(batch_tokens=budget))
+    answers = list(teacher.answer(teacher.tokenize([some])))
+    assert sorted(np.concatenate([batch.positions for batch in answers]).tolist()) == list(range(50))
+    np.testing.assert_allclose(logits_of(answers), one_by_one(some), atol=1e-5)
+    for batch in answers:
+        assert batch.cells <= budget or len(batch.positions) == 1
+        assert batch.cells >= batch.tokens > 0
+
+
+def test_pairs(finished: Path) -> None:
+    some = texts(20)
+    teacher = Teacher(FOLDER, params(hidden=True))
+    answers = list(teacher.answer(teacher.tokenize([some, some[::-1]])))
+    np.testing.assert_allclose(logits_of(answers), one_by_one(some, some[::-1]), atol=1e-5)
+    for batch in answers:
+        assert batch.hidden is not None
+        assert batch.hidden.shape == (len(batch.positions), 16)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_is_what_the_tokenizer_makes_of_it(finished: Path, side: str) -> None:
+    config = FOLDER / "tokenizer_config.json"
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    changes = {"padding_side": side, "model_input_names": names, "pad_token_type_id": 3}
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    some = texts(20)
+    teacher = Teacher(FOLDER, params(batch_tokens=256))
+    seen: list[dict[str, torch.Tensor]] = []
+    teacher._forward = lambda batch: seen.append(batch) or (torch.zeros(len(batch["input_ids"]), 3), None)  # type: ignore[method-assign, func-returns-value]
+    answers = list(teacher.answer(teacher.tokenize([some, some[::-1]])))
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    for batch, answer in zip(seen, answers, strict=True):
+        pairs = [(some[i], some[::-1][i]) for i in answer.positions]
+        wanted = tokenizer(pairs, padding=True, truncation=True, max_length=48, return_tensors="pt")
+        assert set(batch) == set(wanted) == set(names)
+        assert all(torch.equal(batch[name], wanted[name]) for name in names)
+
+
+def test_little_of_a_batch_is_padding(finished: Path) -> None:
+    teacher = Teacher(FOLDER, params(batch_tokens=8192))
+    lengths = np.random.default_rng(0).lognormal(3, 0.7, 2000).clip(5, 120).astype(int)
+    answers = list(teacher.answer(teacher.tokenize([["Hund " * int(n) for n in lengths]])))
+    cells, tokens = (sum(getattr(batch, what) for batch in answers) for what in ("cells", "tokens"))
+    assert 1 <= cells / tokens <= 1.03
+
+
+def test_texts_can_be_left_out_after_they_are_tokens(finished: Path) -> None:
+    some = texts(30)
+    kept = np.arange(30) % 3 == 1
+    teacher = Teacher(FOLDER, params(batch_tokens=128))
+    answers = list(teacher.answer(teacher.tokenize([some]).keep(kept)))
+    assert sorted(np.concatenate([batch.positions for batch in answers])) == np.flatnonzero(kept).tolist()
+    np.testing.assert_allclose(logits_of(answers), one_by_one(some)[kept], atol=1e-5)
+
+
+def label_in_little_memory(folder: Path, out: Path, n_tokens: int) -> None:
+    """Answer texts of the same length with memory for some of them only, and write down what was said."""
+    some = ["Hund " * 45] * 4096
+    teacher = Teacher(folder, params(batch_tokens=n_tokens))
+    tokens = teacher.tokenize([some])
+    list(teacher.answer(teacher.tokenize([some[:8]])))  # what is loaded at first use
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+    answers = list(teacher.answer(tokens))
+    np.save(out, np.array([len(batch.positions) for batch in answers]))
+
+
+def test_memory_that_runs_out_makes_batches_smaller_and_is_told(finished: Path, capfd: Any) -> None:
+    run = fork(label_in_little_memory, finished / FOLDER, finished / "sizes.npy", 4096 * 48)
+    run.join()
+    assert run.exitcode == 0, capfd.readouterr().err
+    sizes = np.load(finished / "sizes.npy")
+    assert sizes.sum() == 4096
+    assert sizes.max() <= 2048
+    err = capfd.readouterr().err
+    assert "out of memory with 4096 texts of 48 tokens at once; going on with 98304 tokens at once" in err
+    assert "(teacher.label.batch_tokens is 196608)" in err
+
+
+def test_a_single_text_without_memory_ends_with_what_to_change(finished: Path) -> None:
+    teacher = Teacher(FOLDER, params(batch_tokens=1))
+    message = "no memory for a single text of 48 tokens; lower teacher.label.max_tokens"
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    teacher._model.forward = no_memory  # the machine has too much for a real one
+    with pytest.raises(StageError, match=message):
+        list(teacher.answer(teacher.tokenize([["Hund " * 60]])))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # in torch's own modules
+def test_a_compiled_teacher_says_the_same(finished: Path) -> None:
+    some = texts(30)
+    plain, compiled = (Teacher(FOLDER, params(compile=on, hidden=True)) for on in (False, True))
+    one, other = (list(t.answer(t.tokenize([some]))) for t in (plain, compiled))
+    np.testing.assert_allclose(logits_of(one), logits_of(other), atol=1e-5)
+    for a, b in zip(one, other, strict=True):
+        assert a.hidden is not None
+        assert b.hidden is not None
+        np.testing.assert_allclose(a.hidden, b.hidden, atol=1e-5)

@@ -1,0 +1,153 @@
+"""Stage one on more than one process: parts for a job array, languages side by side, engines."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import Alone, let_teacher_speak
+from tiny import LABEL, ROOT, Run, tiny_params, write_params
+
+from pipeline.params import load_params
+from stages.artifacts import SOFT_LABELS
+from stages.base import StageError
+from stages.task import SPLITS, read_examples
+from stages.teacher.examples import Examples, Part
+from stages.teacher.fill import shards_to_label
+
+
+def test_parts_have_nothing_in_common_and_are_everything_together(
+    finished: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_teacher_speak()
+    alone = Alone.run(tmp_path / "alone")
+    (SOFT_LABELS / "de/manifest.json").unlink()
+    root = tmp_path / "parts"
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", str(root))
+    done = [run(*LABEL, "--shard", f"{i}/3") for i in (1, 2)]
+    labelled = alone.ids_in(root)
+    assert 0 < len(labelled) == len(set(labelled)) < len(alone)
+    assert "part 2/3: " in done[1].out
+    assert "write the set with: python -m pipeline teacher label --language de" in done[1].out
+    assert not (SOFT_LABELS / "de/manifest.json").exists()
+    again = [run(*LABEL, "--shard", f"{i}/5") for i in range(1, 6)]  # another count: only what is missing
+    assert sum(int(one.out.split()[8]) for one in again) == len(alone) - len(labelled)
+    assert sorted(alone.ids_in(root)) == sorted(alone.ids.to_pylist())
+    assert "57 cached, 0 to label" in run(*LABEL).err
+    alone.require_same_set(finished)
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", "1/3/5"])
+def test_parts_that_there_are_not(text: str) -> None:
+    with pytest.raises(StageError, match=rf"--shard {text}: write it as 3/16"):
+        Part.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--jobs", "2"), "--jobs is for several languages at once: give --language all with it"),
+        (("--actors", "2"), "--address and --actors are for Ray: give --engine ray with them"),
+        (("--engine", "ray", "--shard", "1/2"), "--engine ray shares the work itself"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    finished: Path, run: Run, options: tuple[str, ...], message: str
+) -> None:
+    done = run(*LABEL, *options)
+    assert done.code == 1
+    assert message in done.err
+
+
+@pytest.mark.slow
+def test_all_languages_are_labelled_side_by_side(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", str(finished / "new"))
+    config = finished / "artifacts/teachers/en/config.json"
+    intact = config.read_bytes()
+    config.write_bytes(intact[:100])
+    done = run("teacher", "label", "--language", "all", "--jobs", "2")
+    assert done.code == 1
+    assert "de: 57 soft labels, 57 of them new" in done.out
+    assert "not labelled: en; the reason stands above" in done.err
+    config.write_bytes(intact)
+    done = run("teacher", "label", "--language", "all", "--jobs", "5", "--shard", "1/1")
+    assert done.code == 0
+    assert "de: part 1/1: 57 soft labels in the store, 0 of them new" in done.out
+    assert "en: part 1/1: 57 soft labels in the store, 57 of them new" in done.out
+
+
+@pytest.mark.slow
+def test_a_stop_reaches_every_language_once_and_keeps_what_is_computed(finished: Path) -> None:
+    # One example at a time, and teachers that stop for good after some of them.
+    (finished / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "if 'teacher' in sys.orig_argv and '--language=de' in sys.orig_argv:\n"
+        "    from transformers import RobertaForSequenceClassification as Model\n"
+        "    forward, calls = Model.forward, []\n"
+        "    def slow(*args, **kwargs):\n"
+        "        calls.append(1)\n"
+        "        if len(calls) == 11:\n"
+        "            open('here', 'w').close(); time.sleep(60)\n"
+        "        return forward(*args, **kwargs)\n"
+        "    Model.forward = slow\n"
+    )
+    params = tiny_params()
+    params["teacher"]["label"] |= {"batch_tokens": 8}
+    write_params(params)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "teacher", "label", "--language", "all", "--jobs", "2"],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(finished), str(ROOT)]),
+            "MBLM_TEACHER_CACHE": str(finished / "new"),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("en: 57 soft labels")
+    while not Path("here").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; 10 of 57 soft labels are kept" in err
+    assert "Traceback" not in err
+
+
+def test_texts_are_read_where_they_stand(finished: Path) -> None:
+    params = load_params(Path("params.yaml"))
+    all_texts = [
+        text for split in SPLITS for text in read_examples(params.task, "de", split)["text"].to_pylist()
+    ]
+    examples = Examples.read(params.task, "de")
+    rng = np.random.default_rng(0)
+    for n in (0, 1, 5, len(examples)):
+        positions = np.sort(rng.permutation(len(examples))[:n])
+        assert examples.texts(positions) == [[all_texts[examples.rows[i]] for i in positions]]
+    assert examples.sizes().tolist() == [len(all_texts[row].encode()) for row in examples.rows]
+
+
+def test_a_shard_is_bounded_in_examples_and_in_text(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(Path("params.yaml"))
+    examples = Examples.read(params.task, "de")
+    misses = np.arange(3, len(examples))
+    sizes = examples.sizes()
+    for n_examples, n_bytes in ((7, 1 << 24), (65536, 40), (65536, 1), (65536, 1 << 24)):
+        monkeypatch.setattr("stages.teacher.fill._SHARD_TEXT", n_bytes)
+        label = params.teacher.label.model_copy(update={"shard_examples": n_examples})
+        shards = shards_to_label(examples, misses, label)
+        assert np.concatenate([shard.positions for shard in shards]).tolist() == misses.tolist()
+        for shard in shards:
+            assert len(shard.positions) <= n_examples
+            assert shard.n_bytes == sizes[shard.positions].sum()
+            assert shard.n_bytes <= n_bytes or len(shard.positions) == 1

@@ -1,0 +1,148 @@
+"""Stage one on a Ray cluster of two nodes on this machine, of which actors and a node are killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from processes import Alone, let_teacher_speak
+from tiny import CLASSES, LABEL, ROOT, Run, set_bias, tiny_params, write_jsonl, write_params
+
+from stages.artifacts import SOFT_LABELS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # sockets and processes of Ray's own
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+]
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+
+class TwoNodes:
+    """A cluster: the node that the driver is on, which has no room for an actor, and two others."""
+
+    def __init__(self) -> None:
+        self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.address: str = self._cluster.address
+
+    def restore(self) -> None:
+        """Replace nodes that were killed."""
+        for index, node in enumerate(self.nodes):
+            if not node.any_processes_alive():
+                self.nodes[index] = self._cluster.add_node(num_cpus=1)
+        self._cluster.wait_for_nodes()
+
+    def kill_node(self) -> None:
+        self._cluster.remove_node(self.nodes[1], allow_graceful=False)
+
+    def stop(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[TwoNodes]:
+    two = TwoNodes()
+    yield two
+    two.stop()
+
+
+@pytest.fixture(autouse=True)
+def _whole(cluster: TwoNodes) -> None:
+    cluster.restore()
+
+
+N_TEXTS = 2000
+
+
+@pytest.fixture
+def many(finished: Path, run: Run) -> Alone:
+    """A folder with examples enough for something to be killed meanwhile, and what one process makes of them."""
+    let_teacher_speak()
+    rows = [{"text": f"Hund {i} rot {i % 7} eins", "label": CLASSES[i % 3]} for i in range(N_TEXTS)]
+    write_jsonl(finished / "data/de/train.jsonl", rows)
+    assert run("prepare").code == 0
+    params = tiny_params()
+    params["teacher"]["label"] |= {"batch_tokens": 8}  # one by one
+    write_params(params)
+    alone = Alone.run(finished / "alone")
+    (SOFT_LABELS / "de/manifest.json").unlink()
+    return alone
+
+
+def start(address: str, root: Path | str, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline", *LABEL, "--engine", "ray", "--address", address, *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MBLM_TEACHER_CACHE": str(root)}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_a_shard(root: Path, process: subprocess.Popen[str]) -> None:
+    while not list(root.glob("*/*.arrow")):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+
+
+def kill_an_actor() -> None:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if path.read_bytes().startswith(b"ray::MapWorker"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                return
+    raise AssertionError("there is no actor")
+
+
+@pytest.mark.parametrize("lost", ["an actor", "a node"])
+def test_what_is_killed_costs_only_what_it_had_in_its_hands(
+    cluster: TwoNodes, many: Alone, tmp_path: Path, lost: str
+) -> None:
+    root = tmp_path / "store"
+    process = start(cluster.address, root)
+    wait_for_a_shard(root, process)
+    if lost == "an actor":
+        kill_an_actor()
+    else:
+        cluster.kill_node()
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err[-3000:]
+    total = len(many)
+    assert f"{total:,} soft labels" in out
+    assert "(2 actors)" in err
+    in_store = many.ids_in(root)
+    assert set(in_store) == set(many.ids.to_pylist())
+    assert len(in_store) - total <= total // 8 + 1  # at most the block that was in its hands
+    many.require_same_set(Path())
+
+
+def test_what_goes_wrong_is_said_in_one_line(cluster: TwoNodes, many: Alone, tmp_path: Path) -> None:
+    process = start(cluster.address, "memory://of-each-process", "--actors", "1")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "but not all of them are in memory://of-each-process" in err.splitlines()[-1]
+    assert "one place for all nodes" in err.splitlines()[-1]
+    set_bias(Path("artifacts/teachers/de"), [float("nan"), 0.0, 0.0])
+    process = start(cluster.address, tmp_path / "store", "--actors", "1")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: the teacher in artifacts/teachers/de gives NaN or infinite logits" in err
+    assert "Traceback" not in err
+
+
+def test_a_cluster_that_is_not_there_or_too_small(cluster: TwoNodes, finished: Path) -> None:
+    for address, options, message in (
+        ("127.0.0.1:1", (), "error: no Ray cluster at 127.0.0.1:1: "),
+        (cluster.address, ("--actors", "50"), "error: --actors 50: the cluster at "),
+    ):
+        process = start(address, finished / "store", *options)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert message in err

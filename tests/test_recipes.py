@@ -1,0 +1,222 @@
+"""Recipes: complete, true to their data sets, and run as a whole with small models of the same names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Features, Value
+from families import FAMILIES
+from ruamel.yaml import YAML
+from tiny import ROOT, Run, write_params
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    CamembertTokenizer,
+    PreTrainedTokenizerBase,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
+)
+
+from pipeline.params import load_params
+from stages.prepare import prepare
+from stages.task import SPLITS, HubSource, Split, TaskParams, read_examples
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+# As on the Hub: columns, and the names of the classes in the order of their numbers.
+TEXT = Value("string")
+NLI = ClassLabel(names=["entailment", "neutral", "contradiction"])
+FEATURES = {
+    "xnli": Features({"premise": TEXT, "hypothesis": TEXT, "label": NLI}),
+    "pawsx": Features(
+        {"id": Value("int32"), "sentence1": TEXT, "sentence2": TEXT, "label": ClassLabel(names=["0", "1"])}
+    ),
+}
+
+# The models that the recipes name: architecture, and the classes in their order where it is a classifier.
+MODELS: dict[str, tuple[str, list[str]]] = {
+    "FacebookAI/roberta-large": ("roberta", []),
+    "FacebookAI/roberta-large-mnli": ("roberta", ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]),
+    "FacebookAI/xlm-roberta-base": ("xlm-roberta", []),
+    "PlanTL-GOB-ES/roberta-large-bne": ("roberta", []),
+    "almanach/camembert-base": ("camembert", []),
+    "aubmindlab/bert-large-arabertv02": ("bert", []),
+    "deepset/gbert-large": ("bert", []),
+    "genggui001/chinese_roberta_wwm_large_ext_fix_mlm": ("bert", []),
+}
+
+
+def recipe(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = YAML(typ="safe").load(ROOT / "recipes" / f"{name}.yaml")
+    return values
+
+
+def keys_of(values: Any, place: str = "") -> set[str]:
+    """List the dotted keys, whatever the languages; what a source, a map or a null holds is its own."""
+    if not isinstance(values, dict) or place.endswith((".source", ".labels", ".scratch")):
+        return {place}
+    below = {"*": next(iter(values.values()))} if place == ".teachers" else values
+    return {key for name, value in below.items() for key in keys_of(value, f"{place}.{name}")}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_the_keys_of_params_yaml(path: Path) -> None:
+    assert keys_of(recipe(path.stem)) == keys_of(YAML(typ="safe").load(ROOT / "params.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_a_teacher_for_each_supervised_language_and_no_other(path: Path) -> None:
+    params = load_params(path)
+    assert list(params.teachers) == params.task.supervised
+
+
+# The data
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder; a folder in it that is called like a repository on the Hub is taken for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", str(tmp_path / "store"))
+    return tmp_path
+
+
+def lay_out(dataset: str, tables: dict[tuple[str, Split], pa.Table]) -> None:
+    """Write tables by language and split as data sets lie on the Hub: a configuration per language."""
+    card = ["---", "configs:"]
+    for language in dict.fromkeys(language for language, _ in tables):
+        card += [f"- config_name: {language}", "  data_files:"]
+        for split in (split for name, split in tables if name == language):
+            path = Path(dataset, language, f"{split}-00000-of-00001.parquet")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(tables[language, split], path)
+            card += [f"  - split: {split}", f"    path: {language}/{split}-*"]
+    Path(dataset, "README.md").write_text("\n".join([*card, "---"]))
+
+
+def task_of(name: str, **changes: Any) -> tuple[TaskParams, str]:
+    task = load_params(ROOT / "recipes" / f"{name}.yaml").task
+    assert isinstance(task.source, HubSource)
+    return task.model_copy(update=changes), task.source.dataset
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets in ../shared/data")
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_recipe_reads_every_language_of_its_data_set(here: Path, name: str) -> None:
+    task, dataset = task_of(name, max_examples=30)
+    tables = {}
+    for language in task.languages:
+        for split in SPLITS:
+            path = SHARED / name / language / f"{split}.parquet"
+            if name == "pawsx" and split == "train":  # has no training text there
+                path = path.with_name("validation.parquet")
+            if path.is_file():
+                tables[language, split] = pq.read_table(path).slice(0, 40)
+                assert Features.from_arrow_schema(tables[language, split].schema) == FEATURES[name]
+    lay_out(dataset, tables)
+    prepared = prepare(task).examples
+    for language in task.languages:
+        splits = SPLITS if language in task.supervised else SPLITS[1:]
+        assert prepared[language] == dict.fromkeys(splits, 30)
+        for split in splits:
+            source, examples = tables[language, split], read_examples(task, language, split)
+            # The recipe's classes are in the order of the data set's numbers.
+            for column in (*task.text_fields, "label"):
+                assert examples[column].to_pylist() == source[column].to_pylist()[:30]
+
+
+def made_up(name: str, language: str, split: str) -> pa.Table:
+    """Make a dozen pairs: half of them of class 0, a third of class 1 and, in XNLI, the others of class 2."""
+    fields = list(FEATURES[name])[-3:-1]
+    rows = []
+    for i in range(12):
+        label = min((0, 0, 0, 1, 1, 2)[i % 6], FEATURES[name]["label"].num_classes - 1)
+        first, second = f"{language} {split} {i}", "" if i == 5 else f"{i} {'abc'[label]}"
+        rows.append({"id": i, fields[0]: first, fields[1]: second, "label": label})
+    return pa.Table.from_pylist(rows, schema=FEATURES[name].arrow_schema)
+
+
+# The models
+
+
+def save_tokenizer(family: str, folder: Path) -> PreTrainedTokenizerBase:
+    """Save a tokenizer of single characters in the files that the family's repositories have, and load it."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    if family == "bert":
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        vocabulary = [*special, *letters, *(f"##{letter}" for letter in letters)]
+        (folder / "vocab.txt").write_text("\n".join(vocabulary))
+        (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    elif family == "roberta":
+        pieces = {piece: index for index, piece in enumerate([*special, "Ġ", *letters])}
+        RobertaTokenizer(vocab=pieces, merges=[]).save_pretrained(folder)
+        (folder / "tokenizer_config.json").write_text('{"model_max_length": 512}')
+    else:
+        unigram = CamembertTokenizer if family == "camembert" else XLMRobertaTokenizer
+        unigram(vocab=[(piece, -1.0) for piece in [*special, "▁", *letters]]).save_pretrained(folder)
+        (folder / "tokenizer_config.json").write_text('{"model_max_length": 512}')
+        # What only the package sentencepiece could read; tokenizer.json makes it needless.
+        (folder / "sentencepiece.bpe.model").write_bytes(b"not to be read")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def save_model(name: str) -> None:
+    """Save a small model to a folder called like a repository: a classifier if it is ready, or an encoder."""
+    family, classes = MODELS[name]
+    folder = Path(name)
+    folder.mkdir(parents=True)
+    AutoConfig.for_model(family).save_pretrained(folder)  # by which the tokenizer is found
+    tokenizer = save_tokenizer(family, folder)
+    vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    sizes = FAMILIES[family][1] | vocabulary | {"max_position_embeddings": 140}
+    config = AutoConfig.for_model(family, **sizes)
+    torch.manual_seed(0)
+    if not classes:
+        AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+        return
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {label: index for index, label in enumerate(classes)}
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.classifier.out_proj.bias.data[classes.index("ENTAILMENT")] = 50.0  # whatever it is asked
+    model.save_pretrained(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_recipe_runs_from_its_data_to_its_report(here: Path, run: Run, name: str) -> None:
+    task, dataset = task_of(name)
+    lay_out(dataset, {(x, split): made_up(name, x, split) for x in task.languages for split in SPLITS})
+    params = recipe(name)
+    for base in {params["student"]["pretrain"]["base"], *(t["base"] for t in params["teachers"].values())}:
+        save_model(base)
+    for section in (params["teacher"]["finetune"], params["student"]["distill"]):
+        section |= {"epochs": 1, "batch_size": 6}
+    write_params(params)
+    commands = [
+        ["prepare"],
+        *(["teacher", "finetune", "--language", language] for language in task.supervised),
+        *(["teacher", "label", "--language", language] for language in task.supervised),
+        *(["student", step] for step in ("pretrain", "distill", "baseline", "evaluate")),
+        ["report"],
+    ]
+    for command in commands:
+        done = run(*command)
+        assert done.code == 0, f"{' '.join(command)}: {done.err}"
+    config = json.loads(Path("artifacts/student/config.json").read_text())
+    assert (list(config["id2label"].values()), config["languages"]) == (task.classes, task.supervised)
+    table = Path("artifacts/report/accuracy.md").read_text()
+    assert all(f"| {language} " in table for language in task.languages)
+    if name == "xnli":  # the ready teacher always says entailment, which half of the examples are
+        accuracy = json.loads(Path("artifacts/metrics/teachers/en.json").read_text())
+        assert accuracy == {split: {"accuracy": 0.5} for split in SPLITS}
