@@ -198,8 +198,8 @@ def export(
 
 @app.command(epilog="Example: `python -m pipeline report`")
 def report(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
-    """Write the table of accuracies as a page and as text."""
+    """Write what came of the run as a page that opens anywhere, and accuracies as a text table."""
     loaded = load(params, changes)
     from stages.report import report as run
 
-    typer.echo(run(loaded.task, loaded.student.distill.variant))
+    typer.echo(run(loaded.task, loaded.model_dump(exclude={"cache"})))

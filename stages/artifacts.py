@@ -13,6 +13,7 @@ TRUNK = Path("artifacts/trunk")
 STUDENT = Path("artifacts/student")
 BASELINE = Path("artifacts/baseline")
 METRICS = Path("artifacts/metrics")
+PREDICTIONS = Path("artifacts/predictions")
 PLOTS = Path("artifacts/plots")
 REPORT = Path("artifacts/report")
 

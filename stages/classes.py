@@ -1,6 +1,7 @@
 """Match a teacher's classes to the task's by name, and check on labelled examples that the match is right."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,11 +73,52 @@ def match_classes(
     return np.array([position[_key(name)] for name in task])
 
 
+class ClassOrder(NamedTuple):
+    """How well a teacher's declared class order fits labelled examples, and how well the best one does.
+
+    Attributes:
+        declared: Accuracy of the teacher as its classes are declared, in [0, 1].
+        best: Accuracy under the permutation that fits best; no less than `declared`.
+        permutation: For each class the one that it would be read as; int64, shape ``(C,)``.
+        is_refuted: Whether `best` is so much better that the declared order cannot be right.
+    """
+
+    declared: float
+    best: float
+    permutation: NDArray[np.int64]
+    is_refuted: bool
+
+    def reading(self, classes: Sequence[str]) -> str:
+        """Say which classes the best permutation reads as others; empty where it reads none so."""
+        pairs = zip(classes, self.permutation, strict=True)
+        return ", ".join(f"{name}: {classes[other]}" for name, other in pairs if classes[other] != name)
+
+
+def weigh_class_order(confusion: NDArray[np.int64]) -> ClassOrder:
+    """Compare the declared order of a teacher's classes with the one that fits labelled examples best.
+
+    The best permutation maximises the trace of the confusion matrix (linear sum assignment). To refute the
+    declared one it must beat it clearly, and so must the share of the largest class, which a constant answer
+    reaches.
+
+    Args:
+        confusion: Counts of labelled examples by the teacher's class and the hard label, shape ``(C, C)``.
+    """
+    classes, n_examples = np.arange(len(confusion)), int(confusion.sum())
+    _, best = linear_sum_assignment(confusion, maximize=True)
+    right = int(np.trace(confusion))
+    best_right = int(confusion[classes, best].sum())
+    moved = best != classes
+    gained = int(confusion[classes, best][moved].sum())
+    lost = int(np.diag(confusion)[moved].sum())
+    majority = int(confusion.sum(axis=0).max())
+    margin = max(_GATE_SHARE * n_examples, _GATE_DEVIATIONS * (gained + lost) ** 0.5)
+    is_refuted = gained - lost > margin and best_right - majority > _GATE_SHARE * n_examples
+    return ClassOrder(right / n_examples, best_right / n_examples, best, is_refuted)
+
+
 def check_class_order(confusion: NDArray[np.int64], *, classes: Sequence[str], language: str) -> None:
     """Stop where another permutation of the classes makes the teacher clearly more accurate.
-
-    The best permutation maximises the trace of the confusion matrix (linear sum assignment). It must beat
-    the declared one clearly, and so must the share of the largest class, which a constant answer reaches.
 
     Args:
         confusion: Counts of labelled examples by the teacher's class and the hard label, shape ``(C, C)``.
@@ -86,21 +128,13 @@ def check_class_order(confusion: NDArray[np.int64], *, classes: Sequence[str], l
     Raises:
         StageError: The declared order is clearly not the best one.
     """
-    n_classes, n_examples = len(classes), int(confusion.sum())
-    _, best = linear_sum_assignment(confusion, maximize=True)
-    right = int(np.trace(confusion))
-    best_right = confusion[np.arange(n_classes), best].sum()
-    moved = best != np.arange(n_classes)
-    gained = int(confusion[np.arange(n_classes), best][moved].sum())
-    lost = int(np.diag(confusion)[moved].sum())
-    majority = confusion.sum(axis=0).max()
-    margin = max(_GATE_SHARE * n_examples, _GATE_DEVIATIONS * (gained + lost) ** 0.5)
-    if gained - lost > margin and best_right - majority > _GATE_SHARE * n_examples:
-        order = ", ".join(f"{classes[i]}: {classes[best[i]]}" for i in range(n_classes) if best[i] != i)
+    order = weigh_class_order(confusion)
+    if order.is_refuted:
         raise StageError(
-            f"the teacher for '{language}' is right on {right / n_examples:.1%} of {n_examples} "
-            f"labelled examples, but on {best_right / n_examples:.1%} if its classes are read as "
-            f"{{{order}}}; check its class order and set teachers.{language}.labels in params.yaml"
+            f"the teacher for '{language}' is right on {order.declared:.1%} of {int(confusion.sum())} "
+            f"labelled examples, but on {order.best:.1%} if its classes are read as "
+            f"{{{order.reading(classes)}}}; check its class order and set teachers.{language}.labels in "
+            "params.yaml"
         )
 
 

@@ -55,9 +55,6 @@ def test_a_finished_run_leaves_metrics_curves_and_a_report(finished: Path) -> No
         "nl",
         "**zero-shot average**",
     ]
-    page = (finished / "artifacts/report/report.html").read_text()
-    assert "supervised average" in page
-    assert "http" not in page
 
 
 def test_the_metrics_of_a_language_are_those_of_its_path(finished: Path) -> None:

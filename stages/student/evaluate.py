@@ -1,10 +1,12 @@
 """Evaluate student and baseline: accuracy per language, averages, and every branch on every language."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
@@ -15,17 +17,20 @@ from transformers import AutoTokenizer
 from cache import write_atomically
 from stages.artifacts import BASELINE, METRICS, PLOTS, STUDENT
 from stages.base import StageError
+from stages.measures import N_BINS, by_confidence, confusion, probabilities
+from stages.predictions import Predictions, write_predictions
 from stages.source import loading, model_folder
 from stages.student.modeling_mblm import MBLMForSequenceClassification
 from stages.student.params import DistillParams, EvaluateParams
-from stages.task import SPLITS, TaskParams, has_split, read_examples
+from stages.task import SPLITS, Split, TaskParams, has_split, read_examples
 from stages.texts import Collator, Texts
 
 MIXTURE = "mixture"
+KINDS = ("supervised", "zero_shot")
 
 
 def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -> dict[str, Any]:
-    """Write metrics and plots of ``artifacts/student`` and ``artifacts/baseline``.
+    """Write metrics, plots and predictions of ``artifacts/student`` and ``artifacts/baseline``.
 
     A supervised language goes through its own branch, any other through the mixture of all, as in use.
 
@@ -37,26 +42,57 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
     """
     models = {"student": STUDENT, "baseline": BASELINE}
     by_language: list[dict[str, Any]] = []
-    by_branch: list[dict[str, Any]] = []
     metrics = {}
     for name, folder in models.items():
-        rows = _evaluate_model(task, distill, params, folder, name)
-        by_branch += [row for row in rows if name == "student"]
-        own = [row for row in rows if row["branch"] == row["used"]]
+        answers = list(_answers(task, distill, params, folder, name))
+        used = [answer.of(answer.used) for answer in answers]
+        write_predictions(task, name, used)
+        own = [_row(task, one) for one in used]
         by_language += [{"model": name, **row} for row in own]
         metrics[name] = _averages(own)
         _write_json(METRICS / f"{name}.json", metrics[name])
+        if name == "student":
+            tested = [one for one in used if one.split == "test"]
+            _write_json(PLOTS / "confusion.json", _confusion(task, tested))
+            _write_json(PLOTS / "calibration.json", _calibration(task, tested))
+            by_branch = [
+                {**_row(task, answer.of(branch)), "used": answer.used}
+                for answer in answers
+                for branch in answer.logits
+            ]
+            _write_json(PLOTS / "accuracy_by_branch.json", by_branch)
     _write_json(PLOTS / "accuracy_by_language.json", by_language)
-    _write_json(PLOTS / "accuracy_by_branch.json", by_branch)
-    tested = [row for row in by_language if (row["model"], row["split"]) == ("student", "test")]
-    _write_json(PLOTS / "test_accuracy.json", tested)
+    tested_rows = [row for row in by_language if (row["model"], row["split"]) == ("student", "test")]
+    _write_json(PLOTS / "test_accuracy.json", tested_rows)
     return metrics["student"]
 
 
-def _evaluate_model(
+class _Answers(NamedTuple):
+    """What a model says of the N examples of one language and split, by branch and by the mixture.
+
+    Attributes:
+        language: The examples' language.
+        split: Their split.
+        examples: As `stages.task.read_examples` gives them.
+        used: The branch that the language uses, or ``mixture``.
+        logits: By branch; each of shape ``(N, C)``.
+    """
+
+    language: str
+    split: Split
+    examples: pa.Table
+    used: str
+    logits: dict[str, NDArray[np.float32]]
+
+    def of(self, branch: str) -> Predictions:
+        """Give what one branch says."""
+        return Predictions(self.language, self.split, branch, self.examples, self.logits[branch])
+
+
+def _answers(
     task: TaskParams, distill: DistillParams, params: EvaluateParams, folder: Path, name: str
-) -> list[dict[str, Any]]:
-    """Give one row per split, language and branch, the mixture included."""
+) -> Iterator[_Answers]:
+    """Send the validation and test examples of every language through every branch."""
     command = "student baseline" if name == "baseline" else "student distill"
     folder = model_folder(folder, command=command)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
@@ -69,30 +105,74 @@ def _evaluate_model(
             f"train it again with: python -m pipeline {command}"
         )
     shared = model.config.n_branches == 1
-    rows = []
     for language in tqdm(task.languages, desc=f"evaluate {name}", unit="language"):
         for split in SPLITS[1:]:
             if not has_split(language, split):
                 continue
-            table = read_examples(task, language, split)
-            texts = Texts([table[field].to_pylist() for field in task.text_fields], {})
-            labels = table["label"].to_numpy()
-            supervised = language in task.supervised
-            used = language if supervised and not shared else MIXTURE
-            for branch, logits in _logits(model, texts, collator, params.batch_size).items():
-                predicted = logits.argmax(axis=1)
-                rows.append(
-                    {
-                        "split": split,
-                        "language": language,
-                        "kind": "supervised" if supervised else "zero_shot",
-                        "branch": branch,
-                        "used": used,
-                        "accuracy": float((predicted == labels).mean()),
-                        "macro_f1": _macro_f1(labels, predicted, len(task.classes)),
-                    }
-                )
+            examples = read_examples(task, language, split)
+            texts = Texts([examples[field].to_pylist() for field in task.text_fields], {})
+            used = language if language in task.supervised and not shared else MIXTURE
+            logits = _logits(model, texts, collator, params.batch_size)
+            yield _Answers(language, split, examples, used, logits)
+
+
+def _row(task: TaskParams, one: Predictions) -> dict[str, Any]:
+    """Say how good predictions are, and whose they are."""
+    return {
+        "split": one.split,
+        "language": one.language,
+        "kind": _kind(task, one),
+        "branch": one.branch,
+        "accuracy": float((one.predicted == one.labels).mean()),
+        "macro_f1": _macro_f1(one.labels, one.predicted, len(task.classes)),
+    }
+
+
+def _kind(task: TaskParams, one: Predictions) -> str:
+    return "supervised" if one.language in task.supervised else "zero_shot"
+
+
+def _by_kind(
+    task: TaskParams, predictions: list[Predictions]
+) -> dict[str, tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """Put labels ``(N,)`` and logits ``(N, C)`` of each kind of language one behind the other."""
+    chosen = {kind: [one for one in predictions if _kind(task, one) == kind] for kind in KINDS}
+    return {
+        kind: (np.concatenate([one.labels for one in some]), np.concatenate([one.logits for one in some]))
+        for kind, some in chosen.items()
+        if some
+    }
+
+
+def _confusion(task: TaskParams, predictions: list[Predictions]) -> list[dict[str, Any]]:
+    """Give a row per kind of language and pair of classes: how often one is taken for the other."""
+    rows = []
+    for kind, (labels, logits) in _by_kind(task, predictions).items():
+        counts = confusion(labels, logits.argmax(axis=1), n_classes=len(task.classes))
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        rows += [
+            {"kind": kind, "actual": actual, "predicted": said, "count": int(count), "share": float(share)}
+            for actual, *line in zip(task.classes, counts, shares, strict=True)
+            for said, count, share in zip(task.classes, *line, strict=True)
+        ]
     return rows
+
+
+def _calibration(task: TaskParams, predictions: list[Predictions]) -> list[dict[str, float | None]]:
+    """Give a row per bin of confidence: how often the predictions in it are right, by kind of language.
+
+    None stands for a bin without predictions; `ideal` is what their accuracy should be.
+    """
+    accuracies: dict[str, list[float | None]] = {kind: [None] * N_BINS for kind in KINDS}
+    for kind, (labels, logits) in _by_kind(task, predictions).items():
+        bins = by_confidence(probabilities(logits), labels)
+        found = zip(bins.counts, bins.accuracy, strict=True)
+        accuracies[kind] = [float(accuracy) if count else None for count, accuracy in found]
+    middles = [(place + 0.5) / N_BINS for place in range(N_BINS)]
+    return [
+        {"confidence": middle, "ideal": middle, **{kind: accuracies[kind][place] for kind in KINDS}}
+        for place, middle in enumerate(middles)
+    ]
 
 
 @torch.inference_mode()
@@ -120,7 +200,7 @@ def _averages(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float
     """Average over languages, each counting alike."""
     averages: dict[str, dict[str, dict[str, float]]] = {}
     for split in SPLITS[1:]:
-        for kind in ("supervised", "zero_shot"):
+        for kind in KINDS:
             chosen = [row for row in rows if row["split"] == split and row["kind"] == kind]
             if chosen:
                 averages.setdefault(split, {})[kind] = {
