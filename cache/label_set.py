@@ -1,6 +1,7 @@
 """A soft-label set: exactly the soft labels of one data set in one language, as stage two reads them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,14 +27,14 @@ class SoftLabelSet:
     Attributes:
         folder: Where it lies.
         language: Whose examples it labels.
-        producer: The teacher that wrote it.
-        shards: Names of its shards.
+        producers: The teachers that wrote it: one, or one for each fold of the examples.
+        shards: Names of its shards, and the producer of each.
     """
 
     folder: Path
     language: str
-    producer: Producer
-    shards: list[str]
+    producers: list[Producer]
+    shards: dict[str, Producer]
 
     @classmethod
     def write(
@@ -41,35 +42,44 @@ class SoftLabelSet:
         folder: Path,
         *,
         language: str,
-        producer: Producer,
-        soft_labels: SoftLabels,
+        parts: Sequence[tuple[Producer, SoftLabels]],
         format_: str = "arrow",
     ) -> None:
         """Write a set in place of the one that lies there.
 
         The manifest is replaced last but for the old shards, so what interrupts this leaves the old set or
         the new one. Two writers at once leave one of their sets, or one that `read` refuses.
+
+        Args:
+            folder: Where to.
+            language: Of the examples.
+            parts: Each producer's soft labels; no example is in two of them.
+            format_: ``arrow`` or ``zarr``.
         """
-        row_bytes = 16 + sum(values[:1].nbytes for values in soft_labels.columns.values())
-        step = max(1, _SHARD_BYTES // row_bytes)
-        shards = [
-            write_shard(
-                Folder(folder),
-                soft_labels.take(slice(start, start + step)),
-                producer=producer,
-                format_=format_,
-            )
-            for start in range(0, len(soft_labels), step)
-        ]
+        producers = []
+        for producer, soft_labels in parts:
+            row_bytes = 16 + sum(values[:1].nbytes for values in soft_labels.columns.values())
+            step = max(1, _SHARD_BYTES // row_bytes)
+            shards = [
+                write_shard(
+                    Folder(folder),
+                    soft_labels.take(slice(start, start + step)),
+                    producer=producer,
+                    format_=format_,
+                )
+                for start in range(0, len(soft_labels), step)
+            ]
+            producers.append({"id": producer.id, "facts": producer.facts, "shards": shards})
         manifest = {
             "schema": SCHEMA_VERSION,
             "language": language,
-            "examples": len(soft_labels),
-            "producers": [{"id": producer.id, "facts": producer.facts, "shards": shards}],
+            "examples": sum(len(soft_labels) for _, soft_labels in parts),
+            "producers": producers,
         }
         write_atomically(folder / MANIFEST, canonical_json(manifest))
+        written = {name for entry in producers for name in entry["shards"]}
         for path in folder.iterdir():
-            old = ShardName.parse(path.name) is not None and path.name not in shards
+            old = ShardName.parse(path.name) is not None and path.name not in written
             if old or is_temporary(path.name):
                 path.unlink()
 
@@ -94,25 +104,38 @@ class SoftLabelSet:
             raise refuse("there are no soft labels") from None
         try:
             manifest: dict[str, Any] = json.loads(data)
-            (entry,) = manifest["producers"]
-            producer = Producer(entry["facts"])
-            names = {str(name): ShardName.parse(str(name)) for name in entry["shards"]}
             n_examples, found_language = manifest["examples"], manifest["language"]
-            producer_id, _ = entry["id"], producer.columns
+            entries = manifest["producers"]
+            producers = [Producer(entry["facts"]) for entry in entries]
+            shards = {
+                str(name): producer
+                for producer, entry in zip(producers, entries, strict=True)
+                for name in entry["shards"]
+            }
+            ids = [entry["id"] for entry in entries]
+            kinds = [(producer.classes, producer.columns) for producer in producers]
         except (AttributeError, CacheError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise refuse(f"the manifest is not readable ({error!r})") from error
         if found_language != language:
             raise refuse(f"the soft labels are of language '{found_language}'")
-        if producer.id != producer_id:
-            raise refuse("the manifest's producer id is not that of its facts")
+        if [producer.id for producer in producers] != ids:
+            raise refuse("a producer id of the manifest is not that of its facts")
+        if not kinds or any(kind != kinds[0] for kind in kinds):
+            raise refuse("its producers do not fit together")
         n_found = 0
-        for name, parsed in names.items():
+        for name in shards:
+            parsed = ShardName.parse(name)
             if parsed is None or not (folder / name).is_file():
                 raise refuse(f"shard {name} of the manifest is not there")
             n_found += parsed.rows
         if n_found != n_examples:
             raise refuse(f"{n_found} soft labels where the manifest says {n_examples}")
-        return cls(folder, language, producer, list(names))
+        return cls(folder, language, producers, shards)
+
+    @property
+    def classes(self) -> list[str]:
+        """The C class names, in the order of the logits."""
+        return self.producers[0].classes
 
     def join(self, ids: pa.FixedSizeBinaryArray) -> SoftLabels:
         """Give the soft labels of examples, in their order.
@@ -129,9 +152,9 @@ class SoftLabelSet:
         if isinstance(ids, pa.ChunkedArray):
             ids = ids.combine_chunks()
         lookup = Lookup(ids)
-        for name in self.shards:
+        for name, producer in self.shards.items():
             try:
-                lookup.fill(read_shard(Folder(self.folder), name, producer=self.producer))
+                lookup.fill(read_shard(Folder(self.folder), name, producer=producer))
             except (CacheError, OSError, ValueError) as error:
                 raise ManifestError(
                     folder=str(self.folder), language=self.language, reason=str(error)

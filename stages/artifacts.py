@@ -28,6 +28,16 @@ def of_each_teacher(folder: Path, count: int) -> list[Path]:
     return [folder, *(folder / f"more-{index}" for index in range(1, count))]
 
 
+def of_each_fold(folder: Path, count: int) -> list[Path]:
+    """Give the folders of the models that are one teacher together, each for a fold of the examples.
+
+    Args:
+        folder: The teacher's; of a single model it is the model's too.
+        count: Number of folds.
+    """
+    return [folder] if count == 1 else [folder / f"fold-{index}" for index in range(count)]
+
+
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write to, and put it in the place of `folder` once it is complete."""

@@ -91,7 +91,7 @@ class LabelSet(NamedTuple):
 
     Attributes:
         name: Where they lie under ``artifacts/soft_labels``.
-        producer: Who wrote them.
+        producers: Who wrote them: one, or one for each fold.
         manifest: Sha256 of the set's manifest.
         n_labels: How many there are: one for each distinct text.
         n_bytes: Of its shards.
@@ -99,7 +99,7 @@ class LabelSet(NamedTuple):
     """
 
     name: str
-    producer: Producer
+    producers: list[Producer]
     manifest: str
     n_labels: int
     n_bytes: int
@@ -289,14 +289,13 @@ def _taught(task: TaskParams, teachers: Mapping[str, Any], language: str) -> Tau
     sets, logits = [], []
     for folder, teacher in zip(of_each_teacher(SOFT_LABELS / language, len(named)), named, strict=True):
         label_set = SoftLabelSet.read(folder, language=language)
-        classes = label_set.producer.classes
-        order = match_classes(classes, task.classes, names=teacher["labels"], language=language)
+        order = match_classes(label_set.classes, task.classes, names=teacher["labels"], language=language)
         logits.append(label_set.join(ids).logits[:, order].astype(np.float64))
         shards = [folder / name for name in label_set.shards]
         sets.append(
             LabelSet(
                 name=folder.relative_to(SOFT_LABELS).as_posix(),
-                producer=label_set.producer,
+                producers=label_set.producers,
                 manifest=file_digest(folder / "manifest.json"),
                 n_labels=json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["examples"],
                 n_bytes=sum(path.stat().st_size for path in shards),

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from cache import canonical_json
+from cache import Producer, canonical_json
 from stages import figures
 from stages.artifacts import DATA, SOFT_LABELS
 from stages.figures import MARKS, Line
@@ -495,7 +495,7 @@ def _operations(sets: Sequence[LabelSet]) -> str:
     """
     total = 0
     for one in sets:
-        config = one.producer.facts["config"]
+        config = one.producers[0].facts["config"]  # folds differ in their weights alone
         try:
             layers = config.get("num_hidden_layers") or config["n_layers"]  # the second is DistilBERT's word
             hidden = config.get("hidden_size") or config["dim"]
@@ -515,13 +515,13 @@ def run(found: Findings, params: Mapping[str, Any]) -> dict[str, Table]:
     sets = [one for language in found.task.supervised for one in found.teachers[language].sets]
     producers = []
     for one in sets:
-        facts = one.producer.facts
+        facts = one.producers[0].facts
         reads = f"{facts['max_tokens']} tokens, {facts['dtype']}"
         kind = clip(str(facts["config"].get("model_type", "–")), 60)
-        producers.append([one.name, kind, reads, clip(", ".join(one.producer.classes), 200)])
+        producers.append([one.name, kind, reads, clip(", ".join(one.producers[0].classes), 200)])
     digests = {
         **{f"{DATA / name}, ids and labels": digest for name, digest in found.data.items()},
-        **{f"producer of {SOFT_LABELS / one.name}": one.producer.id for one in sets},
+        **{f"producer of {name}": producer.id for one in sets for name, producer in _named(one)},
         **{f"{SOFT_LABELS / one.name}/manifest.json": one.manifest for one in sets},
         **found.weights,
     }
@@ -534,6 +534,14 @@ def run(found: Findings, params: Mapping[str, Any]) -> dict[str, Table]:
         "digests": Table("Digests", ["what", "sha256"], [[name, digest] for name, digest in digests.items()]),
         "params": Table("Parameters", ["params.yaml", "value"], values),
     }
+
+
+def _named(one: LabelSet) -> Iterable[tuple[str, Producer]]:
+    """Name the producers of a set by what they labelled."""
+    place = str(SOFT_LABELS / one.name)
+    if len(one.producers) == 1:
+        return [(place, one.producers[0])]
+    return [(f"{place}, fold {index}", producer) for index, producer in enumerate(one.producers)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
+from cache import id_words
 from stages.artifacts import DATA
 from stages.base import Params, StageError
 
@@ -112,6 +115,16 @@ class TaskParams(Params):
 def data_file(language: str, split: str, folder: Path = DATA) -> Path:
     """Path of the examples of one language and split."""
     return folder / language / f"{split}.arrow"
+
+
+def folds_of(ids: pa.FixedSizeBinaryArray, n_folds: int) -> NDArray[np.int64]:
+    """Tell which of several folds each of N examples is in, by its id alone.
+
+    Returns:
+        0 … n_folds - 1, shape ``(N,)``.
+    """
+    folds: NDArray[np.int64] = (id_words(ids)[:, 1] % np.uint64(n_folds)).astype(np.int64)
+    return folds
 
 
 def has_split(language: str, split: str) -> bool:

@@ -52,7 +52,7 @@ def card_of(*, params: dict[str, Any] | None = None, **task: Any) -> str:
         config=MBLMConfig(mplm_config=config_of("roberta"), languages=languages, n_branches=2),
         encoder={"hub": "a/b_c", "commit": "0" * 40},
         accuracy=dict.fromkeys(languages, 0.5),
-        teachers={name: [TeacherFacts(HOSTILE[i] * 2, "ab", "cd")] for i, name in enumerate(languages)},
+        teachers={name: [TeacherFacts(HOSTILE[i] * 2, ["ab"], "cd")] for i, name in enumerate(languages)},
     )
 
 
@@ -116,7 +116,7 @@ def test_the_card_says_where_the_student_comes_from(finished: Path) -> None:
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in card.splitlines() if line.startswith("|")]
     for row, language in zip(rows[2:], ("de", "en"), strict=True):
         folder = Path("artifacts/soft_labels") / language
-        producer = SoftLabelSet.read(folder, language=language).producer
+        producer = SoftLabelSet.read(folder, language=language).producers[0]
         digest = file_digest(folder / "manifest.json")
         assert row == [language, f"{validation[language]:.3f}", "scratch", producer.id, digest]
     (params,) = [json.loads(token.content) for token in parsed(card) if token.info == "json"]

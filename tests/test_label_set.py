@@ -17,8 +17,7 @@ def written(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     SoftLabelSet.write(
         folder,
         language="de",
-        producer=producer(),
-        soft_labels=soft_labels(texts(7)),
+        parts=[(producer(), soft_labels(texts(7)))],
         format_=request.param,
     )
     return folder
@@ -28,14 +27,14 @@ def test_a_set_joins_by_id_with_repetitions(written: Path) -> None:
     wanted = ["text 3", "text 0", "text 3"]
     found = SoftLabelSet.read(written, language="de")
     np.testing.assert_array_equal(found.join(example_ids([wanted])).logits, soft_labels(wanted).logits)
-    assert found.producer.classes == CLASS_NAMES
+    assert found.classes == CLASS_NAMES
 
 
 def test_a_large_set_is_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cache.label_set._SHARD_BYTES", 100)
     outputs = Outputs(hidden=True)
     labels = soft_labels(texts(20), outputs=outputs)
-    SoftLabelSet.write(tmp_path, language="de", producer=producer(outputs=outputs), soft_labels=labels)
+    SoftLabelSet.write(tmp_path, language="de", parts=[(producer(outputs=outputs), labels)])
     assert len(shard_files(tmp_path)) == 10  # of 38 bytes per example
     found = SoftLabelSet.read(tmp_path, language="de").join(labels.ids)
     np.testing.assert_array_equal(found.logits, labels.logits)
@@ -50,7 +49,7 @@ def test_a_missing_soft_label_is_named_with_the_command_that_writes_it(written: 
 
 def test_writing_a_set_again_replaces_it(written: Path) -> None:
     only = ["only this"]
-    SoftLabelSet.write(written, language="de", producer=producer(), soft_labels=soft_labels(only))
+    SoftLabelSet.write(written, language="de", parts=[(producer(), soft_labels(only))])
     assert len(SoftLabelSet.read(written, language="de").join(example_ids([only]))) == 1
     only_shard(written)
 
@@ -62,8 +61,8 @@ def test_a_set_that_does_not_match_its_manifest_is_refused(written: Path) -> Non
     broken: list[tuple[dict[str, Any], str]] = [
         ({"examples": 8}, "7 soft labels where the manifest says 8"),
         ({"language": "fr"}, "the soft labels are of language 'fr'"),
-        ({"producers": []}, "the manifest is not readable"),
-        ({"producers": [{**entry, "id": "0"}]}, "producer id is not that of its facts"),
+        ({"producers": []}, "its producers do not fit together"),
+        ({"producers": [{**entry, "id": "0"}]}, "a producer id of the manifest is not that of its facts"),
         ({"producers": [{**entry, "shards": ["../../../etc/passwd"]}]}, "is not there"),
         ({"producers": [{**entry, "shards": [f"../de/{shard.name}"]}]}, "is not there"),
         ({"producers": [{**entry, "facts": {}}]}, "the manifest is not readable"),

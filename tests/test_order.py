@@ -136,12 +136,12 @@ def test_a_deletion_that_is_stopped_anywhere_leaves_a_producer_that_can_be_opene
 
 def test_a_set_whose_writing_is_stopped_anywhere_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     folder = tmp_path / "de"
-    SoftLabelSet.write(folder, language="de", producer=producer(), soft_labels=soft_labels(texts(5)))
+    SoftLabelSet.write(folder, language="de", parts=[(producer(), soft_labels(texts(5)))])
 
     def chore() -> None:
         found = SoftLabelSet.read(folder, language="de")
         found.join(example_ids([texts(5)]))
-        SoftLabelSet.write(folder, language="de", producer=producer(), soft_labels=soft_labels(texts(7)))
+        SoftLabelSet.write(folder, language="de", parts=[(producer(), soft_labels(texts(7)))])
 
     assert until_done(chore) > 2
     found = SoftLabelSet.read(folder, language="de")

@@ -93,10 +93,10 @@ def varied(finished: Path, run: Run) -> Path:
         write_predictions(task, model, answers)
     for language in task.supervised:
         table = pa.concat_tables([read_examples(task, language, split) for split in SPLITS])
-        producer = SoftLabelSet.read(SOFT_LABELS / language, language=language).producer
+        producer = SoftLabelSet.read(SOFT_LABELS / language, language=language).producers[0]
         ids = table["example_id"].combine_chunks()
         said = SoftLabels.pack(ids, logits(table["label"].to_numpy(), 3.0))
-        SoftLabelSet.write(SOFT_LABELS / language, language=language, producer=producer, soft_labels=said)
+        SoftLabelSet.write(SOFT_LABELS / language, language=language, parts=[(producer, said)])
     assert run("report").code == 0
     return finished
 
@@ -349,7 +349,7 @@ def test_several_teachers_are_one_in_the_mean_of_their_probabilities(varied: Pat
     table = pa.concat_tables([read_examples(loaded().task, "de", split) for split in SPLITS])
     ids = table["example_id"].combine_chunks()
     said = SoftLabels.pack(ids, np.roll(first.join(ids).logits, 1, axis=0))
-    SoftLabelSet.write(folder, language="de", producer=first.producer, soft_labels=said)
+    SoftLabelSet.write(folder, language="de", parts=[(first.producers[0], said)])
     teacher = {"base": "scratch", "revision": None, "finetune": True, "labels": None}
     assert run("report", "--set", f"teachers.de.more=[{json.dumps(teacher)}]").code == 0
     params = load_params(Path("params.yaml"), [f"teachers.de.more=[{json.dumps(teacher)}]"])

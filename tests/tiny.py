@@ -86,6 +86,7 @@ def tiny_params() -> dict[str, Any]:
         "finetune": True,
         "labels": None,
         "more": [],
+        "folds": 1,
     }
     params["teachers"] = {"de": dict(teacher), "en": dict(teacher)}
     size = {"layers": 2, "hidden": 16, "heads": 2, "merges": 30, "mlm_steps": 2, "mlm_batch_size": 4}

@@ -36,12 +36,12 @@ class TeacherFacts:
 
     Attributes:
         name: What params.yaml calls the teacher.
-        producer_id: Of the soft labels.
+        producer_ids: Of the soft labels: one, or one for each fold.
         soft_labels: Sha256 of the soft-label set's manifest.
     """
 
     name: str
-    producer_id: str
+    producer_ids: list[str]
     soft_labels: str
 
 
@@ -152,7 +152,9 @@ def _table(accuracy: Mapping[str, float], teachers: Mapping[str, Sequence[Teache
     if teachers:
         titles += ["teacher", "producer id of the soft labels", "sha256 of their manifest.json"]
         for row, language in zip(rows, accuracy, strict=True):
-            each = [(_plain(one.name), one.producer_id, one.soft_labels) for one in teachers[language]]
+            each = [
+                (_plain(one.name), " ".join(one.producer_ids), one.soft_labels) for one in teachers[language]
+            ]
             row += ["<br>".join(values) for values in zip(*each, strict=True)]
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

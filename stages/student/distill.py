@@ -175,14 +175,13 @@ def _training_texts(
         sets = of_each_teacher(SOFT_LABELS / language, len(teachers[language].all))
         for folder, teacher in zip(sets, teachers[language].all, strict=True):
             label_set = SoftLabelSet.read(folder, language=language)
-            order = match_classes(
-                label_set.producer.classes, task.classes, names=teacher.labels, language=language
-            )
+            order = match_classes(label_set.classes, task.classes, names=teacher.labels, language=language)
             soft_labels = label_set.join(table["example_id"])
             parts.append(_Part(soft_labels.logits[:, order], soft_labels.hidden))
             name = teacher.base if teacher.revision is None else f"{teacher.base} at {teacher.revision}"
             manifest = file_digest(folder / "manifest.json")
-            facts.setdefault(language, []).append(TeacherFacts(name, label_set.producer.id, manifest))
+            producers = [producer.id for producer in label_set.producers]
+            facts.setdefault(language, []).append(TeacherFacts(name, producers, manifest))
         logits.append(_averaged([part.logits for part in parts], params))
         digests.append(hashlib.sha256(logits[-1].tobytes()).hexdigest())
         if params.hidden_weight:

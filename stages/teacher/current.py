@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cache import Producer, ProducerError, SoftLabels, Store, example_ids
 from cache.verify import differing
-from stages.artifacts import TEACHERS
+from stages.artifacts import TEACHERS, of_each_fold
 from stages.base import StageError
 from stages.source import model_folder
 from stages.task import TaskParams, all_examples
@@ -70,6 +70,12 @@ class Current(NamedTuple):
     language: str
     folder: Path
     producer: Producer
+    fold: tuple[int, int]
+
+    def examples(self, task: TaskParams) -> Examples:
+        """Read the examples that it labels."""
+        examples = Examples.read(task, self.language)
+        return examples if self.fold[1] == 1 else examples.fold(*self.fold)
 
 
 def current_teachers(task: TaskParams, params: LabelParams, producer_ids: Collection[str]) -> list[Current]:
@@ -79,12 +85,14 @@ def current_teachers(task: TaskParams, params: LabelParams, producer_ids: Collec
     """
     found = []
     for language in task.supervised:
-        for made in [TEACHERS / language, *sorted((TEACHERS / language).glob("more-*"))]:
-            with suppress(ProducerError, StageError):
-                folder = model_folder(made, command=f"teacher finetune --language {language}")
-                producer = producer_of(folder, task, params)
-                if producer.id in producer_ids:
-                    found.append(Current(language, folder, producer))
+        for place in [TEACHERS / language, *sorted((TEACHERS / language).glob("more-*"))]:
+            n_folds = len(list(place.glob("fold-*"))) or 1
+            for index, made in enumerate(of_each_fold(place, n_folds)):
+                with suppress(ProducerError, StageError):
+                    folder = model_folder(made, command=f"teacher finetune --language {language}")
+                    producer = producer_of(folder, task, params)
+                    if producer.id in producer_ids:
+                        found.append(Current(language, folder, producer, (index, n_folds)))
     return found
 
 
@@ -97,11 +105,11 @@ def relabel(
         By producer id, how many examples went through the teacher.
     """
     labelled = {}
-    for language, folder, producer in current_teachers(task, params, producer_ids):
-        store = Store(root, producer)
+    for current in current_teachers(task, params, producer_ids):
+        store = Store(root, current.producer)
         store.create()
-        _, count = fill(params, store, folder, Examples.read(task, language))
-        labelled[producer.id] = count
+        _, count = fill(params, store, current.folder, current.examples(task))
+        labelled[current.producer.id] = count
     return labelled
 
 
@@ -117,9 +125,9 @@ def recheck(task: TaskParams, params: LabelParams, root: str, current: Current, 
     """
     from stages.teacher.infer import Teacher  # slow import: torch
 
-    language, folder, producer = current
-    store = Store(root, producer)
-    examples = Examples.read(task, language)
+    language, folder = current.language, current.folder
+    store = Store(root, current.producer)
+    examples = current.examples(task)
     found = np.flatnonzero(store.look_up(examples.ids).found)
     drawn = np.sort(np.random.default_rng().permutation(found)[:n_examples])
     if not len(drawn):

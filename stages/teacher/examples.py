@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, id_words
 from stages.base import StageError
-from stages.task import SPLITS, Split, TaskParams, read_examples
+from stages.task import SPLITS, Split, TaskParams, folds_of, read_examples
 
 
 class Part(NamedTuple):
@@ -74,6 +74,11 @@ class Examples:
             kept &= id_words(ids)[:, 0] % np.uint64(part.of) == part.number - 1
         rows = np.flatnonzero(kept)
         return cls(task, language, ids if len(rows) == len(ids) else ids.take(pa.array(rows)), rows)
+
+    def fold(self, index: int, of: int) -> Self:
+        """Leave the examples of one fold, which its model has not been trained on."""
+        kept = np.flatnonzero(folds_of(self.ids, of) == index)
+        return replace(self, ids=self.ids.take(pa.array(kept)), rows=self.rows[kept])
 
     def __len__(self) -> int:
         return len(self.ids)

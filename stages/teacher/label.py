@@ -9,20 +9,21 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import softmax
 
 from cache import Index, Lookup, SoftLabels, SoftLabelSet, Store, write_atomically
-from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS, of_each_teacher
+from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS, of_each_fold, of_each_teacher
 from stages.classes import check_class_order, match_classes
 from stages.source import model_folder
 from stages.task import SPLITS, Split, TaskParams
 from stages.teacher.examples import Examples, Part
 from stages.teacher.fill import fill, producer_of
-from stages.teacher.params import LabelParams, TeacherParams
+from stages.teacher.params import LabelParams, OneTeacher, TeacherParams
 
 Engine = Callable[[LabelParams, Store, Path, Examples], tuple[Lookup, int]]
 """What lets a store have all soft labels, as `fill` does on this machine."""
@@ -102,27 +103,24 @@ def label(
         CacheError: The store cannot be used.
     """
     examples = Examples.read(task, language)
-    count = len(teacher.all)
-    sets = of_each_teacher(SOFT_LABELS / language, count)
+    places = of_each_teacher(TEACHERS / language, len(teacher.all))
+    sets = of_each_teacher(SOFT_LABELS / language, len(teacher.all))
     said: list[_Said] = []
     n_labelled = 0
-    for one, output in zip(_stores(task, teacher, params, root, language), sets, strict=True):
-        lookup, n_asked = engine(params, one.store, one.folder, examples)
-        n_labelled += n_asked
-        said.append(_Said(lookup.soft_labels(), one.order))
+    for one, place, output in zip(teacher.all, places, sets, strict=True):
+        parts = []
+        for model in _models(task, one, params, root, language, place, teacher.folds):
+            lookup, n_asked = engine(params, model.store, model.folder, model.its(examples))
+            n_labelled += n_asked
+            parts.append((model.store.producer, lookup.soft_labels()))
+        said.append(_Said.of([soft_labels for _, soft_labels in parts], model.order))
         counts = _confusion(examples, said[-1:])
         confusion = np.sum(list(counts.values()), axis=0)
         check_class_order(confusion, classes=task.classes, language=language)
-        SoftLabelSet.write(
-            output,
-            language=language,
-            producer=one.store.producer,
-            soft_labels=said[-1].soft_labels,
-            format_=params.format,
-        )
+        SoftLabelSet.write(output, language=language, parts=parts, format_=params.format)
     for left_over in set((SOFT_LABELS / language).glob("more-*")) - set(sets):
         shutil.rmtree(left_over)
-    if count > 1:
+    if len(said) > 1:
         counts = _confusion(examples, said)
     accuracy: dict[str, float] = {
         split: float(np.trace(of_split) / of_split.sum()) for split, of_split in counts.items()
@@ -131,7 +129,7 @@ def label(
         METRICS / "teachers" / f"{language}.json",
         json.dumps({split: {"accuracy": value} for split, value in accuracy.items()}).encode(),
     )
-    return Labelled(count * len(examples), n_labelled, accuracy)
+    return Labelled(len(teacher.all) * len(examples), n_labelled, accuracy)
 
 
 def label_part(
@@ -149,39 +147,75 @@ def label_part(
         CacheError: As `label`.
     """
     examples = Examples.read(task, language, part)
-    n_labelled = sum(
-        fill(params, one.store, one.folder, examples)[1]
-        for one in _stores(task, teacher, params, root, language)
-    )
+    n_labelled = 0
+    places = of_each_teacher(TEACHERS / language, len(teacher.all))
+    for one, place in zip(teacher.all, places, strict=True):
+        for model in _models(task, one, params, root, language, place, teacher.folds):
+            n_labelled += fill(params, model.store, model.folder, model.its(examples))[1]
     return LabelledPart(language, part, len(teacher.all) * len(examples), n_labelled)
 
 
-class _Asked(NamedTuple):
-    """A teacher: its folder, its store, and where the task's classes are among its own, ``(C,)``."""
+class _Model(NamedTuple):
+    """A model that is a teacher, or a fold's part of one.
+
+    Attributes:
+        folder: Where its files are.
+        store: Of its soft labels.
+        order: Where the task's classes are among its own, shape ``(C,)``.
+        fold: Which one of how many.
+    """
 
     folder: Path
     store: Store
     order: NDArray[np.int64]
+    fold: tuple[int, int]
+
+    def its(self, examples: Examples) -> Examples:
+        """Leave the examples that it is to label."""
+        return examples if self.fold[1] == 1 else examples.fold(*self.fold)
 
 
-def _stores(
-    task: TaskParams, teacher: TeacherParams, params: LabelParams, root: str, language: str
-) -> Iterator[_Asked]:
-    """Identify a language's teachers, each when it is wanted."""
-    for one, made in zip(teacher.all, of_each_teacher(TEACHERS / language, len(teacher.all)), strict=True):
+def _models(
+    task: TaskParams,
+    teacher: OneTeacher,
+    params: LabelParams,
+    root: str,
+    language: str,
+    place: Path,
+    n_folds: int,
+) -> Iterator[_Model]:
+    """Identify the models that a teacher consists of, each when it is wanted."""
+    for index, made in enumerate(of_each_fold(place, n_folds)):
         folder = model_folder(made, command=f"teacher finetune --language {language}")
         producer = producer_of(folder, task, params)
-        order = match_classes(producer.classes, task.classes, names=one.labels, language=language)
+        order = match_classes(producer.classes, task.classes, names=teacher.labels, language=language)
         store = Store(root, producer)
-        store.note_use(teacher=one.base, language=language)
-        yield _Asked(folder, store, order)
+        store.note_use(teacher=teacher.base, language=language)
+        yield _Model(folder, store, order, (index, n_folds))
 
 
 class _Said(NamedTuple):
-    """What a teacher said of all examples, and where the task's classes are among its own, ``(C,)``."""
+    """What a teacher said of all examples.
 
+    Attributes:
+        positions: Where each example's soft label is.
+        soft_labels: Of all examples.
+        order: Where the task's classes are among the teacher's, shape ``(C,)``.
+    """
+
+    positions: Index
     soft_labels: SoftLabels
     order: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, parts: Sequence[SoftLabels], order: NDArray[np.int64]) -> Self:
+        """Put together what its models said, each of a part of the examples."""
+        together = parts[0] if len(parts) == 1 else SoftLabels.concatenate(parts)
+        return cls(Index(together.ids), together, order)
+
+    def logits(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
+        """Give the logits of n examples in the task's class order, shape ``(n, C)``."""
+        return self.soft_labels.take(self.positions.positions(ids)).logits[:, self.order]
 
 
 def _confusion(examples: Examples, teachers: Sequence[_Said]) -> dict[Split, NDArray[np.int64]]:
@@ -191,13 +225,11 @@ def _confusion(examples: Examples, teachers: Sequence[_Said]) -> dict[Split, NDA
         Shape ``(C, C)``: row, the teachers' class; column, the hard label.
     """
     n_classes = len(examples.task.classes)
-    index = Index(examples.ids)
     counts: dict[Split, NDArray[np.int64]] = {
         split: np.zeros((n_classes, n_classes), np.int64) for split in SPLITS
     }
     for split, labels, ids in examples.labels():
-        positions = index.positions(ids)
-        logits = [said.soft_labels.take(positions).logits[:, said.order] for said in teachers]
+        logits = [said.logits(ids) for said in teachers]
         together = (
             logits[0] if len(logits) == 1 else np.mean([softmax(one, axis=1) for one in logits], axis=0)
         )

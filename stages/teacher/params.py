@@ -1,8 +1,8 @@
 """Sections `teacher` and `teachers` of params.yaml. Light to import: no torch."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from stages.base import MaxTokens, Params, Precision, ScratchParams, Share, TrainingParams
 
@@ -25,6 +25,19 @@ class TeacherParams(OneTeacher):
 
     more: list[OneTeacher]
     """Further teachers; the student learns the average of all teachers' probabilities."""
+    folds: PositiveInt
+    """Cross-fitting: above 1, each teacher is so many models, each fine-tuned without one fold of the
+    examples, which it then labels; a model's soft labels of what it was trained on say little more than
+    the hard label. 1 is the paper's way: one model, trained on everything, labels everything."""
+
+    @model_validator(mode="after")
+    def _folds_are_of_teachers_that_are_made_here(self) -> Self:
+        if self.folds > 1 and not all(one.finetune for one in self.all):
+            raise ValueError(
+                f"folds is {self.folds}, but a teacher with finetune: false has seen nobody knows what; "
+                "set folds: 1, or finetune: true"
+            )
+        return self
 
     @property
     def all(self) -> list[OneTeacher]:

@@ -83,7 +83,7 @@ def one_file_per_example(folder: Path) -> tuple[float, float, float]:
 
     torch.set_num_threads(1)
     made_up = soft_labels(JOINED, seed=0)
-    SoftLabelSet.write(folder / "set", language="de", producer=producer(), soft_labels=made_up)
+    SoftLabelSet.write(folder / "set", language="de", parts=[(producer(), made_up)])
     logits = SoftLabelSet.read(folder / "set", language="de").join(made_up.ids).logits
     rng = np.random.default_rng(0)
     examples = rng.choice(JOINED, PER_EXAMPLE, replace=False)
@@ -114,7 +114,7 @@ def join(folder: Path) -> None:
     """Speed and memory of joining a soft-label set to a data set in another order."""
     progress(f"joining {JOINED:,} examples")
     made_up = soft_labels(JOINED, seed=0)
-    SoftLabelSet.write(folder, language="de", producer=producer(), soft_labels=made_up)
+    SoftLabelSet.write(folder, language="de", parts=[(producer(), made_up)])
     ids = shuffled(made_up.ids)
 
     def join_alone() -> SoftLabels:
@@ -141,7 +141,7 @@ def join_from_disk(folder: Path, ids: pa.FixedSizeBinaryArray) -> SoftLabels:
 def memory_of_join(folder: Path, ids_file: Path) -> int:
     """Measure the memory that a join takes besides the ids."""
     few = soft_labels(1, seed=0)
-    SoftLabelSet.write(folder / "few", language="de", producer=producer(), soft_labels=few)
+    SoftLabelSet.write(folder / "few", language="de", parts=[(producer(), few)])
     join_from_disk(folder / "few", few.ids)  # imports what the join imports
     data = pa.py_buffer(ids_file.read_bytes())
     ids = pa.FixedSizeBinaryArray.from_buffers(ID_TYPE, JOINED, [None, data])
