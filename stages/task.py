@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -117,14 +118,22 @@ def data_file(language: str, split: str, folder: Path = DATA) -> Path:
     return folder / language / f"{split}.arrow"
 
 
-def folds_of(ids: pa.FixedSizeBinaryArray, n_folds: int) -> NDArray[np.int64]:
-    """Tell which of several folds each of N examples is in, by its id alone.
+@dataclass(frozen=True)
+class Fold:
+    """One of several parts of a language's examples, to which an example belongs by its id alone.
 
-    Returns:
-        0 … n_folds - 1, shape ``(N,)``.
+    Attributes:
+        index: Which one, from 0.
+        of: How many there are; a single one holds all examples.
     """
-    folds: NDArray[np.int64] = (id_words(ids)[:, 1] % np.uint64(n_folds)).astype(np.int64)
-    return folds
+
+    index: int
+    of: int
+
+    def holds(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.bool_]:
+        """Tell which of N examples are in it, shape ``(N,)``."""
+        found: NDArray[np.bool_] = id_words(ids)[:, 1] % np.uint64(self.of) == self.index
+        return found
 
 
 def has_split(language: str, split: str) -> bool:

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from processes import Alone, let_teacher_speak
-from tiny import LABEL, ROOT, Run, tiny_params, write_params
+from tiny import LABEL, ROOT, Run, tiny_params, use_ready_teacher, write_params
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from cache import SoftLabelSet
 from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS
 from stages.base import StageError
-from stages.task import SPLITS, read_examples
+from stages.task import SPLITS, Fold, read_examples
 from stages.teacher.examples import Examples, Part
 from stages.teacher.fill import shards_to_label
 
@@ -151,3 +154,47 @@ def test_a_shard_is_bounded_in_examples_and_in_text(finished: Path, monkeypatch:
             assert len(shard.positions) <= n_examples
             assert shard.n_bytes == sizes[shard.positions].sum()
             assert shard.n_bytes <= n_bytes or len(shard.positions) == 1
+
+
+@pytest.mark.slow
+def test_each_fold_is_labelled_by_the_model_that_was_not_trained_on_it(finished: Path, run: Run) -> None:
+    params = tiny_params()
+    params["teachers"]["de"]["folds"] = 3
+    params["teacher"]["finetune"] |= {"epochs": 1, "learning_rate": 0.02}  # so that the models differ
+    write_params(params)
+    done = run("teacher", "finetune", "--language", "de")
+    assert [line.partition(":")[0] for line in done.out.splitlines()] == [
+        f"teacher 'de', fold {index} of 3" for index in (1, 2, 3)
+    ]
+    models = [f"artifacts/teachers/de/fold-{index}" for index in range(3)]
+    assert not Path("artifacts/teachers/de/config.json").exists()
+    assert "57 soft labels, 57 of them new" in run(*LABEL).out
+    label_set = SoftLabelSet.read(SOFT_LABELS / "de", language="de")
+    task = load_params(Path("params.yaml")).task
+    examples = Examples.read(task, "de")
+    parts = [examples.of_fold(Fold(index, 3)) for index in range(3)]
+    assert sorted(row for part in parts for row in part.rows) == examples.rows.tolist()
+    for part, other, model in zip(parts, parts[1:] + parts[:1], models, strict=True):
+        (texts,) = part.texts(np.arange(len(part)))
+        said = AutoModelForSequenceClassification.from_pretrained(model).eval()
+        tokens = AutoTokenizer.from_pretrained(model)(texts, padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            wanted = said(**tokens).logits.numpy()
+        np.testing.assert_allclose(label_set.join(part.ids).logits, wanted, atol=1e-5)
+        assert not np.allclose(label_set.join(other.ids).logits[:5], wanted[:5])
+    again = run(*LABEL)
+    assert again.err.count(" cached, 0 to label") == 3
+    assert run("student", "distill").code == 0
+    assert run("cache", "verify", "--sample", "5").code == 0
+
+
+def test_folds_need_a_teacher_that_is_made_here(finished: Path, run: Run) -> None:
+    ready = use_ready_teacher(finished / "artifacts/teachers/de")
+    params = tiny_params()
+    params["teachers"]["de"] |= {"base": str(ready), "finetune": False, "folds": 2}
+    write_params(params)
+    done = run(*LABEL)
+    assert done.code == 1
+    assert (
+        "teachers.de: folds is 2, but a teacher with finetune: false has seen nobody knows what" in done.err
+    )

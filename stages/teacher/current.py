@@ -14,7 +14,7 @@ from cache.verify import differing
 from stages.artifacts import TEACHERS, of_each_fold
 from stages.base import StageError
 from stages.source import model_folder
-from stages.task import TaskParams, all_examples
+from stages.task import Fold, TaskParams, all_examples
 from stages.teacher.examples import Examples
 from stages.teacher.fill import fill, producer_of
 from stages.teacher.params import LabelParams
@@ -70,12 +70,11 @@ class Current(NamedTuple):
     language: str
     folder: Path
     producer: Producer
-    fold: tuple[int, int]
+    fold: Fold
 
     def examples(self, task: TaskParams) -> Examples:
         """Read the examples that it labels."""
-        examples = Examples.read(task, self.language)
-        return examples if self.fold[1] == 1 else examples.fold(*self.fold)
+        return Examples.read(task, self.language).of_fold(self.fold)
 
 
 def current_teachers(task: TaskParams, params: LabelParams, producer_ids: Collection[str]) -> list[Current]:
@@ -92,7 +91,7 @@ def current_teachers(task: TaskParams, params: LabelParams, producer_ids: Collec
                     folder = model_folder(made, command=f"teacher finetune --language {language}")
                     producer = producer_of(folder, task, params)
                     if producer.id in producer_ids:
-                        found.append(Current(language, folder, producer, (index, n_folds)))
+                        found.append(Current(language, folder, producer, Fold(index, n_folds)))
     return found
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, id_words
 from stages.base import StageError
-from stages.task import SPLITS, Split, TaskParams, folds_of, read_examples
+from stages.task import SPLITS, Fold, Split, TaskParams, read_examples
 
 
 class Part(NamedTuple):
@@ -75,9 +75,11 @@ class Examples:
         rows = np.flatnonzero(kept)
         return cls(task, language, ids if len(rows) == len(ids) else ids.take(pa.array(rows)), rows)
 
-    def fold(self, index: int, of: int) -> Self:
+    def of_fold(self, fold: Fold) -> Self:
         """Leave the examples of one fold, which its model has not been trained on."""
-        kept = np.flatnonzero(folds_of(self.ids, of) == index)
+        if fold.of == 1:
+            return self
+        kept = np.flatnonzero(fold.holds(self.ids))
         return replace(self, ids=self.ids.take(pa.array(kept)), rows=self.rows[kept])
 
     def __len__(self) -> int:

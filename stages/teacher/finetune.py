@@ -9,11 +9,11 @@ import pyarrow as pa
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from stages.artifacts import TEACHERS, of_each_teacher, replaced_folder
+from stages.artifacts import TEACHERS, of_each_fold, of_each_teacher, replaced_folder
 from stages.base import StageError
 from stages.scratch import build_encoder
 from stages.source import fetch, loading, pin, require_max_tokens, resolve
-from stages.task import TaskParams, examples_digest, pretraining_texts, read_examples
+from stages.task import Fold, TaskParams, examples_digest, pretraining_texts, read_examples
 from stages.teacher.params import FinetuneParams, OneTeacher, TeacherParams
 from stages.texts import Collator, Texts, require_splittable
 from stages.training import (
@@ -28,32 +28,42 @@ from stages.training import (
 def finetune(task: TaskParams, teacher: TeacherParams, params: FinetuneParams, language: str) -> str:
     """Write ``artifacts/teachers/<language>``: a Hugging Face classifier, or a pin of one.
 
-    Further teachers of the language lie in folders of their own in it, each with the next seed.
+    Further teachers of the language lie in folders of their own in it, each with the next seed. With folds, a
+    teacher is several models, in folders of their own, too.
 
     Returns:
-        One line about each teacher.
+        One line about each teacher, or each of its models.
 
     Raises:
         StageError: The language's data or a base is missing, or the loss is NaN.
     """
     lines, checkpoints = [], []
     with replaced_folder(TEACHERS / language) as output:
-        for index, folder in enumerate(of_each_teacher(output, len(teacher.all))):
-            folder.mkdir(exist_ok=True)
+        for index, place in enumerate(of_each_teacher(output, len(teacher.all))):
             key = f"teachers.{language}" if index == 0 else f"teachers.{language}.more.{index - 1}"
             seeded = params.model_copy(update={"seed": params.seed + index})
-            line, used = _make(task, teacher.all[index], seeded, language, folder, key=key)
-            lines.append(line)
-            checkpoints += used
+            for fold, folder in enumerate(of_each_fold(place, teacher.folds)):
+                folder.mkdir(parents=True, exist_ok=True)
+                part = Fold(fold, teacher.folds)
+                line, used = _make(task, teacher.all[index], seeded, language, folder, part, key=key)
+                lines.append(line)
+                checkpoints += used
     for path in checkpoints:  # not before all are made: what is killed goes on with the one it was at
         shutil.rmtree(path, ignore_errors=True)
     return "\n".join(lines)
 
 
 def _make(
-    task: TaskParams, teacher: OneTeacher, params: FinetuneParams, language: str, folder: Path, *, key: str
+    task: TaskParams,
+    teacher: OneTeacher,
+    params: FinetuneParams,
+    language: str,
+    folder: Path,
+    fold: Fold,
+    *,
+    key: str,
 ) -> tuple[str, list[Path]]:
-    """Write one teacher to an empty folder; returns one line about it, and its checkpoints."""
+    """Write one model to an empty folder; returns one line about it, and its checkpoints."""
     if not teacher.finetune:
         if teacher.base == "scratch":
             raise StageError(f"{key}.base is scratch, so {key}.finetune must be true")
@@ -68,6 +78,7 @@ def _make(
         params.model_dump(),
         source,
         {split: examples_digest(table) for split, table in splits.items()},
+        fold.of,
     ]
     checkpoints = checkpoint_folder(f"teacher-finetune-{language}", facts)
     command = f"teacher finetune --language {language}"
@@ -76,9 +87,14 @@ def _make(
         if source
         else _scratch_base(task, params, language, checkpoints / "base")
     )
-    result = _train(task, params, language, splits, base, checkpoints, folder)
+    name = f"teacher '{language}'"
+    if fold.of > 1:
+        name += f", fold {fold.index + 1} of {fold.of}"
+        ids = splits["train"]["example_id"].combine_chunks()
+        splits["train"] = splits["train"].filter(pa.array(~fold.holds(ids)))
+    result = _train(task, params, language, splits, base, checkpoints / f"steps-{fold.index}", folder, name)
     n_examples = splits["validation"].num_rows
-    return f"teacher '{language}': {result:.1%} of {n_examples} validation examples", [checkpoints]
+    return f"{name}: {result:.1%} of {n_examples} validation examples", [checkpoints]
 
 
 def texts_of(task: TaskParams, table: pa.Table, **options: Any) -> Texts:
@@ -116,6 +132,7 @@ def _train(
     base: Path,
     checkpoints: Path,
     folder: Path,
+    name: str,
 ) -> float:
     """Fine-tune and save; returns the best validation accuracy."""
     set_seed(params.seed)
@@ -142,7 +159,7 @@ def _train(
         model=model,
         args=training_arguments(
             params,
-            checkpoints / "steps",
+            checkpoints,
             max_steps=params.epochs * steps_per_epoch,
             label_smoothing_factor=params.label_smoothing,
             eval_strategy="epoch",
@@ -157,7 +174,7 @@ def _train(
         data_collator=Collator(tokenizer, params.max_tokens),
         compute_metrics=accuracy,
     )
-    run(trainer, title=f"teacher '{language}'")
+    run(trainer, title=name)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return float(trainer.state.best_metric or 0.0)

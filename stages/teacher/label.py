@@ -20,7 +20,7 @@ from cache import Index, Lookup, SoftLabels, SoftLabelSet, Store, write_atomical
 from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS, of_each_fold, of_each_teacher
 from stages.classes import check_class_order, match_classes
 from stages.source import model_folder
-from stages.task import SPLITS, Split, TaskParams
+from stages.task import SPLITS, Fold, Split, TaskParams
 from stages.teacher.examples import Examples, Part
 from stages.teacher.fill import fill, producer_of
 from stages.teacher.params import LabelParams, OneTeacher, TeacherParams
@@ -110,7 +110,7 @@ def label(
     for one, place, output in zip(teacher.all, places, sets, strict=True):
         parts = []
         for model in _models(task, one, params, root, language, place, teacher.folds):
-            lookup, n_asked = engine(params, model.store, model.folder, model.its(examples))
+            lookup, n_asked = engine(params, model.store, model.folder, examples.of_fold(model.fold))
             n_labelled += n_asked
             parts.append((model.store.producer, lookup.soft_labels()))
         said.append(_Said.of([soft_labels for _, soft_labels in parts], model.order))
@@ -151,7 +151,7 @@ def label_part(
     places = of_each_teacher(TEACHERS / language, len(teacher.all))
     for one, place in zip(teacher.all, places, strict=True):
         for model in _models(task, one, params, root, language, place, teacher.folds):
-            n_labelled += fill(params, model.store, model.folder, model.its(examples))[1]
+            n_labelled += fill(params, model.store, model.folder, examples.of_fold(model.fold))[1]
     return LabelledPart(language, part, len(teacher.all) * len(examples), n_labelled)
 
 
@@ -162,17 +162,13 @@ class _Model(NamedTuple):
         folder: Where its files are.
         store: Of its soft labels.
         order: Where the task's classes are among its own, shape ``(C,)``.
-        fold: Which one of how many.
+        fold: Of the examples that it is to label.
     """
 
     folder: Path
     store: Store
     order: NDArray[np.int64]
-    fold: tuple[int, int]
-
-    def its(self, examples: Examples) -> Examples:
-        """Leave the examples that it is to label."""
-        return examples if self.fold[1] == 1 else examples.fold(*self.fold)
+    fold: Fold
 
 
 def _models(
@@ -191,7 +187,7 @@ def _models(
         order = match_classes(producer.classes, task.classes, names=teacher.labels, language=language)
         store = Store(root, producer)
         store.note_use(teacher=teacher.base, language=language)
-        yield _Model(folder, store, order, (index, n_folds))
+        yield _Model(folder, store, order, Fold(index, n_folds))
 
 
 class _Said(NamedTuple):
