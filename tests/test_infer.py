@@ -146,6 +146,16 @@ def test_a_single_text_without_memory_ends_with_what_to_change(finished: Path) -
         list(teacher.answer(teacher.tokenize([["Hund " * 60]])))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_a_gpu_says_the_same(finished: Path, precision: str, tolerance: float) -> None:
+    some = texts(500)
+    teacher = Teacher(FOLDER, params(batch_tokens=256, precision=precision))
+    found = logits_of(list(teacher.answer(teacher.tokenize([some]))))
+    np.testing.assert_allclose(found, one_by_one(some), atol=tolerance)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # in torch's own modules
 def test_a_compiled_teacher_says_the_same(finished: Path) -> None:
