@@ -4,10 +4,18 @@ import errno
 import os
 import signal
 import sys
+import time
+from io import StringIO
 
-# Before anything of Hugging Face is imported, which read these once.
+from stages.processes import n_processes, process_index
+
+# Before anything of Hugging Face or torch is imported, which read these once.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if n_processes() > 1:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns if the first batch needs all weights
+if process_index():
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 from pipeline.app import app
 
@@ -16,6 +24,8 @@ _ENVIRONMENT = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 )
+# What several processes of torchrun can share; all else is done by one.
+_TRAININGS = (["teacher", "finetune"], ["student", "distill"], ["student", "baseline"])
 
 
 def main() -> int:
@@ -24,21 +34,43 @@ def main() -> int:
     Returns:
         The exit code: 1 after an expected failure. Typer itself exits in all other cases.
     """
-    # A scheduler's stop is Ctrl-C: what is computed is kept.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if process_index() == 0:
+        # A scheduler's stop is Ctrl-C: what is computed is kept.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    else:
+        # The first process prints and has what is to be kept; this one ends without a word.
+        sys.stdout = StringIO()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
+        _require_what_processes_share()
         app()
     except Exception as error:
         from cache import CacheError
         from pipeline.params import ParamsError
         from stages.base import StageError
 
+        if n_processes() > 1 and isinstance(error, RuntimeError) and "by peer" in str(error):
+            error = StageError("another process of this training has ended; run the same command to go on")
         environment = isinstance(error, OSError) and error.errno in _ENVIRONMENT
         if not environment and not isinstance(error, (CacheError, ParamsError, StageError)):
             raise
+        if process_index():
+            time.sleep(10)  # where the first process meets the same error, torchrun ends this one meanwhile
         sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
+
+
+def _require_what_processes_share() -> None:
+    """Refuse other commands than trainings where torchrun starts several processes."""
+    if n_processes() > 1 and sys.argv[1:3] not in _TRAININGS:
+        from stages.base import StageError
+
+        trainings = ", ".join(" ".join(words) for words in _TRAININGS)
+        raise StageError(
+            f"torchrun started {n_processes()} processes, which can share only trainings ({trainings}); "
+            f"run this with: python -m pipeline {' '.join(sys.argv[1:])}"
+        )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -23,6 +23,8 @@ class ParamsError(Exception):
 class PipelineParams(Params):
     """The whole of params.yaml."""
 
+    launch: Annotated[str, StringConstraints(pattern=r"\S")]
+    """What DVC starts the three trainings with: ``python -m pipeline``, or torchrun with its options."""
     task: TaskParams
     teachers: dict[str, TeacherParams]
     teacher: TeacherSection

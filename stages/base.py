@@ -30,7 +30,7 @@ class TrainingParams(Params):
     seed: Seed
     """Decides initial weights, dropout, the order of examples and the splitting of words."""
     batch_size: PositiveInt
-    """Examples per optimizer step on each device."""
+    """Examples per optimizer step, over all processes together."""
     learning_rate: PositiveFloat
     """Highest learning rate, reached at the end of the warm-up."""
     warmup_share: Share

@@ -24,7 +24,7 @@ class Texts(Dataset[dict[str, Any]]):
     Attributes:
         numbers: Arrays with N as their first axis, by the name under which the model takes them.
         lengths: Characters of each example, all fields together.
-        epoch: Set by the sampler; with the seed and the index it decides where words are split.
+        epoch: With the seed, it decides the order of training and where words are split.
     """
 
     def __init__(
@@ -49,6 +49,13 @@ class Texts(Dataset[dict[str, Any]]):
         self._seed = seed
         self.epoch = 0
         self.lengths = [sum(map(len, example)) for example in zip(*fields, strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change the order and the splits. The Trainer calls it before each epoch.
+
+        Here and not in the sampler, which it does not reach where processes share a resumed epoch.
+        """
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -3,26 +3,31 @@
 import hashlib
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Sampler
 from tqdm import tqdm
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cache import canonical_json
 from stages.base import StageError, TrainingParams
+from stages.processes import n_processes, process_index
 from stages.texts import Texts
 
 _CHECKPOINTS = Path(".checkpoints")
+_Rows = TypeVar("_Rows", Tensor, Tensor | None)
 
 
 class ByLength(Sampler[int]):
@@ -31,21 +36,34 @@ class ByLength(Sampler[int]):
     The order depends on the seed and the epoch alone: a resumed run sees what an uninterrupted one sees.
     """
 
-    def __init__(self, texts: Texts, *, batch_size: int, seed: int) -> None:
+    def __init__(self, texts: Texts, *, batch_size: int, seed: int, fill: bool = False) -> None:
+        """Order the examples of an epoch.
+
+        Args:
+            texts: The examples.
+            batch_size: Of the whole batch, over all processes.
+            seed: Decides the order.
+            fill: Whether the last batch is filled up with its own examples, so that processes can share it.
+        """
         self.texts = texts
         self.batch_size = batch_size
         self._seed = seed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Change the order, and the splits of words with it. The Trainer calls it before each epoch."""
-        self.texts.epoch = epoch
+        self._n_repeated = -len(texts) % batch_size if fill else 0
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.texts) + self._n_repeated
 
     def __iter__(self) -> Iterator[int]:
-        generator = self.generator()
-        yield from get_length_grouped_indices(self.texts.lengths, self.batch_size, generator=generator)
+        order = self.order()
+        yield from order
+        yield from islice(cycle(order[len(order) // self.batch_size * self.batch_size :]), self._n_repeated)
+
+    def order(self) -> list[int]:
+        """Give the positions of this epoch's examples."""
+        order: list[int] = get_length_grouped_indices(
+            self.texts.lengths, self.batch_size, generator=self.generator()
+        )
+        return order
 
     def generator(self) -> torch.Generator:
         """Make the random numbers of this epoch."""
@@ -53,12 +71,43 @@ class ByLength(Sampler[int]):
 
 
 class TextTrainer(Trainer):
-    """Hugging Face's Trainer, with batches by length and a stop at the first non-finite loss."""
+    """Hugging Face's Trainer, with batches by length and a stop at the first non-finite loss.
+
+    Where torchrun starts several processes, each computes an equal part of every batch. The loss is that of
+    the whole batch in each of them, so that the training is the one that a single process does.
+    """
 
     train_dataset: Texts
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return ByLength(self.train_dataset, batch_size=self.args.train_batch_size, seed=self.args.seed)
+        return ByLength(self.train_dataset, **self.order_options())
+
+    def order_options(self) -> dict[str, Any]:
+        """Give what every order of examples depends on."""
+        args = self.args
+        return {"batch_size": args.train_batch_size, "seed": args.seed, "fill": args.world_size > 1}
+
+    def whole_batch(self, own: _Rows) -> _Rows:
+        """Put together what the processes have of a training batch: the B rows that a single process has.
+
+        A loss of these rows is the same in every process, whatever it is a mean of; its gradient flows into
+        the process's own rows.
+
+        Args:
+            own: Something of this process's part of the batch, ``(B/n, …)``; None stays None.
+        """
+        n = self.args.world_size
+        if own is None or n == 1:
+            return own
+        parts = list(self.accelerator.gather(own.detach()).split(len(own)))
+        parts[self.args.process_index] = part = own.view_as(own)
+        if part.requires_grad:
+            part.register_hook(lambda gradient: gradient * n)  # DDP takes the mean of what is to be summed up
+        rows = torch.cat(parts)
+        n_batches, n_left = divmod(len(self.train_dataset), self.args.train_batch_size)
+        if n_left and self.state.global_step % (n_batches + 1) == n_batches:
+            rows = rows[:n_left]  # the others fill the last batch of the epoch up
+        return rows
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Do one step; a loss that is NaN or infinite ends the training before the weights change."""
@@ -69,6 +118,10 @@ class TextTrainer(Trainer):
                 "lower learning_rate, or try precision: float32"
             )
         return loss
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the file after which a checkpoint counts is written next
 
 
 class OneBar(ProgressCallback):
@@ -104,11 +157,13 @@ def training_arguments(
     params: TrainingParams, folder: Path, *, max_steps: int, **more: Any
 ) -> TrainingArguments:
     """Translate a section of params.yaml for the Trainer; 50 logs in a run, nothing sent anywhere."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=max_steps,
-        per_device_train_batch_size=params.batch_size,
+        per_device_train_batch_size=params.batch_size,  # of all devices, as it is split_batches
         per_device_eval_batch_size=params.batch_size,
+        accelerator_config={"split_batches": True},
+        average_tokens_across_devices=False,  # `TextTrainer.whole_batch` does better
         learning_rate=params.learning_rate,
         warmup_steps=math.ceil(params.warmup_share * max_steps),
         weight_decay=params.weight_decay,
@@ -120,13 +175,35 @@ def training_arguments(
         remove_unused_columns=False,
         use_cpu=not torch.accelerator.is_available(),  # bfloat16 on a CPU is refused without it
         report_to="none",
+        log_level_replica="error",
         dataloader_pin_memory=torch.cuda.is_available(),
         **more,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # torchrun shares a batch out, DataParallel would multiply it
+    return arguments
+
+
+def require_equal_shares(batch_size: int, *, key: str) -> None:
+    """Refuse a batch that the processes cannot share out equally.
+
+    Args:
+        batch_size: Examples per optimizer step, over all processes.
+        key: Its name in params.yaml.
+
+    Raises:
+        StageError: It is no multiple of their number.
+    """
+    if batch_size % n_processes():
+        raise StageError(
+            f"{key} is {batch_size}, which {n_processes()} processes cannot share out equally; "
+            f"set it to a multiple of {n_processes()}"
+        )
 
 
 def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
     """Train to the end, from the last checkpoint of an interrupted run where there is one.
+
+    Every process has the order of examples from the seed, and draws dropout and mixtures of its own.
 
     Returns:
         The Trainer's log history: one record per log, with ``step`` and ``epoch``.
@@ -136,7 +213,9 @@ def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
     bar = OneBar(title)
     trainer.add_callback(bar)
     checkpoint = _last_complete_checkpoint(Path(str(trainer.args.output_dir)))
-    if checkpoint:
+    if process_index():
+        set_seed((trainer.args.seed + process_index()) % 2**32)
+    elif checkpoint:
         tqdm.write(f"{title}: going on from {checkpoint}", file=sys.stderr)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -144,6 +223,16 @@ def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
         bar.close()  # so that an error message begins on a line of its own
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
+
+
+def end_all_but_the_first() -> None:
+    """Wait until all processes have trained, so that the first can go on alone and delete the checkpoints."""
+    processes = PartialState()
+    processes.wait_for_everyone()
+    if processes.backend != "gloo":  # whose threads may now wait for the interpreter, and it for them
+        processes.destroy_process_group()
+    if process_index():
+        os._exit(0)  # for the same reason
 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:

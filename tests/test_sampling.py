@@ -58,7 +58,7 @@ def _texts() -> Texts:
 
 def _order(texts: Texts, seed: int, epoch: int) -> list[int]:
     sampler = ByLanguage(texts, temperature=3.0, batch_size=8, seed=seed)
-    sampler.set_epoch(epoch)
+    texts.set_epoch(epoch)
     assert len(sampler) == len(texts)
     return list(sampler)
 

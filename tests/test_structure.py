@@ -67,8 +67,10 @@ def test_every_stage_has_a_file_a_command_and_a_dvc_stage_of_its_name() -> None:
     # What users do with a finished student is no part of a run.
     stages -= {"student predict", "student export"}
     assert {name.replace("-", " ", 1) for name in dvc_stages()} == stages
+    launch = YAML(typ="safe").load(ROOT / "params.yaml")["launch"]
     for name, stage in dvc_stages().items():
-        assert stage["cmd"].startswith(f"python -m pipeline {name.replace('-', ' ', 1)}")
+        command = stage["cmd"].replace("${launch}", launch)
+        assert command.startswith(f"python -m pipeline {name.replace('-', ' ', 1)}")
 
 
 def test_every_command_about_the_store_has_a_file_of_its_name() -> None:
@@ -91,8 +93,8 @@ def test_what_dvc_names_exists() -> None:
 
 def test_every_section_of_params_is_a_dependency_of_a_stage_but_the_cache() -> None:
     named = {key.split(".")[0] for stage in dvc_stages().values() for key in stage["params"]}
-    # Where the store lies changes no result.
-    assert set(PipelineParams.model_fields) - named == {"cache"}
+    # Where the store lies changes no result, and what starts a training is part of its stage's command.
+    assert set(PipelineParams.model_fields) - named == {"cache", "launch"}
 
 
 def test_code_that_a_stage_imports_is_its_dependency() -> None:

@@ -69,7 +69,7 @@ def test_the_order_of_training_is_random_by_length_and_repeatable() -> None:
 
     def order(seed: int, epoch: int) -> list[int]:
         sampler = ByLength(texts, batch_size=8, seed=seed)
-        sampler.set_epoch(epoch)
+        texts.set_epoch(epoch)
         return list(sampler)
 
     assert sorted(order(0, 0)) == list(range(203))
@@ -77,3 +77,13 @@ def test_the_order_of_training_is_random_by_length_and_repeatable() -> None:
     assert len({tuple(order(s, e)) for s in range(3) for e in range(3)}) == 9
     lengths = np.array(texts.lengths)[order(0, 0)][:200].reshape(-1, 8)
     assert np.ptp(lengths, axis=1).mean() < 15
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(203, 8), (16, 8), (3, 8)])
+def test_a_batch_that_processes_share_is_filled_up_with_its_own_examples(n: int, batch_size: int) -> None:
+    texts = Texts([["x" * i for i in range(n)]], {})
+    order = list(ByLength(texts, batch_size=batch_size, seed=0))
+    filled = ByLength(texts, batch_size=batch_size, seed=0, fill=True)
+    assert list(filled)[:n] == order
+    assert len(list(filled)) == len(filled) == -(-n // batch_size) * batch_size
+    assert set(list(filled)[n:]) <= set(order[n // batch_size * batch_size :])

@@ -38,6 +38,8 @@ from stages.training import (
     TextTrainer,
     accuracy,
     checkpoint_folder,
+    end_all_but_the_first,
+    require_equal_shares,
     run,
     training_arguments,
 )
@@ -98,9 +100,11 @@ def distill(
 
     Raises:
         StageError: The data, the MPLM or hidden states are missing, the teachers' classes are not the task's,
-            a class that is to be balanced has no example, or the loss is NaN.
+            a class that is to be balanced has no example, processes cannot share the batches, or the loss is
+            NaN.
         CacheError: Soft labels are missing or damaged.
     """
+    require_equal_shares(params.batch_size, key="student.distill.batch_size")
     train, digests, facts_of_teachers = _training_texts(task, teachers, params)
     trunk = model_folder(TRUNK, command="student pretrain")
     facts = [task.model_dump(), params.model_dump(), digests, model_digests(trunk)]
@@ -138,6 +142,7 @@ def distill(
     if not any(f"eval_{task.supervised[-1]}_accuracy" in log for log in last_step):
         trainer.evaluate()  # the run was killed between its last step and its last validation
         history = trainer.state.log_history
+    end_all_but_the_first()
     with replaced_folder(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -298,12 +303,7 @@ class _DistillTrainer(TextTrainer):
         temperature = self._params.sampling_temperature
         if temperature == 1:
             return super()._get_train_sampler(train_dataset)
-        return ByLanguage(
-            self.train_dataset,
-            temperature=temperature,
-            batch_size=self.args.train_batch_size,
-            seed=self.args.seed,
-        )
+        return ByLanguage(self.train_dataset, temperature=temperature, **self.order_options())
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Forward, losses, log; the Trainer does backward and step."""
@@ -312,10 +312,10 @@ class _DistillTrainer(TextTrainer):
         teacher_states = inputs.pop("teacher_states", None)
         outputs = model(**inputs, mixture_weights=self._mixture_weights(inputs["language_ids"]))
         losses = objective(
-            outputs.logits,
-            labels,
-            teacher_logits=teacher_logits,
-            mixture_logits=outputs.mixture_logits,
+            self.whole_batch(outputs.logits),
+            self.whole_batch(labels),
+            teacher_logits=self.whole_batch(teacher_logits),
+            mixture_logits=self.whole_batch(outputs.mixture_logits),
             hidden=self._hidden(outputs.branch_states, teacher_states, inputs["language_ids"]),
             class_weights=self._class_weights,
             temperature=self._params.temperature,
@@ -348,7 +348,8 @@ class _DistillTrainer(TextTrainer):
             return None
         own = language_ids if self._n_branches > 1 else torch.zeros_like(language_ids)
         states = branch_states[torch.arange(len(own), device=own.device), own]
-        return HiddenStates(states, teacher_states.to(states.dtype), language_ids)
+        parts = (states, teacher_states.to(states.dtype), language_ids)
+        return HiddenStates(*(self.whole_batch(part) for part in parts))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the parts of the loss since the last log."""

@@ -1,6 +1,6 @@
 """How often each language is seen in an epoch. Without a temperature above 1 this is not used."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,17 +16,18 @@ class ByLanguage(ByLength):
     Which examples are seen depends on the seed and the epoch alone, like their order.
     """
 
-    def __init__(self, texts: Texts, *, temperature: float, batch_size: int, seed: int) -> None:
-        super().__init__(texts, batch_size=batch_size, seed=seed)
+    def __init__(self, texts: Texts, *, temperature: float, **options: Any) -> None:
+        super().__init__(texts, **options)
         self._language_ids = torch.from_numpy(texts.numbers["language_ids"])
         self._temperature = temperature
 
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> list[int]:
+        """Give the positions of this epoch's examples."""
         generator = self.generator()
         drawn = draw_examples(self._language_ids, temperature=self._temperature, generator=generator).tolist()
         lengths = [self.texts.lengths[index] for index in drawn]
         order = get_length_grouped_indices(lengths, self.batch_size, generator=generator)
-        yield from (drawn[position] for position in order)
+        return [drawn[position] for position in order]
 
 
 def draw_examples(language_ids: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:

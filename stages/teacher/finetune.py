@@ -1,16 +1,20 @@
 """Make a language's teacher: fine-tune an encoder on the language's own data, or pin one that is ready."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from stages.artifacts import TEACHERS, of_each_fold, of_each_teacher, replaced_folder
 from stages.base import StageError
+from stages.processes import alone, process_index, wait_for
 from stages.scratch import build_encoder
 from stages.source import fetch, loading, pin, require_max_tokens, resolve
 from stages.task import Fold, TaskParams, examples_digest, pretraining_texts, read_examples
@@ -20,6 +24,8 @@ from stages.training import (
     TextTrainer,
     accuracy,
     checkpoint_folder,
+    end_all_but_the_first,
+    require_equal_shares,
     run,
     training_arguments,
 )
@@ -35,19 +41,22 @@ def finetune(task: TaskParams, teacher: TeacherParams, params: FinetuneParams, l
         One line about each teacher, or each of its models.
 
     Raises:
-        StageError: The language's data or a base is missing, or the loss is NaN.
+        StageError: The language's data or a base is missing, processes cannot share the batches, or the loss
+            is NaN.
     """
+    require_equal_shares(params.batch_size, key="teacher.finetune.batch_size")
     lines, checkpoints = [], []
-    with replaced_folder(TEACHERS / language) as output:
-        for index, place in enumerate(of_each_teacher(output, len(teacher.all))):
+    place = TEACHERS / language
+    with replaced_folder(place) if process_index() == 0 else nullcontext(place) as output:
+        for index, its in enumerate(of_each_teacher(output, len(teacher.all))):
             key = f"teachers.{language}" if index == 0 else f"teachers.{language}.more.{index - 1}"
             seeded = params.model_copy(update={"seed": params.seed + index})
-            for fold, folder in enumerate(of_each_fold(place, teacher.folds)):
-                folder.mkdir(parents=True, exist_ok=True)
+            for fold, folder in enumerate(of_each_fold(its, teacher.folds)):
                 part = Fold(fold, teacher.folds)
                 line, used = _make(task, teacher.all[index], seeded, language, folder, part, key=key)
                 lines.append(line)
                 checkpoints += used
+    end_all_but_the_first()
     for path in checkpoints:  # not before all are made: what is killed goes on with the one it was at
         shutil.rmtree(path, ignore_errors=True)
     return "\n".join(lines)
@@ -63,11 +72,14 @@ def _make(
     *,
     key: str,
 ) -> tuple[str, list[Path]]:
-    """Write one model to an empty folder; returns one line about it, and its checkpoints."""
+    """Write one model to its folder; returns one line about it, and its checkpoints."""
     if not teacher.finetune:
         if teacher.base == "scratch":
             raise StageError(f"{key}.base is scratch, so {key}.finetune must be true")
-        pin(folder, resolve(teacher.base, teacher.revision, key=f"{key}.base"))
+        pinned = resolve(teacher.base, teacher.revision, key=f"{key}.base")
+        if process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            pin(folder, pinned)
         return f"teacher '{language}': {teacher.base}, pinned", []
     source = {}
     if teacher.base != "scratch":
@@ -109,8 +121,9 @@ def texts_of(task: TaskParams, table: pa.Table, **options: Any) -> Texts:
 def _scratch_base(task: TaskParams, params: FinetuneParams, language: str, folder: Path) -> Path:
     """Pre-train a small encoder on the language's texts, unless an interrupted run has done so."""
     assert params.scratch is not None  # held by the validation of params.yaml
-    if not (folder / "config.json").is_file():
-        with replaced_folder(folder) as new:
+    done = folder / "config.json"
+    if process_index() == 0 and not done.is_file():
+        with replaced_folder(folder) as new, alone():
             build_encoder(
                 params.scratch,
                 {language: pretraining_texts(task, language)},
@@ -121,7 +134,20 @@ def _scratch_base(task: TaskParams, params: FinetuneParams, language: str, folde
                 pair_share=0.0,
                 title=f"pre-training for teacher '{language}'",
             )
+    wait_for(done)
     return folder
+
+
+class _FinetuneTrainer(TextTrainer):
+    """The Trainer with its own loss, where processes share a batch: that of the whole batch."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Mean cross-entropy with the smoothed labels, in nats."""
+        if self.args.world_size == 1 or not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        labels = self.whole_batch(inputs.pop("labels"))
+        logits = self.whole_batch(model(**inputs).logits)
+        return functional.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing_factor)
 
 
 def _train(
@@ -155,7 +181,7 @@ def _train(
     require_splittable(tokenizer, params.subword_dropout)
     require_max_tokens(params.max_tokens, tokenizer, model.config, key="teacher.finetune.max_tokens")
     steps_per_epoch = -(-splits["train"].num_rows // params.batch_size)
-    trainer = TextTrainer(
+    trainer = _FinetuneTrainer(
         model=model,
         args=training_arguments(
             params,
@@ -175,6 +201,7 @@ def _train(
         compute_metrics=accuracy,
     )
     run(trainer, title=name)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if process_index() == 0:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return float(trainer.state.best_metric or 0.0)

@@ -1,0 +1,201 @@
+"""Trainings that two processes of a real torchrun share, on the CPU: one training, one of everything."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import let_teacher_speak
+from safetensors.torch import load_file
+from tiny import ROOT, Run, tiny_params, write_params
+
+pytestmark = pytest.mark.slow
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def share(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with two processes, to its end."""
+    return subprocess.run(
+        [*TORCHRUN, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=200
+    )
+
+
+def losses() -> list[dict[str, float]]:
+    curve: list[dict[str, float]] = json.loads(Path("artifacts/student/losses.json").read_text())
+    return curve
+
+
+def files() -> set[str]:
+    return {str(path) for folder in ("artifacts", ".checkpoints") for path in Path(folder).rglob("*")}
+
+
+def bars(err: str) -> list[str]:
+    """Titles of the bars that came to their end, but for those of reading and writing weights."""
+    lines = [line for line in re.split(r"[\r\n]+", err) if "100%" in line and "step/s" in line]
+    return [line.partition(":")[0] for line in lines]
+
+
+def without_dropout(section: str) -> None:
+    """Take all chance out of params.yaml but the initial weights and the order."""
+    params = tiny_params()
+    params["teacher"]["finetune"]["scratch"]["dropout"] = 0.0
+    params["teacher"]["finetune"]["subword_dropout"] = 0.0
+    params["student"]["distill"]["subword_dropout"] = 0.0
+    params["student"]["distill"]["mixture"]["weights"] = "uniform"
+    params[section.partition(".")[0]][section.partition(".")[2]]["batch_size"] = (
+        10  # the last batch has 2 or 6
+    )
+    write_params(params)
+
+
+def test_two_processes_have_the_loss_curves_of_one_and_leave_what_one_leaves(
+    finished: Path, run: Run
+) -> None:
+    let_teacher_speak()
+    assert run("teacher", "label", "--language", "de", "--set", "teacher.label.hidden=true").code == 0
+    assert run("teacher", "label", "--language", "en", "--set", "teacher.label.hidden=true").code == 0
+    config = Path("artifacts/trunk/config.json")
+    config.write_text(re.sub(r'(_dropout_prob": )0\.1', r"\g<1>0.0", config.read_text()))
+    without_dropout("student.distill")
+    command = ["student", "distill", "--set", "student.distill.hidden_weight=30"]
+    command += ["--set", "student.distill.class_weights={animal: 5, colour: 1, number: 0.2}"]
+    one = run(*command)
+    assert one.code == 0, one.err
+    alone, validation, left = losses(), Path("artifacts/student/validation.json").read_text(), files()
+    shutil.rmtree("artifacts/student")
+
+    two = share(*command)
+    assert two.returncode == 0, two.stderr[-3000:]
+    shared = losses()
+    assert [log["step"] for log in shared] == [log["step"] for log in alone] == list(range(1, 17))
+    for one_log, two_log in zip(alone, shared, strict=True):
+        assert two_log == pytest.approx(one_log, rel=1e-4, abs=1e-7)
+    # All parts are there, and each changes by far more than the tolerance.
+    for name in ("loss", "own_loss", "mixture_loss", "hidden_loss", "hard_loss"):
+        values = [log[name] for log in alone]
+        assert max(values) > 1.01 * min(values)
+    assert Path("artifacts/student/validation.json").read_text() == validation
+    assert files() == left
+    assert two.stdout == one.out
+    assert bars(two.stderr) == bars(one.err) == ["student (mblm)"]
+    assert two.stderr.count("Loading weights: 100%") == one.err.count("Loading weights: 100%")
+
+
+def test_two_processes_make_the_teacher_of_one_on_a_base_that_one_of_them_pre_trained(
+    finished: Path, run: Run
+) -> None:
+    without_dropout("teacher.finetune")
+    command = ("teacher", "finetune", "--language", "de")
+    one = run(*command)
+    assert one.code == 0, one.err
+    alone, left = load_file("artifacts/teachers/de/model.safetensors"), files()
+    shutil.rmtree("artifacts/teachers/de")
+
+    two = share(*command)
+    assert two.returncode == 0, two.stderr[-3000:]
+    shared = load_file("artifacts/teachers/de/model.safetensors")
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-6)
+    assert files() == left
+    assert two.stdout == one.out
+    assert bars(two.stderr) == bars(one.err) == ["pre-training for teacher 'de'", "teacher 'de'"]
+
+
+def children(process: int) -> list[int]:
+    done = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=True)
+    return [int(line) for line in done.stdout.split()]
+
+
+def stop_at(checkpoint: int, stop: signal.Signals) -> str:
+    """Start `student distill`; kill a process, or ask torchrun to stop, once it has the checkpoint."""
+    process = subprocess.Popen(
+        [*TORCHRUN, "student", "distill"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    state = f"student-student/*/checkpoint-{checkpoint}/trainer_state.json"
+    deadline = time.monotonic() + 120
+    while not list(Path(".checkpoints").glob(state)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    both = children(process.pid)
+    assert len(both) == 2
+    os.kill(both[1] if stop == signal.SIGKILL else process.pid, stop)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    for child in both:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    return err
+
+
+def test_a_shared_training_that_was_killed_and_stopped_ends_as_if_it_had_not(finished: Path) -> None:
+    shutil.rmtree("artifacts/student")
+    assert "error: another process of this training has ended" in stop_at(4, signal.SIGKILL)
+    (checkpoint,) = Path(".checkpoints").glob("student-student/*/checkpoint-4")
+    states = [torch.load(checkpoint / f"rng_state_{i}.pth", weights_only=False)["cpu"] for i in (0, 1)]
+    assert not torch.equal(*states)  # each draws dropout and mixtures of its own
+    stop_at(12, signal.SIGTERM)
+    assert not Path("artifacts/student").exists()
+    resumed = share("student", "distill")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert len(re.findall("going on from .*/checkpoint-1[26]$", resumed.stderr, re.MULTILINE)) == 1
+    curve = losses()
+
+    assert share("student", "distill").returncode == 0
+    assert len(curve) == 18
+    for log, undisturbed in zip(curve, losses(), strict=True):
+        assert log == pytest.approx(undisturbed, rel=1e-5, abs=1e-9)
+
+
+def errors(err: str) -> list[str]:
+    return [line for line in err.splitlines() if line.startswith("error: ")]
+
+
+def test_a_loss_that_is_no_number_ends_both_processes_in_one_line(finished: Path) -> None:
+    changes = ["student.distill.learning_rate=1e38", "student.distill.warmup_share=0.0"]
+    done = share("student", "distill", *(part for change in changes for part in ("--set", change)))
+    assert done.returncode == 1
+    assert errors(done.stderr) == [
+        "error: the loss is nan at step 2; lower learning_rate, or try precision: float32"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "student distill --set student.distill.batch_size=8",
+            "student.distill.batch_size is 8, which 3 processes cannot share out equally; "
+            "set it to a multiple of 3",
+        ),
+        (
+            "teacher finetune --language de --set teacher.finetune.batch_size=7",
+            "teacher.finetune.batch_size is 7, which 3 processes cannot share out equally; "
+            "set it to a multiple of 3",
+        ),
+        (
+            "student evaluate",
+            "torchrun started 3 processes, which can share only trainings (teacher finetune, "
+            "student distill, student baseline); run this with: python -m pipeline student evaluate",
+        ),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")  # as torchrun tells the first of three
+    monkeypatch.setenv("RANK", "0")
+    before = files()
+    done = run(*command.split())
+    assert done.code == 1
+    assert errors(done.err) == [f"error: {message}"]
+    assert files() == before
