@@ -136,6 +136,23 @@ def test_what_would_run_again_after_a_change(reproduced: Path) -> None:
     assert would_run("pipeline/app.py", "\n# changed\n") == set()
 
 
+def test_what_launch_says_starts_the_trainings_and_nothing_else(reproduced: Path) -> None:
+    path = reproduced / "params.yaml"
+    before = path.read_text(encoding="utf-8")
+    launch = "torchrun --nproc-per-node 2 -m pipeline"
+    path.write_text(before.replace("launch: python -m pipeline", f"launch: {launch}"), encoding="utf-8")
+    dry = dvc(reproduced, "repro", "--dry")
+    started = {
+        line.removeprefix(f"> {launch} ") for line in dry.splitlines() if line.startswith("> torchrun")
+    }
+    languages = {f"teacher finetune --language {language}" for language in ("de", "en")}
+    assert started == {"student distill", "student baseline"} | languages
+    output = dvc(reproduced, "repro", "--force", "--single-item", "student-baseline")
+    assert output.count("finetune: 18 steps") == 1
+    path.write_text(before, encoding="utf-8")
+    dvc(reproduced, "repro", "--force", "--single-item", "student-baseline")
+
+
 def test_stages_run_alone_with_what_they_need(reproduced: Path) -> None:
     assert stages_run(dvc(reproduced, "repro", "--force", "--single-item", "teacher-label@de")) == {
         "teacher-label@de"
