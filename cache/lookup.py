@@ -139,9 +139,9 @@ class Lookup:
             positions = self._index.positions(soft_labels.ids[some])
             wanted = np.flatnonzero(positions >= 0)
             positions = positions[wanted]
-            self._filled[positions] = True
             for name, values in soft_labels.columns.items():
                 self._columns[name][positions] = values[some].take(wanted, axis=0)
+            self._filled[positions] = True
             for mapped in self._on_disk:  # what is written needs no memory any more
                 mapped.madvise(mmap.MADV_DONTNEED)
 

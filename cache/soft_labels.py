@@ -99,14 +99,6 @@ class SoftLabels:
         """Last hidden state of the first token, float16, shape ``(N, H)``, where it was kept."""
         return self.columns.get("hidden")
 
-    def predicted(self) -> NDArray[np.int64]:
-        """The class with the largest logit, as an index into the teacher's classes, shape ``(N,)``."""
-        if "logits" in self.columns:
-            best: NDArray[np.int64] = self.columns["logits"].argmax(axis=1)
-        else:
-            best = self.columns["top_classes"][:, 0].astype(np.int64)
-        return best
-
 
 def id_words(ids: pa.FixedSizeBinaryArray) -> NDArray[np.uint64]:
     """View example ids as two 64-bit words each, shape ``(N, 2)``, without a copy."""

@@ -35,8 +35,10 @@ def main() -> int:
         The exit code: 1 after an expected failure. Typer itself exits in all other cases.
     """
     if process_index() == 0:
-        # A scheduler's stop is Ctrl-C: what is computed is kept.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # A scheduler's stop is Ctrl-C, and so is a terminal that is closed: what is computed is kept.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, signal.default_int_handler)
     else:
         # The first process prints and has what is to be kept; this one ends without a word.
         sys.stdout = StringIO()

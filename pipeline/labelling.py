@@ -5,10 +5,11 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import typer
 
@@ -36,6 +37,8 @@ class Options:
     actors: int | None
 
     def __post_init__(self) -> None:
+        if self.shard is not None:
+            Part.parse(self.shard)
         if self.jobs > 1 and self.language != "all":
             raise StageError("--jobs is for several languages at once: give --language all with it")
         if self.engine is Engine.RAY and self.shard:
@@ -91,29 +94,20 @@ def label_all(params: PipelineParams, options: Options, more: Sequence[str]) -> 
     """
     languages = params.task.supervised
     n_jobs = min(options.jobs, len(languages))
-    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    shares: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for place in range(n_jobs):
-        places.put(place)
-    running: set[subprocess.Popen[str]] = set()
+        shares.put(_share_of_machine(place, n_jobs))
+    together = _Together()
 
     def run(language: str) -> tuple[int, str]:
-        place = places.get()
+        share = shares.get()
         command = [sys.executable, "-m", "pipeline", "teacher", "label", f"--language={language}"]
-        process = subprocess.Popen(
-            [*command, *options.arguments(), *more],
-            env=os.environ | _share_of_machine(place, n_jobs),
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches it through us, once
-        )
-        running.add(process)
-        out, _ = process.communicate()
-        running.discard(process)
-        places.put(place)
-        return process.returncode, out
+        done = together.run([*command, *options.arguments(), *more], os.environ | share)
+        shares.put(share)
+        return done
 
     failed = []
-    with ThreadPoolExecutor(n_jobs) as pool, _stopped_together(pool, running):
+    with ThreadPoolExecutor(n_jobs) as pool, together:
         work = {pool.submit(run, language): language for language in languages}
         for done in as_completed(work):
             code, out = done.result()
@@ -125,16 +119,41 @@ def label_all(params: PipelineParams, options: Options, more: Sequence[str]) -> 
         raise StageError(f"not labelled: {', '.join(sorted(failed))}; the reason stands above")
 
 
-@contextmanager
-def _stopped_together(pool: ThreadPoolExecutor, running: set[subprocess.Popen[str]]) -> Iterator[None]:
-    """Hand a stop on to the processes, which keep what they have computed, and wait for them."""
-    try:
-        yield
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(running):
-            process.send_signal(signal.SIGINT)
-        raise
+class _Together:
+    """Processes that stop when this one is stopped: each once, so that it keeps what it has computed."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def run(self, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+        """Run a command to its end, unless all have been stopped; gives its exit code and its output."""
+        with self._lock:
+            if self._stopped:
+                return 1, ""
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # Ctrl-C reaches it through us, once
+            )
+            self._running.add(process)
+        out, _ = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        return process.returncode, out
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, reason: type[BaseException] | None, *_: object) -> None:
+        if reason is not None:
+            with self._lock:
+                self._stopped = True
+                for process in self._running:
+                    process.send_signal(signal.SIGINT)
 
 
 def _share_of_machine(place: int, n_jobs: int) -> dict[str, str]:

@@ -2,16 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
-from cache import id_words
 from stages.artifacts import DATA
 from stages.base import Params, StageError
 
@@ -116,24 +112,6 @@ class TaskParams(Params):
 def data_file(language: str, split: str, folder: Path = DATA) -> Path:
     """Path of the examples of one language and split."""
     return folder / language / f"{split}.arrow"
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One of several parts of a language's examples, to which an example belongs by its id alone.
-
-    Attributes:
-        index: Which one, from 0.
-        of: How many there are; a single one holds all examples.
-    """
-
-    index: int
-    of: int
-
-    def holds(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.bool_]:
-        """Tell which of N examples are in it, shape ``(N,)``."""
-        found: NDArray[np.bool_] = id_words(ids)[:, 1] % np.uint64(self.of) == self.index
-        return found
 
 
 def has_split(language: str, split: str) -> bool:

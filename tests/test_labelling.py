@@ -1,24 +1,33 @@
 """Stage one on more than one process: parts for a job array, languages side by side, engines."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Timer
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from numpy.typing import NDArray
 from processes import Alone, let_teacher_speak
-from tiny import LABEL, ROOT, Run, tiny_params, use_ready_teacher, write_params
+from tiny import LABEL, ROOT, Run, examples, tiny_params, use_ready_teacher, write_jsonl, write_params
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cache import SoftLabelSet
+from cache import SoftLabels, SoftLabelSet, Store, StoreError
+from cache.store import producer_ids
 from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS
 from stages.base import StageError
-from stages.task import SPLITS, Fold, read_examples
+from stages.folds import Fold
+from stages.task import SPLITS, data_file, read_examples
 from stages.teacher.examples import Examples, Part
 from stages.teacher.fill import shards_to_label
 
@@ -132,23 +141,22 @@ def test_texts_are_read_where_they_stand(finished: Path) -> None:
     all_texts = [
         text for split in SPLITS for text in read_examples(params.task, "de", split)["text"].to_pylist()
     ]
-    examples = Examples.read(params.task, "de")
+    known = Examples.read(params.task, "de")
     rng = np.random.default_rng(0)
-    for n in (0, 1, 5, len(examples)):
-        positions = np.sort(rng.permutation(len(examples))[:n])
-        assert examples.texts(positions) == [[all_texts[examples.rows[i]] for i in positions]]
-    assert examples.sizes().tolist() == [len(all_texts[row].encode()) for row in examples.rows]
+    for n in (0, 1, 5, len(known)):
+        positions = np.sort(rng.permutation(len(known))[:n])
+        assert known.texts(positions) == [[all_texts[known.rows[i]] for i in positions]]
+    assert known.sizes().tolist() == [len(all_texts[row].encode()) for row in known.rows]
 
 
 def test_a_shard_is_bounded_in_examples_and_in_text(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params = load_params(Path("params.yaml"))
-    examples = Examples.read(params.task, "de")
-    misses = np.arange(3, len(examples))
-    sizes = examples.sizes()
+    known = Examples.read(params.task, "de")
+    misses = np.arange(3, len(known))
+    sizes = known.sizes()
     for n_examples, n_bytes in ((7, 1 << 24), (65536, 40), (65536, 1), (65536, 1 << 24)):
         monkeypatch.setattr("stages.teacher.fill._SHARD_TEXT", n_bytes)
-        label = params.teacher.label.model_copy(update={"shard_examples": n_examples})
-        shards = shards_to_label(examples, misses, label)
+        shards = shards_to_label(known, misses, at_most=n_examples)
         assert np.concatenate([shard.positions for shard in shards]).tolist() == misses.tolist()
         for shard in shards:
             assert len(shard.positions) <= n_examples
@@ -171,9 +179,9 @@ def test_each_fold_is_labelled_by_the_model_that_was_not_trained_on_it(finished:
     assert "57 soft labels, 57 of them new" in run(*LABEL).out
     label_set = SoftLabelSet.read(SOFT_LABELS / "de", language="de")
     task = load_params(Path("params.yaml")).task
-    examples = Examples.read(task, "de")
-    parts = [examples.of_fold(Fold(index, 3)) for index in range(3)]
-    assert sorted(row for part in parts for row in part.rows) == examples.rows.tolist()
+    known = Examples.read(task, "de")
+    parts = [known.of_fold(Fold(index, 3)) for index in range(3)]
+    assert sorted(row for part in parts for row in part.rows) == known.rows.tolist()
     for part, other, model in zip(parts, parts[1:] + parts[:1], models, strict=True):
         (texts,) = part.texts(np.arange(len(part)))
         said = AutoModelForSequenceClassification.from_pretrained(model).eval()
@@ -198,3 +206,114 @@ def test_folds_need_a_teacher_that_is_made_here(finished: Path, run: Run) -> Non
     assert (
         "teachers.de: folds is 2, but a teacher with finetune: false has seen nobody knows what" in done.err
     )
+
+
+def test_data_that_changes_while_it_is_labelled_is_noticed(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_teacher_speak()
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", str(finished / "new"))
+    texts_of, n_read = Examples.texts, 0
+
+    def change_and_read(self: Examples, positions: NDArray[np.int64]) -> list[list[str]]:
+        nonlocal n_read
+        n_read += 1
+        if n_read == 3:
+            path = data_file("de", "train")
+            table = pa.ipc.open_file(path.read_bytes()).read_all()
+            with pa.ipc.new_file(path, table.schema) as writer:
+                writer.write_table(table.take(pa.array(range(len(table))[::-1])))
+        return texts_of(self, positions)
+
+    monkeypatch.setattr(Examples, "texts", change_and_read)
+    monkeypatch.setattr("stages.teacher.fill._FEW", 2)
+    done = run(*LABEL)
+    assert done.code == 1
+    assert "error: the examples of 'de' in artifacts/data changed while they were labelled; run" in done.err
+    monkeypatch.undo()
+    monkeypatch.chdir(finished)
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", str(finished / "new"))
+    assert run("cache", "verify", "--sample", "57").code == 0
+    assert "de: 0 cached" not in run(*LABEL).err  # what was labelled before is kept
+
+
+@pytest.mark.parametrize(("made", "asked"), [(3, 2), (1, 2), (3, 1)])
+def test_a_teacher_of_another_number_of_folds_is_refused(
+    finished: Path, run: Run, made: int, asked: int
+) -> None:
+    if made > 1:
+        for index in range(made):
+            shutil.copytree("artifacts/teachers/en", f"artifacts/teachers/de/fold-{index}")
+    done = run(*LABEL, "--set", f"teachers.de.folds={asked}")
+    assert done.code == 1
+    assert f"teachers.de.folds is {asked}, but artifacts/teachers/de was made with {made}" in done.err
+
+
+def test_more_folds_than_examples_are_refused_before_anything_is_trained(finished: Path, run: Run) -> None:
+    done = run("teacher", "finetune", "--language", "de", "--set", "teachers.de.folds=60")
+    assert done.code == 1
+    assert "teachers.de.folds is 60, but fold " in done.err
+    assert "has none of the 36 training examples; lower it" in done.err
+
+
+@pytest.mark.parametrize(
+    "ends", ["a failed write", "Ctrl-C while a shard is waited for", "Ctrl-C at the end"]
+)
+def test_what_is_computed_is_written_however_a_run_ends(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    let_teacher_speak()
+    monkeypatch.setattr("stages.teacher.fill._FEW", 2)
+    root = finished / "new"
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", str(root))
+    append, n_given = Store.append, 0
+
+    def slow_or_failing(self: Store, soft_labels: SoftLabels, **options: Any) -> str:
+        nonlocal n_given
+        n_given += 1
+        if n_given == 3:
+            if ends == "a failed write":
+                raise StoreError("the store is gone for a moment")
+            if ends == "Ctrl-C while a shard is waited for":
+                time.sleep(0.5)  # the next one is computed meanwhile
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        return append(self, soft_labels, **options)
+
+    monkeypatch.setattr(Store, "append", slow_or_failing)
+    if ends == "Ctrl-C at the end":
+        monkeypatch.setattr("stages.teacher.fill._FEW", 20)  # the third shard is the last one
+        exit_ = ThreadPoolExecutor.__exit__
+
+        def interrupt(self: ThreadPoolExecutor, *reason: Any) -> bool | None:
+            Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            return exit_(self, *reason)
+
+        monkeypatch.setattr(ThreadPoolExecutor, "__exit__", interrupt)
+        monkeypatch.setattr("stages.teacher.fill._SHARDS", 1)
+    let_shards_be = 2 if ends != "Ctrl-C at the end" else 20
+    done = run(*LABEL, "--set", f"teacher.label.shard_examples={let_shards_be}")
+    monkeypatch.undo()
+    monkeypatch.chdir(finished)
+    store = Store.open(root, *producer_ids(root))
+    kept = sum(len(found) for _, found in store.read(store.shards()))
+    if ends == "a failed write":
+        assert done.code == 1
+        assert "error: the store is gone for a moment" in done.err
+        assert kept == 2 * (n_given - 1)
+    else:
+        assert done.code == 130
+        assert kept == min(let_shards_be * n_given, 57)
+        assert n_given in (3, 4)
+    assert f"stopped; {kept} of 57 soft labels are kept" in done.err or kept == 57
+
+
+def test_a_text_without_any_token_is_named(finished: Path, run: Run) -> None:
+    path = Path("artifacts/teachers/de/tokenizer.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+    rows = [*examples("de", "train"), {"text": "", "label": "animal"}]
+    write_jsonl(finished / "data/de/train.jsonl", rows)
+    assert run("prepare").code == 0
+    done = run(*LABEL)
+    assert done.code == 1
+    assert "makes no token of the text ''; take it out of the data" in done.err

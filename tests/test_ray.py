@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import Alone, let_teacher_speak
@@ -31,14 +32,17 @@ class TwoNodes:
 
     def __init__(self) -> None:
         self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        self.nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.nodes = [self._add() for _ in range(2)]
         self.address: str = self._cluster.address
+
+    def _add(self) -> Any:
+        return self._cluster.add_node(num_cpus=1, num_gpus=1)  # Ray believes what it is told
 
     def restore(self) -> None:
         """Replace nodes that were killed."""
         for index, node in enumerate(self.nodes):
             if not node.any_processes_alive():
-                self.nodes[index] = self._cluster.add_node(num_cpus=1)
+                self.nodes[index] = self._add()
         self._cluster.wait_for_nodes()
 
     def kill_node(self) -> None:

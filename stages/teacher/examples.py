@@ -11,8 +11,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, id_words
+from stages.artifacts import DATA
 from stages.base import StageError
-from stages.task import SPLITS, Fold, Split, TaskParams, read_examples
+from stages.folds import Fold
+from stages.task import SPLITS, Split, TaskParams, read_examples
 
 
 class Part(NamedTuple):
@@ -102,9 +104,13 @@ class Examples:
 
         Returns:
             One list of n texts for each text field.
+
+        Raises:
+            StageError: Other examples stand there by now.
         """
         rows = self.rows[positions]
         fields: list[list[str]] = [[] for _ in self.task.text_fields]
+        ids = []
         for first, table in self._splits():
             wanted = rows[(rows >= first) & (rows < first + table.num_rows)] - first
             if len(wanted):
@@ -112,9 +118,21 @@ class Examples:
                 mask = np.zeros(span.num_rows, bool)
                 mask[wanted - wanted[0]] = True
                 some = span.filter(pa.array(mask))
+                ids += some["example_id"].chunks
                 for texts, field in zip(fields, self.task.text_fields, strict=True):
                     texts += some[field].to_pylist()
+        if len(positions) and not pa.chunked_array(ids, ID_TYPE).combine_chunks().equals(
+            self.ids.take(pa.array(positions))
+        ):
+            raise self.changed()
         return fields
+
+    def changed(self) -> StageError:
+        """Say that the data is no longer that whose ids were read."""
+        return StageError(
+            f"the examples of '{self.language}' in {DATA} changed while they were labelled; "
+            "run the same command again"
+        )
 
     def _splits(self) -> Iterator[tuple[int, pa.Table]]:
         """Map each split's file into memory, for as long as the caller holds it, with its first row."""
@@ -125,8 +143,11 @@ class Examples:
             first += table.num_rows
 
     def labels(self) -> Iterator[tuple[Split, NDArray[np.int64], pa.FixedSizeBinaryArray]]:
-        """Give the hard labels of each split, a block of examples at a time, with their ids."""
+        """Give the hard labels of each split, a block of examples at a time, with their ids.
+
+        A block has few enough examples for the logits of thousands of classes to be in memory.
+        """
         for split in SPLITS:
             table = read_examples(self.task, self.language, split)
-            for batch in table.select(["example_id", "label"]).to_batches(max_chunksize=1 << 18):
+            for batch in table.select(["example_id", "label"]).to_batches(max_chunksize=1 << 13):
                 yield split, batch["label"].to_numpy().astype(np.int64), batch["example_id"]

@@ -1,9 +1,12 @@
 """The labelling loop: what a store lacks goes through the teacher, shard by shard."""
 
 import secrets
+import signal
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -13,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache import Lookup, Outputs, Producer, SoftLabels, Store
+from cache import CacheError, Lookup, Outputs, Producer, SoftLabels, Store
 from stages.artifacts import ARTIFACTS
 from stages.base import StageError
 from stages.task import TaskParams
@@ -22,6 +25,13 @@ from stages.teacher.params import LabelParams
 
 if TYPE_CHECKING:
     from stages.teacher.infer import Answers, Teacher, Tokens
+
+# Fewer examples than `shard_examples` make a shard where that leaves processes that label at once few shards
+# to go different ways with, but not so few that batches of similar lengths are hard to find among them.
+_SHARDS, _FEW = 16, 8192
+
+_APPENDED = 1 << 28
+"""Bytes of soft labels that are written at once, at most: far below what the store takes."""
 
 _SHARD_TEXT = 1 << 24
 """Bytes of text in a shard, at most, so that its tokens need little memory however long its texts are."""
@@ -89,15 +99,21 @@ class Shard(NamedTuple):
     n_bytes: int
 
 
-def shards_to_label(examples: Examples, misses: NDArray[np.int64], params: LabelParams) -> list[Shard]:
-    """Cut the examples that have no soft label, positions in rising order, into the shards to be."""
+def shards_to_label(examples: Examples, misses: NDArray[np.int64], *, at_most: int) -> list[Shard]:
+    """Cut the examples that have no soft label into the shards to be.
+
+    Args:
+        examples: All that are wanted.
+        misses: Positions among them, rising.
+        at_most: Examples in a shard.
+    """
     sizes = examples.sizes()[misses]
     through = np.cumsum(sizes, dtype=np.int64)
     shards = []
     start = n_bytes = 0
     while start < len(misses):
         stop = int(np.searchsorted(through, n_bytes + _SHARD_TEXT, side="right"))
-        stop = min(max(stop, start + 1), start + params.shard_examples, len(misses))
+        stop = min(max(stop, start + 1), start + at_most, len(misses))
         shards.append(Shard(misses[start:stop], int(through[stop - 1]) - n_bytes))
         start, n_bytes = stop, int(through[stop - 1])
     return shards
@@ -117,19 +133,29 @@ def load_teacher(folder: Path, params: LabelParams, task: TaskParams, producer: 
     return teacher
 
 
-def pack(ids: pa.FixedSizeBinaryArray, answers: "list[Answers]", outputs: Outputs) -> SoftLabels:
-    """Keep of a teacher's answers what is to be kept.
+def append(
+    ids: pa.FixedSizeBinaryArray, answers: "list[Answers]", store: Store, params: LabelParams
+) -> dict[str, SoftLabels]:
+    """Write what a teacher answered.
 
     Args:
         ids: Of the examples that were asked about.
         answers: At least one batch.
-        outputs: What is kept.
+        store: Where to.
+        params: Section `teacher.label`.
+
+    Returns:
+        What was written, by the names of the shards.
     """
     positions = np.concatenate([batch.positions for batch in answers])
     logits = np.concatenate([batch.logits for batch in answers])
     hidden = [batch.hidden for batch in answers if batch.hidden is not None]
     states = np.concatenate(hidden) if hidden else None
-    return SoftLabels.pack(ids.take(pa.array(positions)), logits, states, outputs=outputs)
+    outputs = store.producer.outputs
+    soft_labels = SoftLabels.pack(ids.take(pa.array(positions)), logits, states, outputs=outputs)
+    step = max(1, _APPENDED // sum(values[:1].nbytes for values in soft_labels.columns.values()))
+    parts = [soft_labels.take(slice(i, i + step)) for i in range(0, len(soft_labels), step)]
+    return {store.append(part, format_=params.format): part for part in parts}
 
 
 def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Path, examples: Examples) -> int:
@@ -144,7 +170,9 @@ def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Pat
     """
     store.create()
     teacher = load_teacher(folder, params, examples.task, store.producer)
-    shards = shards_to_label(examples, np.flatnonzero(~lookup.found), params)
+    misses = np.flatnonzero(~lookup.found)
+    at_most = min(params.shard_examples, max(_FEW, len(misses) // _SHARDS))
+    shards = shards_to_label(examples, misses, at_most=at_most)
 
     def next_tokens() -> "tuple[Shard, Tokens]":
         shard = shards.pop(secrets.randbelow(len(shards)))
@@ -167,6 +195,7 @@ def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Pat
             answers: list[Answers] = []
             try:
                 for batch in teacher.answer(tokens):
+                    writer.raise_failure()
                     answers.append(batch)
                     progress.add(len(batch.positions), batch.tokens, batch.cells)
             finally:  # what ends the run, an error or Ctrl-C, loses nothing that is computed
@@ -176,27 +205,28 @@ def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Pat
 
 
 class _Writer:
-    """Writes a shard while the teacher is busy with the next one; no more than one is waiting."""
+    """Writes a shard while the teacher is busy with the next one; what is given to it is written."""
 
     def __init__(self, params: LabelParams, store: Store, lookup: Lookup) -> None:
         self._params, self._store, self._lookup = params, store, lookup
         self._thread = ThreadPoolExecutor(1)
-        self._writing: Future[tuple[str, SoftLabels]] | None = None
+        self._writing: deque[Future[dict[str, SoftLabels]]] = deque()
 
     def write(self, ids: pa.FixedSizeBinaryArray, answers: "list[Answers]") -> None:
-        """Begin to write what a teacher answered to examples with these ids."""
-        self._finish()
-        self._writing = self._thread.submit(self._append, ids, answers)
+        """Begin to write what a teacher answered to examples with these ids; wait for the shard before."""
+        self._writing.append(self._thread.submit(append, ids, answers, self._store, self._params))
+        while len(self._writing) > 1:
+            self._finish()
 
-    def _append(self, ids: pa.FixedSizeBinaryArray, answers: "list[Answers]") -> tuple[str, SoftLabels]:
-        soft_labels = pack(ids, answers, self._store.producer.outputs)
-        return self._store.append(soft_labels, format_=self._params.format), soft_labels
+    def raise_failure(self) -> None:
+        """Raise what went wrong with a shard, if anything has."""
+        if self._writing and self._writing[0].done():
+            self._finish()
 
     def _finish(self) -> None:
-        """Wait for the shard that is being written; from then on the look-up has it."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            name, soft_labels = writing.result()
+        """Wait for the oldest shard; from then on the look-up has it."""
+        wait([self._writing[0]])  # what interrupts this leaves the shard where it is
+        for name, soft_labels in self._writing.popleft().result().items():
             self._lookup.seen.add(name)
             self._lookup.fill(soft_labels)
 
@@ -204,10 +234,43 @@ class _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self._finish()
-        finally:
+        failures = []
+        with _no_interruption():
+            while self._writing:
+                try:
+                    self._finish()
+                except (CacheError, OSError) as error:
+                    failures.append(error)
             self._thread.shutdown()
+        if failures:
+            raise failures[0]
+
+
+@contextmanager
+def _no_interruption() -> Iterator[None]:
+    """Put off Ctrl-C and a scheduler's stop until what is computed is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stops: list[int] = []
+
+    def put_off(number: int, _frame: object) -> None:
+        stops.append(number)
+        if len(stops) == 1:
+            tqdm.write("writing what is computed; to lose it, stop twice more", file=sys.stderr)
+        elif len(stops) > 2:
+            raise KeyboardInterrupt
+
+    handlers = {
+        number: signal.signal(number, put_off) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if stops:
+        raise KeyboardInterrupt
 
 
 class Progress:

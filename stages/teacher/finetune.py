@@ -14,10 +14,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 
 from stages.artifacts import TEACHERS, of_each_fold, of_each_teacher, replaced_folder
 from stages.base import StageError
+from stages.folds import Fold
 from stages.processes import alone, process_index, wait_for
 from stages.scratch import build_encoder
 from stages.source import fetch, loading, pin, require_max_tokens, resolve
-from stages.task import Fold, TaskParams, examples_digest, pretraining_texts, read_examples
+from stages.task import TaskParams, examples_digest, pretraining_texts, read_examples
 from stages.teacher.params import FinetuneParams, OneTeacher, TeacherParams
 from stages.texts import Collator, Texts, require_splittable
 from stages.training import (
@@ -103,6 +104,12 @@ def _make(
     if fold.of > 1:
         name += f", fold {fold.index + 1} of {fold.of}"
         ids = splits["train"]["example_id"].combine_chunks()
+        sizes = [int(Fold(index, fold.of).holds(ids).sum()) for index in range(fold.of)]
+        if not min(sizes):
+            raise StageError(
+                f"teachers.{language}.folds is {fold.of}, but fold {sizes.index(0) + 1} has none of the "
+                f"{len(ids)} training examples; lower it"
+            )
         splits["train"] = splits["train"].filter(pa.array(~fold.holds(ids)))
     result = _train(task, params, language, splits, base, checkpoints / f"steps-{fold.index}", folder, name)
     n_examples = splits["validation"].num_rows

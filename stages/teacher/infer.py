@@ -20,7 +20,8 @@ from stages.base import StageError
 from stages.source import loading, require_max_tokens
 from stages.teacher.params import LabelParams
 
-_TOKENIZER_BATCH = 4096
+# What a tokenizer is given at once, at most: texts, and about so many characters.
+_TOKENIZER_BATCH, _TOKENIZER_TEXT = 4096, 1 << 20
 
 # A batch ends where its texts become this much shorter than its longest, if it is large enough by then:
 # texts of very different lengths would be padding for the most part.
@@ -120,12 +121,15 @@ class Teacher:
 
         Args:
             fields: One or two sequences of N texts.
+
+        Raises:
+            StageError: The tokenizer makes no token of a text.
         """
         lengths: list[int] = []
         parts: dict[str, list[NDArray[np.int32]]] = {}
-        for start in range(0, len(fields[0]), _TOKENIZER_BATCH):
+        for some in _few_at_once(fields):
             encoded = self._tokenizer(
-                *(list(field[start : start + _TOKENIZER_BATCH]) for field in fields),
+                *(list(field[some]) for field in fields),
                 truncation=True,
                 max_length=self._params.max_tokens,
                 return_attention_mask=False,  # all ones: `_batch` makes it
@@ -133,6 +137,11 @@ class Teacher:
             lengths += map(len, encoded["input_ids"])
             for name, rows in encoded.items():
                 parts.setdefault(name, []).append(np.fromiter(chain.from_iterable(rows), np.int32))
+        if 0 in lengths:
+            raise StageError(
+                f"the tokenizer in {self._folder} makes no token of the text "
+                f"{fields[0][lengths.index(0)]!r}; take it out of the data"
+            )
         return _longest_first(
             np.array(lengths, np.int64),
             {name: np.concatenate(values) for name, values in parts.items()},
@@ -159,14 +168,16 @@ class Teacher:
             cells = slice(first_cell, first_cell + n_tokens)
             try:
                 running.append((batch, *self._forward(self._batch(tokens, batch, cells))))
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
-                    raise
-                self._back_off(int(tokens.lengths[start]), n_texts)
+                start, first_cell = batch.stop, cells.stop
+                while len(running) > n_ahead or (running and start == len(tokens)):
+                    yield self._answers(tokens, *running.popleft())
                 continue
-            start, first_cell = batch.stop, cells.stop
-            while len(running) > n_ahead or (running and start == len(tokens)):
-                yield self._answers(tokens, *running.popleft())
+            except Exception as error:
+                if not should_reduce_batch_size(error):
+                    while running:  # what is computed already
+                        yield self._answers(tokens, *running.popleft())
+                    raise
+            self._back_off(int(tokens.lengths[start]), n_texts)
 
     def _batch(self, tokens: Tokens, texts: slice, cells: slice) -> dict[str, Tensor]:
         """Pad texts to the longest of them and send them to the device, each ``(B, T)``."""
@@ -200,21 +211,30 @@ class Teacher:
     def _answers(self, tokens: Tokens, texts: slice, logits: Tensor, states: Tensor | None) -> Answers:
         """Fetch what the device has computed."""
         found = logits.float().cpu().numpy()
-        broken = np.flatnonzero(~np.isfinite(found).all(axis=1))
-        if len(broken):
-            raise StageError(
-                f"the teacher in {self._folder} gives NaN or infinite logits, first for "
-                f"{tokens.texts[texts][broken[0]][:80]!r}; "
-                "try teacher.label.precision: float32, or another teacher"
-            )
+        hidden = None if states is None else states.float().cpu().numpy()
+        self._require_finite(found, tokens.texts[texts], "NaN or infinite logits", "precision: float32")
+        with np.errstate(over="ignore"):
+            kept = found.astype(self._params.logits)
+            self._require_finite(kept, tokens.texts[texts], "logits beyond float16", "logits: float32")
+            if hidden is not None:
+                states16 = hidden.astype(np.float16)
+                self._require_finite(states16, tokens.texts[texts], "states beyond float16", "hidden: false")
         lengths = tokens.lengths[texts]
         return Answers(
             tokens.positions[texts],
             found,
-            None if states is None else states.float().cpu().numpy(),
+            hidden,
             int(lengths.sum()),
             int(len(lengths) * lengths[0]),
         )
+
+    def _require_finite(self, numbers: NDArray[Any], texts: list[str], what: str, instead: str) -> None:
+        broken = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
+        if len(broken):
+            raise StageError(
+                f"the teacher in {self._folder} gives {what}, first for {texts[broken[0]][:80]!r}; "
+                f"try teacher.label.{instead}, or another teacher"
+            )
 
     def _back_off(self, length: int, n_texts: int) -> None:
         """Ask for half as much at once.
@@ -237,6 +257,16 @@ class Teacher:
 
     def _keep_states(self, _model: torch.nn.Module, _inputs: Any, output: Any) -> None:
         self._last_states = output[0]  # (B, T, H)
+
+
+def _few_at_once(fields: Sequence[Sequence[str]]) -> Iterator[slice]:
+    """Cut texts into what a tokenizer is given at once: it needs many times the memory of the text."""
+    start = n_characters = 0
+    for stop, texts in enumerate(zip(*fields, strict=True), 1):
+        n_characters += sum(map(len, texts))
+        if stop - start == _TOKENIZER_BATCH or n_characters >= _TOKENIZER_TEXT or stop == len(fields[0]):
+            yield slice(start, stop)
+            start, n_characters = stop, 0
 
 
 def _longest_first(

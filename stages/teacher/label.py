@@ -9,18 +9,19 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from cache import Index, Lookup, SoftLabels, SoftLabelSet, Store, write_atomically
+from cache import Index, Lookup, Producer, SoftLabels, SoftLabelSet, Store, write_atomically
 from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS, of_each_fold, of_each_teacher
+from stages.base import StageError
 from stages.classes import check_class_order, match_classes
+from stages.folds import Fold
 from stages.source import model_folder
-from stages.task import SPLITS, Fold, Split, TaskParams
+from stages.task import SPLITS, Split, TaskParams
 from stages.teacher.examples import Examples, Part
 from stages.teacher.fill import fill, producer_of
 from stages.teacher.params import LabelParams, OneTeacher, TeacherParams
@@ -105,19 +106,26 @@ def label(
     examples = Examples.read(task, language)
     places = of_each_teacher(TEACHERS / language, len(teacher.all))
     sets = of_each_teacher(SOFT_LABELS / language, len(teacher.all))
-    said: list[_Said] = []
+    said: list[list[_Part]] = []
     n_labelled = 0
     for one, place, output in zip(teacher.all, places, sets, strict=True):
         parts = []
         for model in _models(task, one, params, root, language, place, teacher.folds):
-            lookup, n_asked = engine(params, model.store, model.folder, examples.of_fold(model.fold))
-            n_labelled += n_asked
-            parts.append((model.store.producer, lookup.soft_labels()))
-        said.append(_Said.of([soft_labels for _, soft_labels in parts], model.order))
+            its = examples.of_fold(model.fold)
+            if len(its):  # few examples may leave a fold without any
+                lookup, n_asked = engine(params, model.store, model.folder, its)
+                n_labelled += n_asked
+                parts.append(_Part(model.store.producer, Index(its.ids), lookup.soft_labels(), model.order))
+        said.append(parts)
         counts = _confusion(examples, said[-1:])
         confusion = np.sum(list(counts.values()), axis=0)
         check_class_order(confusion, classes=task.classes, language=language)
-        SoftLabelSet.write(output, language=language, parts=parts, format_=params.format)
+        SoftLabelSet.write(
+            output,
+            language=language,
+            parts=[(part.producer, part.soft_labels) for part in parts],
+            format_=params.format,
+        )
     for left_over in set((SOFT_LABELS / language).glob("more-*")) - set(sets):
         shutil.rmtree(left_over)
     if len(said) > 1:
@@ -180,7 +188,17 @@ def _models(
     place: Path,
     n_folds: int,
 ) -> Iterator[_Model]:
-    """Identify the models that a teacher consists of, each when it is wanted."""
+    """Identify the models that a teacher consists of, each when it is wanted.
+
+    Raises:
+        StageError: There are none, or those of another number of folds.
+    """
+    n_made = len(list(place.glob("fold-*"))) or 1
+    if n_made != n_folds:
+        raise StageError(
+            f"teachers.{language}.folds is {n_folds}, but {place} was made with {n_made}; "
+            f"make it again with: python -m pipeline teacher finetune --language {language}"
+        )
     for index, made in enumerate(of_each_fold(place, n_folds)):
         folder = model_folder(made, command=f"teacher finetune --language {language}")
         producer = producer_of(folder, task, params)
@@ -190,44 +208,45 @@ def _models(
         yield _Model(folder, store, order, Fold(index, n_folds))
 
 
-class _Said(NamedTuple):
-    """What a teacher said of all examples.
+class _Part(NamedTuple):
+    """What one model said of the examples that it was to label.
 
     Attributes:
+        producer: The model.
         positions: Where each example's soft label is.
-        soft_labels: Of all examples.
-        order: Where the task's classes are among the teacher's, shape ``(C,)``.
+        soft_labels: Of N examples.
+        order: Where the task's classes are among the model's, shape ``(C,)``.
     """
 
+    producer: Producer
     positions: Index
     soft_labels: SoftLabels
     order: NDArray[np.int64]
 
-    @classmethod
-    def of(cls, parts: Sequence[SoftLabels], order: NDArray[np.int64]) -> Self:
-        """Put together what its models said, each of a part of the examples."""
-        together = parts[0] if len(parts) == 1 else SoftLabels.concatenate(parts)
-        return cls(Index(together.ids), together, order)
 
-    def logits(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
-        """Give the logits of n examples in the task's class order, shape ``(n, C)``."""
-        return self.soft_labels.take(self.positions.positions(ids)).logits[:, self.order]
-
-
-def _confusion(examples: Examples, teachers: Sequence[_Said]) -> dict[Split, NDArray[np.int64]]:
+def _confusion(examples: Examples, teachers: Sequence[Sequence[_Part]]) -> dict[Split, NDArray[np.int64]]:
     """Count, by split, what teachers say and what the hard label is; several say what they say on average.
 
     Returns:
         Shape ``(C, C)``: row, the teachers' class; column, the hard label.
+
+    Raises:
+        StageError: The data changed meanwhile.
     """
     n_classes = len(examples.task.classes)
     counts: dict[Split, NDArray[np.int64]] = {
         split: np.zeros((n_classes, n_classes), np.int64) for split in SPLITS
     }
     for split, labels, ids in examples.labels():
-        logits = [said.logits(ids) for said in teachers]
-        together = (
-            logits[0] if len(logits) == 1 else np.mean([softmax(one, axis=1) for one in logits], axis=0)
-        )
+        together = np.zeros((len(labels), n_classes), np.float32)
+        n_said = np.zeros(len(labels), np.int64)
+        for part in (part for parts in teachers for part in parts):
+            positions = part.positions.positions(ids)
+            has = positions >= 0
+            logits = part.soft_labels.take(positions[has]).logits[:, part.order]
+            together[has] += logits if len(teachers) == 1 else softmax(logits, axis=1)
+            n_said += has
+        if (n_said != len(teachers)).any():
+            raise examples.changed()
         np.add.at(counts[split], (together.argmax(axis=1), labels), 1)
     return counts

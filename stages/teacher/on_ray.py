@@ -18,7 +18,7 @@ from stages.base import StageError
 from stages.source import model_files
 from stages.task import TaskParams
 from stages.teacher.examples import Examples
-from stages.teacher.fill import Progress, load_teacher, pack, shards_to_label, told
+from stages.teacher.fill import Progress, append, load_teacher, shards_to_label, told
 from stages.teacher.infer import Answers, Teacher
 from stages.teacher.params import LabelParams
 
@@ -42,7 +42,9 @@ _CODE = [Path(__file__).parents[1], Path(__file__).parents[2] / "cache"]
 class OnRay:
     """A connection to a Ray cluster, or a Ray of its own on this machine.
 
-    Nodes need this project's dependencies and must reach the store. Code, teacher and texts are sent to them.
+    Nodes need this project's dependencies and must reach the store. Code, teacher and texts are sent to them:
+    all texts that are to be labelled go into Ray's object store, which moves to disk what does not fit into
+    memory.
     """
 
     def __init__(self, *, address: str | None, n_actors: int | None) -> None:
@@ -59,6 +61,8 @@ class OnRay:
         try:
             if ":" in address:  # Ray itself would wait for minutes
                 host, _, port = address.rpartition("/")[2].rpartition(":")
+                if not port.isdigit():
+                    raise ValueError("write it as host:port")
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(
                 address,
@@ -103,9 +107,8 @@ class OnRay:
     ) -> int:
         store.create()
         misses = np.flatnonzero(~lookup.found)
-        at_most = -(-len(misses) // (_BLOCKS_PER_ACTOR * self._n_actors))
-        some = params.model_copy(update={"shard_examples": min(params.shard_examples, at_most)})
-        shards = shards_to_label(examples, misses, some)
+        at_most = min(params.shard_examples, -(-len(misses) // (_BLOCKS_PER_ACTOR * self._n_actors)))
+        shards = shards_to_label(examples, misses, at_most=at_most)
         title = f"label '{examples.language}' ({self._n_actors} actors)"
         with Progress(title, sum(shard.n_bytes for shard in shards)) as progress:
             blocks = [ray.put(_block(examples, shard.positions)) for shard in shards]
@@ -113,7 +116,7 @@ class OnRay:
             try:
                 place = _place(store.root)
                 teacher = (str(folder), files, params, examples.task, store.producer.facts, place)
-                for done in self._labelled(blocks, teacher):
+                for done in self._labelled(blocks, teacher, batch_size=at_most):
                     if done["error"]:
                         raise StageError(done["error"])
                     progress.begin(done["bytes"], done["tokens"])
@@ -122,7 +125,9 @@ class OnRay:
                 store.update(lookup)
         return progress.n_examples
 
-    def _labelled(self, blocks: list[Any], teacher: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+    def _labelled(
+        self, blocks: list[Any], teacher: tuple[Any, ...], *, batch_size: int
+    ) -> Iterator[dict[str, Any]]:
         """Send blocks of examples through actors; gives what `_Labeller` says of each when it is done."""
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -131,11 +136,11 @@ class OnRay:
         labelled = ray.data.from_arrow_refs(blocks).map_batches(
             _Labeller,
             fn_constructor_args=teacher,
-            batch_size=None,  # a block as it is
+            batch_size=batch_size,  # a block as it is; with GPUs Ray wants a number
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=self._n_actors),
             num_cpus=self._n_cpus,
-            num_gpus=1 if self._n_gpus >= self._n_actors else self._n_gpus / self._n_actors,
+            num_gpus=1 / -(-self._n_actors // self._n_gpus) if self._n_gpus else 0,
         )
         yield from labelled.iter_rows()
 
@@ -196,9 +201,7 @@ class _Labeller:
                 done["cells"] += batch.cells
         finally:  # an error loses nothing that is computed
             if answers:
-                ids = block["example_id"].combine_chunks()
-                soft_labels = pack(ids, answers, self._store.producer.outputs)
-                self._store.append(soft_labels, format_=self._params.format)
+                append(block["example_id"].combine_chunks(), answers, self._store, self._params)
 
 
 def _block(examples: Examples, positions: NDArray[np.int64]) -> pa.Table:
