@@ -202,4 +202,4 @@ def report(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> N
     loaded = load(params, changes)
     from stages.report import report as run
 
-    typer.echo(run(loaded.task, loaded.model_dump(exclude={"cache"})))
+    typer.echo(run(loaded.task, loaded.model_dump(exclude={"cache", "launch"})))

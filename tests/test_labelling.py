@@ -130,7 +130,7 @@ def test_a_stop_reaches_every_language_once_and_keeps_what_is_computed(finished:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "stopped; 10 of 57 soft labels are kept" in err
     assert "Traceback" not in err

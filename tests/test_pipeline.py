@@ -209,7 +209,7 @@ def test_labelling_that_is_stopped_keeps_what_it_has(finished: Path, stop: signa
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
     process.send_signal(stop)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "stopped; 10 of 57 soft labels are kept" in err
     done = subprocess.run(

@@ -129,13 +129,13 @@ def test_what_is_killed_costs_only_what_it_had_in_its_hands(
 
 def test_what_goes_wrong_is_said_in_one_line(cluster: TwoNodes, many: Alone, tmp_path: Path) -> None:
     process = start(cluster.address, "memory://of-each-process", "--actors", "1")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 1
     assert "but not all of them are in memory://of-each-process" in err.splitlines()[-1]
     assert "one place for all nodes" in err.splitlines()[-1]
     set_bias(Path("artifacts/teachers/de"), [float("nan"), 0.0, 0.0])
     process = start(cluster.address, tmp_path / "store", "--actors", "1")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 1
     assert "error: the teacher in artifacts/teachers/de gives NaN or infinite logits" in err
     assert "Traceback" not in err
@@ -147,6 +147,6 @@ def test_a_cluster_that_is_not_there_or_too_small(cluster: TwoNodes, finished: P
         (cluster.address, ("--actors", "50"), "error: --actors 50: the cluster at "),
     ):
         process = start(address, finished / "store", *options)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=180)
         assert process.returncode == 1
         assert message in err

@@ -169,25 +169,26 @@ class _Labeller:
         self._folder, self._files = folder, files
         self._params, self._task = params, task
         self._store = Store(root, Producer(facts))
+        self._copy = TemporaryDirectory()
         self._teacher: Teacher | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Label a block and write it to the store; gives one row that says what was done."""
         done = dict.fromkeys(("examples", "bytes", "tokens", "cells"), 0)
         error = ""
-        with TemporaryDirectory() as copy:
-            try:
-                if self._teacher is None:
-                    self._teacher = self._load(Path(copy))
-                self._label(self._teacher, block, done)
-            except (CacheError, OSError, StageError) as reason:
-                error = f"{str(reason).replace(copy, self._folder)} (on {ray.util.get_node_ip_address()})"
+        try:
+            if self._teacher is None:
+                self._teacher = self._load()
+            self._label(self._teacher, block, done)
+        except (CacheError, OSError, StageError) as reason:
+            here = ray.util.get_node_ip_address()
+            error = f"{str(reason).replace(self._copy.name, self._folder)} (on {here})"
         return pa.table({name: [value] for name, value in {**done, "error": error}.items()})
 
-    def _load(self, folder: Path) -> Teacher:
+    def _load(self) -> Teacher:
         for name, content in self._files.items():
-            (folder / name).write_bytes(ray.get(content))
-        return load_teacher(folder, self._params, self._task, self._store.producer)
+            Path(self._copy.name, name).write_bytes(ray.get(content))
+        return load_teacher(Path(self._copy.name), self._params, self._task, self._store.producer)
 
     def _label(self, teacher: Teacher, block: pa.Table, done: dict[str, int]) -> None:
         fields = [block[field].to_pylist() for field in self._task.text_fields]
