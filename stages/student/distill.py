@@ -92,9 +92,17 @@ def distill(
     teachers: Mapping[str, Teachers],
     params: DistillParams,
     *,
+    trunk: Path = TRUNK,
     output: Path = STUDENT,
 ) -> Trained:
     """Train a student and write it to `output` as a Hugging Face model, with its card and learning curves.
+
+    Args:
+        task: Section `task` of params.yaml.
+        teachers: Section `teachers`, for what it says of class names.
+        params: Section `student.distill`.
+        trunk: What `student pretrain` wrote.
+        output: The folder to write.
 
     Raises:
         StageError: The data, the MPLM or hidden states are missing, the teachers' classes are not the task's,
@@ -102,13 +110,13 @@ def distill(
         CacheError: Soft labels are missing or damaged.
     """
     train, digests, facts_of_teachers = _training_texts(task, teachers, params)
-    trunk = model_folder(TRUNK, command="student pretrain")
-    facts = [task.model_dump(), params.model_dump(), digests, model_digests(trunk)]
+    mplm = model_folder(trunk, command="student pretrain")
+    facts = [task.model_dump(), params.model_dump(), digests, model_digests(mplm)]
     checkpoints = checkpoint_folder(f"student-{output.name}", facts)
     set_seed(params.seed)
-    with loading(f"the encoder in {trunk} as a student"):
-        tokenizer = AutoTokenizer.from_pretrained(trunk)
-        model = _student(task, params, trunk)
+    with loading(f"the encoder in {mplm} as a student"):
+        tokenizer = AutoTokenizer.from_pretrained(mplm)
+        model = _student(task, params, mplm)
     require_splittable(tokenizer, params.subword_dropout)
     require_max_tokens(
         params.max_tokens, tokenizer, model.mblm.encoder.config, key="student.distill.max_tokens"
@@ -147,7 +155,7 @@ def distill(
             params,
             name=output.name,
             config=model.config,
-            encoder=read_pin(TRUNK),
+            encoder=read_pin(trunk),
             accuracy=last,
             teachers=facts_of_teachers,
         )
