@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from stages.student.objective import (
     mixture_weights,
     objective,
 )
-from stages.student.params import DistillParams
+from stages.student.params import DistillParams, Teachers
 from stages.student.sampling import ByLanguage
 from stages.task import TaskParams, examples_digest, read_examples
 from stages.texts import Collator, Texts, require_splittable
@@ -41,30 +41,6 @@ from stages.training import (
     run,
     training_arguments,
 )
-
-
-class Teacher(Protocol):
-    """What params.yaml says of a teacher."""
-
-    @property
-    def base(self) -> str:
-        """Hub id or folder."""
-
-    @property
-    def revision(self) -> str | None:
-        """Branch, tag or commit of a Hub id."""
-
-    @property
-    def labels(self) -> Mapping[str, str] | None:
-        """The teacher's class names to the task's."""
-
-
-class Teachers(Protocol):
-    """Section `teachers.<language>` of params.yaml."""
-
-    @property
-    def all(self) -> Sequence[Teacher]:
-        """The language's teachers."""
 
 
 @dataclass(frozen=True)
