@@ -31,8 +31,6 @@ def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Pa
     Raises:
         StageError: Predictions of a run are not there, or are not of the current data.
     """
-    if sweep and not params.sweep.runs:
-        raise StageError("ablation.sweep.runs is empty; name settings to compare in params.yaml")
     tables: dict[str, Split] = (
         {"sweep": "validation"} if sweep else {"test": "test", "validation": "validation"}
     )
@@ -108,7 +106,7 @@ class Compared:
             groups,
             accuracy=np.stack([of_language.mean(axis=-1) for of_language in right], axis=-1),
             resampled=resampled_accuracies(right, n_resamples=_RESAMPLES, seed=0),
-            teachers={language: _teacher_accuracy(language, split) for language in groups["supervised"]},
+            teachers={name: _teacher_accuracy(name, split) for name in groups.get("supervised", [])},
         )
 
     @property

@@ -47,7 +47,7 @@ class SweepParams(Params):
 
     seeds: Annotated[list[Seed], Field(min_length=1)]
     """Some of `ablation.seeds`, whose trunks they start from."""
-    runs: list[SweepRun]
+    runs: Annotated[list[SweepRun], Field(min_length=1)]
     """The others are compared with the first."""
 
 
