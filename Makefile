@@ -1,12 +1,15 @@
 # make demo: install, run the pipeline on the built-in task, print its table.
 # make test: install the test tools, then lint, formatting, types and tests.
+# make ablation: the variants with several seeds, compared on test data; make sweep: settings, on validation data.
+#                JOBS=2 trains two students at once; on two cores, with OMP_NUM_THREADS=1.
 # make bench: measure time, disk and memory, and print them next to their targets; takes minutes.
 
 PYTHON ?= python3
+JOBS ?= 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test bench
+.PHONY: demo test ablation sweep bench
 
 demo: .venv/installed
 	dvc repro
@@ -18,6 +21,28 @@ test: .venv/installed-test
 	ruff format --check .
 	mypy
 	python -m pytest --numprocesses 2 --dist loadfile
+
+# DVC runs one stage at a time, but several of it may run at once, each with a stage of its own.
+each = dvc --cd ablation stage list --name-only | grep '^$(1)@' | \
+	xargs -P $(JOBS) -n 1 dvc --cd ablation --wait-for-lock repro --single-item
+
+ablation: .venv/installed
+	dvc repro teacher-label
+	dvc --cd ablation repro plan
+	$(call each,pretrain)
+	$(call each,train)
+	dvc --cd ablation repro compare
+	@echo
+	@cat ablation/artifacts/test.md
+
+sweep: .venv/installed
+	dvc repro teacher-label
+	dvc --cd ablation repro plan
+	$(call each,pretrain)
+	$(call each,train-sweep)
+	dvc --cd ablation repro compare-sweep
+	@echo
+	@cat ablation/artifacts/sweep.md
 
 bench: .venv/installed-test
 	@set -e; for script in $(filter-out %/measure.py,$(wildcard tests/benchmarks/*.py)); do \

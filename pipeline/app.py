@@ -18,11 +18,16 @@ app = typer.Typer(
 )
 teacher = typer.Typer(no_args_is_help=True, help="Stage one: teachers and their soft labels.")
 student = typer.Typer(no_args_is_help=True, help="Stage two: the multilingual student.")
+ablation = typer.Typer(
+    no_args_is_help=True, help="Variants and settings of the student, with several seeds, compared."
+)
 app.add_typer(teacher, name="teacher")
 app.add_typer(student, name="student")
+app.add_typer(ablation, name="ablation")
 app.add_typer(cache_commands.app, name="cache")
 
 Language = Annotated[str, typer.Option(help="A supervised language, such as `de`.")]
+Seed = Annotated[int, typer.Option(min=0, help="One of ablation.seeds.")]
 Student = Annotated[
     Path | None, typer.Option("--model", metavar="FOLDER", help="A student in place of artifacts/student.")
 ]
@@ -202,4 +207,56 @@ def report(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> N
     loaded = load(params, changes)
     from stages.report import report as run
 
-    typer.echo(run(loaded.task, loaded.model_dump(exclude={"cache", "launch"})))
+    typer.echo(run(loaded.task, loaded.model_dump(exclude={"ablation", "cache", "launch"})))
+
+
+@ablation.command(epilog="Example: `python -m pipeline ablation plan`")
+def plan(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
+    """Write down what each run depends on, so that a change runs no other again."""
+    loaded = load(params, changes)
+    from stages.ablation.plan import plan as run
+
+    typer.echo(run(loaded.task, loaded.teachers, loaded.student.distill, loaded.ablation))
+
+
+@ablation.command("pretrain", epilog="Example: `python -m pipeline ablation pretrain --seed 0`")
+def pretrain_with_seed(
+    seed: Seed,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Make the trunk that all runs of a seed start from."""
+    loaded = load(params, changes)
+    from stages.ablation.pretrain import pretrain as run
+
+    typer.echo(run(loaded.task, loaded.student.pretrain, seed))
+
+
+@ablation.command(epilog="Example: `python -m pipeline ablation train --run mblm --seed 0`")
+def train(
+    run: Annotated[str, typer.Option(help="A variant, or the name of a run of `ablation.sweep`.")],
+    seed: Seed,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Train a student and keep its predictions: of a variant on test data too, of a sweep's run never."""
+    loaded = load(params, changes)
+    from stages.ablation.train import train as train_run
+
+    sections = loaded.task, loaded.teachers, loaded.student, loaded.ablation
+    typer.echo(train_run(*sections, run=run, seed=seed))
+
+
+@ablation.command(epilog="Example: `python -m pipeline ablation compare`")
+def compare(
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="The runs of `ablation.sweep`, on validation data.")
+    ] = False,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Write accuracies over seeds, and how sure their differences are, as a table and as JSON."""
+    loaded = load(params, changes)
+    from stages.ablation.compare import compare as run
+
+    typer.echo(" ".join(map(str, run(loaded.task, loaded.ablation, sweep=sweep))))

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from stages.ablation.params import AblationParams
 from stages.base import Params
 from stages.student.params import StudentSection
 from stages.task import HubSource, TaskParams
@@ -29,6 +30,7 @@ class PipelineParams(Params):
     teachers: dict[str, TeacherParams]
     teacher: TeacherSection
     student: StudentSection
+    ablation: AblationParams
     cache: CacheParams
 
     @model_validator(mode="after")
@@ -57,16 +59,19 @@ class PipelineParams(Params):
 
     @model_validator(mode="after")
     def _weights_by_name_name_all(self) -> Self:
-        distill = self.student.distill
-        for key, weights, what, names in (
-            ("mixture.weights", distill.mixture.weights, "task.supervised", self.task.supervised),
-            ("class_weights", distill.class_weights, "task.classes", self.task.classes),
-        ):
-            if isinstance(weights, dict) and set(weights) != set(names):
-                raise ValueError(
-                    f"student.distill.{key} is {weights}; it needs one weight for each of {what}: "
-                    f"{', '.join(names)}"
-                )
+        sections = {"student.distill": self.student.distill}
+        for run in self.ablation.sweep.runs:
+            sections[f"ablation.sweep.runs: {run.name}"] = run.applied_to(self.student.distill)
+        for section, distill in sections.items():
+            for key, weights, what, names in (
+                ("mixture.weights", distill.mixture.weights, "task.supervised", self.task.supervised),
+                ("class_weights", distill.class_weights, "task.classes", self.task.classes),
+            ):
+                if isinstance(weights, dict) and set(weights) != set(names):
+                    raise ValueError(
+                        f"{section}.{key} is {weights}; it needs one weight for each of {what}: "
+                        f"{', '.join(names)}"
+                    )
         return self
 
     def uses_hub(self) -> bool:

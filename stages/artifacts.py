@@ -17,6 +17,9 @@ PREDICTIONS = Path("artifacts/predictions")
 PLOTS = Path("artifacts/plots")
 REPORT = Path("artifacts/report")
 
+ABLATION = Path("ablation/artifacts")
+"""Beside ablation/dvc.yaml: the ablation is a DVC project of its own."""
+
 
 def of_each_teacher(folder: Path, count: int) -> list[Path]:
     """Give the folders of a language's teachers, or of their soft labels.

@@ -1,8 +1,9 @@
-"""What a model says of labelled examples: logits on disk, written by `student evaluate`, read by `report`.
+"""What a model says of labelled examples: logits on disk, so that whoever compares models needs none.
 
-``artifacts/predictions/<model>.arrow`` is an Arrow IPC file with a record batch per language and split, in
-the order of ``artifacts/data``: language, split, branch (the one that the language uses), example_id, and
-logits as fixed_size_list<float32>[C] in the order of task.classes, which the schema's metadata holds.
+``artifacts/predictions/<model>.arrow``, written by `student evaluate`, is an Arrow IPC file with a record
+batch per language and split, in the order of ``artifacts/data``: language, split, branch (the one that the
+language uses), example_id, and logits as fixed_size_list<float32>[C] in the order of task.classes, which the
+schema's metadata holds.
 """
 
 import json
@@ -18,8 +19,6 @@ from cache import ID_TYPE, write_atomically
 from stages.artifacts import PREDICTIONS
 from stages.base import StageError
 from stages.task import Split, TaskParams, read_examples
-
-_COMMAND = "write it again with: python -m pipeline student evaluate"
 
 
 class Predictions(NamedTuple):
@@ -52,12 +51,14 @@ class Predictions(NamedTuple):
         return predicted
 
 
-def predictions_file(model: str) -> Path:
-    """Path of the predictions of ``student`` or ``baseline``."""
-    return PREDICTIONS / f"{model}.arrow"
+def predictions_file(model: str, folder: Path = PREDICTIONS) -> Path:
+    """Path of the predictions of a model: ``student``, ``baseline``, or a run of the ablation."""
+    return folder / f"{model}.arrow"
 
 
-def write_predictions(task: TaskParams, model: str, predictions: Iterable[Predictions]) -> None:
+def write_predictions(
+    task: TaskParams, model: str, predictions: Iterable[Predictions], *, folder: Path = PREDICTIONS
+) -> None:
     """Write what a model says, in place of what it said before."""
     schema = _schema(task)
     buffer = pa.BufferOutputStream()
@@ -68,25 +69,34 @@ def write_predictions(task: TaskParams, model: str, predictions: Iterable[Predic
             names = [pa.repeat(name, count) for name in (one.language, one.split, one.branch)]
             columns = [*names, one.examples["example_id"].combine_chunks(), logits]
             file.write_batch(pa.record_batch(columns, schema=schema))
-    write_atomically(predictions_file(model), memoryview(buffer.getvalue()))
+    write_atomically(predictions_file(model, folder), memoryview(buffer.getvalue()))
 
 
-def read_predictions(task: TaskParams, model: str) -> dict[tuple[str, Split], Predictions]:
+def read_predictions(
+    task: TaskParams, model: str, *, folder: Path = PREDICTIONS, command: str = "student evaluate"
+) -> dict[tuple[str, Split], Predictions]:
     """Read what a model says of the current data, by language and split.
+
+    Args:
+        task: Section `task` of params.yaml.
+        model: The name that it was written under.
+        folder: The folder that it was written to.
+        command: What writes it, for messages.
 
     Raises:
         StageError: The file is not there, is broken, or is of other classes or examples.
     """
-    path = predictions_file(model)
+    path = predictions_file(model, folder)
+    write_again = f"write it again with: python -m pipeline {command}"
     try:
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
             if not file.schema.equals(_schema(task), check_metadata=True):
-                raise StageError(f"{path} is of other classes than params.yaml names; {_COMMAND}")
+                raise StageError(f"{path} is of other classes than params.yaml names; {write_again}")
             batches = [file.get_batch(index) for index in range(file.num_record_batches)]
     except FileNotFoundError:
-        raise StageError(f"{path} is not there; write it with: python -m pipeline student evaluate") from None
+        raise StageError(f"{path} is not there; write it with: python -m pipeline {command}") from None
     except (OSError, pa.ArrowException) as error:
-        raise StageError(f"{path} is broken ({error}); {_COMMAND}") from error
+        raise StageError(f"{path} is broken ({error}); {write_again}") from error
     found = {}
     for batch in batches:
         language, split, branch = (batch[name][0].as_py() for name in ("language", "split", "branch"))
@@ -94,7 +104,9 @@ def read_predictions(task: TaskParams, model: str) -> dict[tuple[str, Split], Pr
             continue
         examples = read_examples(task, language, split)
         if not examples["example_id"].combine_chunks().equals(batch["example_id"]):
-            raise StageError(f"{path} is of other examples of '{language}' than artifacts/data; {_COMMAND}")
+            raise StageError(
+                f"{path} is of other examples of '{language}' than artifacts/data; {write_again}"
+            )
         logits = batch["logits"].flatten().to_numpy().reshape(-1, len(task.classes))
         found[language, split] = Predictions(language, split, branch, examples, logits)
     return found

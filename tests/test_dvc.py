@@ -77,7 +77,8 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in tracked:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
+    for project in (folder, folder / "ablation"):
+        (project / "dvc.lock").unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_params(tiny_params())
@@ -222,3 +223,45 @@ def test_soft_labels_travel_by_push_and_pull_and_suffice_for_stage_two(reproduce
     assert not (other / "artifacts/teachers").exists()
     output = dvc(other, "repro", "--force", "--single-item", "student-distill")
     assert stages_run(output) == {"student-distill"}
+
+
+def make(folder: Path, *arguments: str) -> str:
+    """Run make as after its installation."""
+    done = subprocess.run(
+        ["make", "--old-file", ".venv/installed", *arguments],
+        cwd=folder,
+        env=environment(folder.parent),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_ablation_runs_when_asked_for_and_goes_on_where_it_was(reproduced: Path) -> None:
+    """All but one run are made; what is left, or changes, is made at the next call, and nothing else."""
+    ablation = ("--cd", "ablation")
+    runs = [f"{variant}-{seed}" for variant in ("finetune", "mblm") for seed in (0, 1)]
+    dvc(reproduced, *ablation, "repro", *(f"train@{run}" for run in runs[1:]))
+    assert stages_run(dvc(reproduced, "repro")) == set()
+    assert "up to date" in dvc(reproduced, "status")
+    dvc(reproduced, "checkout")  # fails where a stage that it knows of has not run
+
+    output = make(reproduced, "ablation", "JOBS=2")
+    assert stages_run(output) == {f"train@{runs[0]}", "compare"}
+    assert output.endswith((reproduced / "ablation/artifacts/test.md").read_text(encoding="utf-8"))
+    assert "up to date" in dvc(reproduced, *ablation, "status", "compare")
+
+    params = (reproduced / "params.yaml").read_text(encoding="utf-8")
+    changed = YAML(typ="safe").load(params)
+    changed["student"]["distill"]["mixture"]["loss_weight"] = 0.4
+    with (reproduced / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(changed, file)
+    output = make(reproduced, "ablation", "JOBS=2")
+    assert stages_run(output) == {"plan", "train@mblm-0", "train@mblm-1", "compare"}
+    output = make(reproduced, "sweep")
+    assert stages_run(output) == {"train-sweep@run0-1", "train-sweep@run1-1", "compare-sweep"}
+    assert "lambda-0.9" in output.splitlines()[-5]
+    (reproduced / "params.yaml").write_text(params, encoding="utf-8")
+    assert stages_run(make(reproduced, "ablation")) == set()  # DVC has kept what these parameters gave

@@ -35,11 +35,13 @@ def test_imports_point_one_way(path: Path) -> None:
     if place.startswith("cache/"):
         forbidden = ("pipeline", "stages", "torch", "transformers", "datasets")
     elif place.startswith("stages/teacher/"):
-        forbidden = ("pipeline", "stages.student")
+        forbidden = ("pipeline", "stages.student", "stages.ablation")
     elif place.startswith("stages/student/"):
+        forbidden = ("pipeline", "stages.teacher", "stages.ablation")
+    elif place.startswith("stages/ablation/"):  # runs stage two many times
         forbidden = ("pipeline", "stages.teacher")
     elif place.startswith("stages/"):
-        forbidden = ("pipeline", "stages.teacher", "stages.student")
+        forbidden = ("pipeline", "stages.teacher", "stages.student", "stages.ablation")
     if place.endswith("_mblm.py"):
         forbidden += ("stages", "cache")
     bad = {name for name in imports_of(path) for stem in forbidden if f"{name}.".startswith(f"{stem}.")}
@@ -55,9 +57,19 @@ def commands() -> dict[str, Any]:
     return found
 
 
-def dvc_stages() -> dict[str, Any]:
-    stages: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+def dvc_stages(folder: str = ".") -> dict[str, Any]:
+    stages: dict[str, Any] = YAML(typ="safe").load(ROOT / folder / "dvc.yaml")["stages"]
     return stages
+
+
+def all_dvc_stages() -> dict[str, Any]:
+    """The stages of both projects; paths and parameters of the ablation's as if they were the pipeline's."""
+    found = dvc_stages()
+    for name, stage in dvc_stages("ablation").items():
+        (params,) = (file["../params.yaml"] for file in stage["params"])
+        deps = [path.removeprefix("../") for path in stage["deps"]]
+        found[f"ablation-{name}"] = stage | {"deps": deps, "params": params}
+    return found
 
 
 def test_every_stage_has_a_file_a_command_and_a_dvc_stage_of_its_name() -> None:
@@ -66,11 +78,23 @@ def test_every_stage_has_a_file_a_command_and_a_dvc_stage_of_its_name() -> None:
         assert (ROOT / "stages" / f"{command.replace(' ', '/')}.py").is_file()
     # What users do with a finished student is no part of a run.
     stages -= {"student predict", "student export"}
+    stages = {command for command in stages if not command.startswith("ablation ")}  # a project of its own
     assert {name.replace("-", " ", 1) for name in dvc_stages()} == stages
     launch = YAML(typ="safe").load(ROOT / "params.yaml")["launch"]
     for name, stage in dvc_stages().items():
         command = stage["cmd"].replace("${launch}", launch)
         assert command.startswith(f"python -m pipeline {name.replace('-', ' ', 1)}")
+
+
+def test_the_ablation_is_a_dvc_project_whose_stages_are_its_commands() -> None:
+    """A stage of the sweep has the command of the stage that does the same for the variants."""
+    stages = dvc_stages("ablation")
+    names = {name.removesuffix("-sweep") for name in stages}
+    assert {f"ablation {name}" for name in names} == {x for x in commands() if x.startswith("ablation ")}
+    for name, stage in stages.items():
+        command = f"cd .. && python -m pipeline ablation {name.removesuffix('-sweep')}"
+        assert f"{stage['cmd']} ".startswith(f"{command} ")
+        assert all(path.startswith("artifacts/") for path in stage["outs"])
 
 
 def test_every_command_about_the_store_has_a_file_of_its_name() -> None:
@@ -82,7 +106,7 @@ def test_every_command_about_the_store_has_a_file_of_its_name() -> None:
 
 def test_what_dvc_names_exists() -> None:
     values = YAML(typ="safe").load(ROOT / "params.yaml")
-    for stage in dvc_stages().values():
+    for stage in all_dvc_stages().values():
         for path in stage["deps"]:
             assert path.startswith("artifacts/") or (ROOT / path).exists(), path
         for key in stage["params"]:
@@ -92,7 +116,7 @@ def test_what_dvc_names_exists() -> None:
 
 
 def test_every_section_of_params_is_a_dependency_of_a_stage_but_the_cache() -> None:
-    named = {key.split(".")[0] for stage in dvc_stages().values() for key in stage["params"]}
+    named = {key.split(".")[0] for stage in all_dvc_stages().values() for key in stage["params"]}
     # Where the store lies changes no result, and what starts a training is part of its stage's command.
     assert set(PipelineParams.model_fields) - named == {"cache", "launch"}
 
@@ -110,8 +134,8 @@ def test_code_that_a_stage_imports_is_its_dependency() -> None:
                 found |= {file.relative_to(ROOT).as_posix()} | imported(file)
         return found
 
-    for name, stage in dvc_stages().items():
-        own = f"stages/{name.replace('-', '/', 1)}.py"
+    for name, stage in all_dvc_stages().items():
+        own = f"stages/{name.removesuffix('-sweep').replace('-', '/', 1)}.py"
         needed = {own} | imported(ROOT / own) - {"cache"}
         if "cache" in imports_of(ROOT / own):
             needed.add("cache")  # what only shared modules use of it decides no result

@@ -94,6 +94,17 @@ def tiny_params() -> dict[str, Any]:
     params["teacher"]["finetune"] |= {"epochs": 2, "batch_size": 6}
     params["student"]["pretrain"]["scratch"] |= size
     params["student"]["distill"] |= {"epochs": 2, "batch_size": 8, "branch_layers": 1, "save_steps": 4}
+    params["ablation"] = {
+        "seeds": [0, 1],
+        "variants": ["finetune", "mblm"],
+        "sweep": {
+            "seeds": [1],
+            "runs": [
+                {"name": "as-it-is", "changes": {}},
+                {"name": "lambda-0.9", "changes": {"mixture.loss_weight": 0.9}},
+            ],
+        },
+    }
     return params
 
 

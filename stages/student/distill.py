@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from stages.student.objective import (
     mixture_weights,
     objective,
 )
-from stages.student.params import DistillParams
+from stages.student.params import DistillParams, Teachers
 from stages.student.sampling import ByLanguage
 from stages.task import TaskParams, examples_digest, read_examples
 from stages.texts import Collator, Texts, require_splittable
@@ -43,30 +43,6 @@ from stages.training import (
     run,
     training_arguments,
 )
-
-
-class Teacher(Protocol):
-    """What params.yaml says of a teacher."""
-
-    @property
-    def base(self) -> str:
-        """Hub id or folder."""
-
-    @property
-    def revision(self) -> str | None:
-        """Branch, tag or commit of a Hub id."""
-
-    @property
-    def labels(self) -> Mapping[str, str] | None:
-        """The teacher's class names to the task's."""
-
-
-class Teachers(Protocol):
-    """Section `teachers.<language>` of params.yaml."""
-
-    @property
-    def all(self) -> Sequence[Teacher]:
-        """The language's teachers."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +70,17 @@ def distill(
     teachers: Mapping[str, Teachers],
     params: DistillParams,
     *,
+    trunk: Path = TRUNK,
     output: Path = STUDENT,
 ) -> Trained:
     """Train a student and write it to `output` as a Hugging Face model, with its card and learning curves.
+
+    Args:
+        task: Section `task` of params.yaml.
+        teachers: Section `teachers`, for what it says of class names.
+        params: Section `student.distill`.
+        trunk: What `student pretrain` wrote.
+        output: The folder to write.
 
     Raises:
         StageError: The data, the MPLM or hidden states are missing, the teachers' classes are not the task's,
@@ -106,13 +90,13 @@ def distill(
     """
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
     train, digests, facts_of_teachers = _training_texts(task, teachers, params)
-    trunk = model_folder(TRUNK, command="student pretrain")
-    facts = [task.model_dump(), params.model_dump(), digests, model_digests(trunk)]
+    mplm = model_folder(trunk, command="student pretrain")
+    facts = [task.model_dump(), params.model_dump(), digests, model_digests(mplm)]
     checkpoints = checkpoint_folder(f"student-{output.name}", facts)
     set_seed(params.seed)
-    with loading(f"the encoder in {trunk} as a student"):
-        tokenizer = AutoTokenizer.from_pretrained(trunk)
-        model = _student(task, params, trunk)
+    with loading(f"the encoder in {mplm} as a student"):
+        tokenizer = AutoTokenizer.from_pretrained(mplm)
+        model = _student(task, params, mplm)
     require_splittable(tokenizer, params.subword_dropout)
     require_max_tokens(
         params.max_tokens, tokenizer, model.mblm.encoder.config, key="student.distill.max_tokens"
@@ -152,7 +136,7 @@ def distill(
             params,
             name=output.name,
             config=model.config,
-            encoder=read_pin(TRUNK),
+            encoder=read_pin(trunk),
             accuracy=last,
             teachers=facts_of_teachers,
         )

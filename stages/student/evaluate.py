@@ -1,7 +1,7 @@
 """Evaluate student and baseline: accuracy per language, averages, and every branch on every language."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,12 +40,12 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
     Raises:
         StageError: A model or the data is missing.
     """
-    models = {"student": STUDENT, "baseline": BASELINE}
+    models = {"student": (STUDENT, "student distill"), "baseline": (BASELINE, "student baseline")}
     by_language: list[dict[str, Any]] = []
     metrics = {}
-    for name, folder in models.items():
-        answers = list(_answers(task, distill, params, folder, name))
-        used = [answer.of(answer.used) for answer in answers]
+    for name, (folder, command) in models.items():
+        answered = list(answers(task, distill, params, folder, command=command))
+        used = [answer.of(answer.used) for answer in answered]
         write_predictions(task, name, used)
         own = [_row(task, one) for one in used]
         by_language += [{"model": name, **row} for row in own]
@@ -57,7 +57,7 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
             _write_json(PLOTS / "calibration.json", _calibration(task, tested))
             by_branch = [
                 {**_row(task, answer.of(branch)), "used": answer.used}
-                for answer in answers
+                for answer in answered
                 for branch in answer.logits
             ]
             _write_json(PLOTS / "accuracy_by_branch.json", by_branch)
@@ -67,7 +67,7 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
     return metrics["student"]
 
 
-class _Answers(NamedTuple):
+class Answers(NamedTuple):
     """What a model says of the N examples of one language and split, by branch and by the mixture.
 
     Attributes:
@@ -89,11 +89,29 @@ class _Answers(NamedTuple):
         return Predictions(self.language, self.split, branch, self.examples, self.logits[branch])
 
 
-def _answers(
-    task: TaskParams, distill: DistillParams, params: EvaluateParams, folder: Path, name: str
-) -> Iterator[_Answers]:
-    """Send the validation and test examples of every language through every branch."""
-    command = "student baseline" if name == "baseline" else "student distill"
+def answers(
+    task: TaskParams,
+    distill: DistillParams,
+    params: EvaluateParams,
+    folder: Path,
+    *,
+    command: str,
+    splits: Sequence[Split] = SPLITS[1:],
+) -> Iterator[Answers]:
+    """Send the validation and test examples of every language through every branch.
+
+    Args:
+        task: Section `task` of params.yaml.
+        distill: Section `student.distill`.
+        params: Section `student.evaluate`.
+        folder: The model.
+        command: What makes the model, for messages.
+        splits: Examples of these splits alone.
+
+    Raises:
+        StageError: The model is not there, or is of other classes or languages.
+    """
+    name = folder.name
     folder = model_folder(folder, command=command)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     with loading(f"the student in {folder}"):
@@ -106,14 +124,14 @@ def _answers(
         )
     shared = model.config.n_branches == 1
     for language in tqdm(task.languages, desc=f"evaluate {name}", unit="language"):
-        for split in SPLITS[1:]:
+        for split in splits:
             if not has_split(language, split):
                 continue
             examples = read_examples(task, language, split)
             texts = Texts([examples[field].to_pylist() for field in task.text_fields], {})
             used = language if language in task.supervised and not shared else MIXTURE
             logits = _logits(model, texts, collator, params.batch_size)
-            yield _Answers(language, split, examples, used, logits)
+            yield Answers(language, split, examples, used, logits)
 
 
 def _row(task: TaskParams, one: Predictions) -> dict[str, Any]:

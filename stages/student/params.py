@@ -1,7 +1,8 @@
 """Section `student` of params.yaml. Light to import: no torch."""
 
 import math
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import (
     BeforeValidator,
@@ -15,6 +16,30 @@ from pydantic import (
 from stages.base import MaxTokens, Params, ScratchParams, Seed, Share, TrainingParams
 
 Variant = Literal["finetune", "distill", "branches", "mblm"]
+
+
+class Teacher(Protocol):
+    """What params.yaml says of a teacher."""
+
+    @property
+    def base(self) -> str:
+        """Hub id or folder."""
+
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit of a Hub id."""
+
+    @property
+    def labels(self) -> Mapping[str, str] | None:
+        """The teacher's class names to the task's."""
+
+
+class Teachers(Protocol):
+    """Section `teachers.<language>` of params.yaml."""
+
+    @property
+    def all(self) -> Sequence[Teacher]:
+        """The language's teachers."""
 
 
 def _numbers_by_name(value: Any) -> dict[str, float] | None:

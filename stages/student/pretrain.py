@@ -1,5 +1,7 @@
 """The multilingual model (MPLM) that the student starts from: pin one, or pre-train a small one."""
 
+from pathlib import Path
+
 from stages.artifacts import TRUNK, replaced_folder
 from stages.scratch import build_encoder
 from stages.source import pin, resolve
@@ -7,8 +9,8 @@ from stages.student.params import PretrainParams
 from stages.task import TaskParams, pretraining_texts
 
 
-def pretrain(task: TaskParams, params: PretrainParams) -> str:
-    """Write ``artifacts/trunk``: an encoder, or a pin of one.
+def pretrain(task: TaskParams, params: PretrainParams, *, output: Path = TRUNK) -> str:
+    """Write an encoder, or a pin of one, to `output`.
 
     A small one is pre-trained on the unlabelled texts of all languages where the task has them (translations
     in one input: Conneau and Lample, 2019), and on the supervised languages' training texts otherwise.
@@ -21,12 +23,12 @@ def pretrain(task: TaskParams, params: PretrainParams) -> str:
     """
     if params.base != "scratch":
         source = resolve(params.base, params.revision, key="student.pretrain.base")
-        with replaced_folder(TRUNK) as folder:
+        with replaced_folder(output) as folder:
             pin(folder, source)
         return f"trunk: {params.base}, pinned"
     assert params.scratch is not None  # held by the validation of params.yaml
     texts = {language: pretraining_texts(task, language) for language in task.languages}
-    with replaced_folder(TRUNK) as folder:
+    with replaced_folder(output) as folder:
         build_encoder(
             params.scratch,
             texts,

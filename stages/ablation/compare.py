@@ -1,0 +1,216 @@
+"""What came of the ablation: accuracies of its runs over seeds, and how sure their differences are."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import write_atomically
+from stages.ablation.bootstrap import interval, resampled_accuracies
+from stages.ablation.params import AblationParams
+from stages.artifacts import ABLATION, METRICS
+from stages.base import StageError
+from stages.predictions import Predictions, read_predictions
+from stages.task import Split, TaskParams
+
+_RESAMPLES = 10_000
+
+
+def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Path]:
+    """Write ``test.md`` and ``validation.md`` of the variants, or ``sweep.md``, each as JSON as well.
+
+    The sweep's table is of validation data: its runs have seen no test data.
+
+    Returns:
+        The tables, the one that matters most first.
+
+    Raises:
+        StageError: Predictions of a run are not there, or are not of the current data.
+    """
+    tables: dict[str, Split] = (
+        {"sweep": "validation"} if sweep else {"test": "test", "validation": "validation"}
+    )
+    runs: list[str] = [run.name for run in params.sweep.runs] if sweep else [*params.variants]
+    seeds = params.sweep.seeds if sweep else params.seeds
+    folder = ABLATION / ("sweep" if sweep else "predictions")
+    found = [
+        [
+            read_predictions(
+                task, f"{run}-{seed}", folder=folder, command=f"ablation train --run {run} --seed {seed}"
+            )
+            for seed in seeds
+        ]
+        for run in runs
+    ]
+    paths = []
+    for name, split in tables.items():
+        of_split = [[{x: one for (x, s), one in said.items() if s == split} for said in row] for row in found]
+        compared = Compared.of(task, split, runs, list(seeds), of_split)
+        path = ABLATION / f"{name}.md"
+        write_atomically(path.with_suffix(".json"), json.dumps(compared.values(), indent=1).encode())
+        write_atomically(path, compared.markdown().encode())
+        paths.append(path)
+    return paths
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Accuracies of M runs with S seeds on L languages; an average counts each language alike.
+
+    Attributes:
+        split: Of the examples.
+        runs: Names; the others are compared with the first.
+        seeds: Of each run.
+        groups: Languages by kind, those of a kind that has some.
+        accuracy: Shape ``(M, S, L)``.
+        resampled: What the accuracies might have been, shape ``(R, M, L)``.
+        teachers: Accuracy by supervised language.
+    """
+
+    split: Split
+    runs: list[str]
+    seeds: list[int]
+    groups: dict[str, list[str]]
+    accuracy: NDArray[np.float64]
+    resampled: NDArray[np.float64]
+    teachers: dict[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        task: TaskParams,
+        split: Split,
+        runs: list[str],
+        seeds: list[int],
+        found: Sequence[Sequence[dict[str, Predictions]]],
+    ) -> "Compared":
+        """Compare predictions: for each run and seed, by language."""
+        groups = {
+            kind: [language for language in languages if language in found[0][0]]
+            for kind, languages in (("supervised", task.supervised), ("zero-shot", task.zero_shot))
+        }
+        groups = {kind: languages for kind, languages in groups.items() if languages}
+        right = [
+            np.array([[said[language].predicted == said[language].labels for said in row] for row in found])
+            for languages in groups.values()
+            for language in languages
+        ]
+        return cls(
+            split,
+            runs,
+            seeds,
+            groups,
+            accuracy=np.stack([of_language.mean(axis=-1) for of_language in right], axis=-1),
+            resampled=resampled_accuracies(right, n_resamples=_RESAMPLES, seed=0),
+            teachers={name: _teacher_accuracy(name, split) for name in groups.get("supervised", [])},
+        )
+
+    @property
+    def languages(self) -> list[str]:
+        """All languages, in the order of the last axis of `accuracy`."""
+        return [language for languages in self.groups.values() for language in languages]
+
+    def values(self) -> dict[str, Any]:
+        """Give all numbers, for programs; differences are those to the first run."""
+        teachers = {
+            kind: float(np.mean([self.teachers[language] for language in languages]))
+            for kind, languages in self.groups.items()
+            if set(languages) <= set(self.teachers)
+        }
+        return {
+            "split": self.split,
+            "seeds": self.seeds,
+            "resamples": len(self.resampled),
+            "teachers": {**teachers, "languages": self.teachers},
+            "runs": {
+                run: {
+                    **{kind: self._of(place, languages) for kind, languages in self.groups.items()},
+                    "languages": {language: self._of(place, [language]) for language in self.languages},
+                }
+                for place, run in enumerate(self.runs)
+            },
+        }
+
+    def _of(self, run: int, languages: Sequence[str]) -> dict[str, Any]:
+        """Give mean, standard deviation and difference to the first run, averaged over languages."""
+        columns = [self.languages.index(language) for language in languages]
+        by_seed = self.accuracy[..., columns].mean(axis=-1)
+        resampled = self.resampled[..., columns].mean(axis=-1)
+        low, high = interval(resampled[:, run] - resampled[:, 0])
+        return {
+            "mean": float(by_seed[run].mean()),
+            "deviation": float(by_seed[run].std(ddof=1)) if len(self.seeds) > 1 else None,
+            "by_seed": by_seed[run].tolist(),
+            "difference": {
+                "mean": float((by_seed[run] - by_seed[0]).mean()),
+                "low": float(low),
+                "high": float(high),
+            },
+        }
+
+    def markdown(self) -> str:
+        """Give the averages with their differences, and each language, as two tables with their captions."""
+        values = self.values()
+        kinds = list(self.groups)
+        head = ["", *(title for kind in kinds for title in (kind, f"over {self.runs[0]}"))]
+        teachers = [_number(values["teachers"].get(kind)) for kind in kinds]
+        averages = [["teachers", *(cell for text in teachers for cell in (text, ""))]]
+        for place, run in enumerate(self.runs):
+            of_run = [values["runs"][run][kind] for kind in kinds]
+            differences = [_difference(one["difference"]) if place else "" for one in of_run]
+            pairs = zip(map(_spread, of_run), differences, strict=True)
+            averages.append([run, *(cell for pair in pairs for cell in pair)])
+        by_language = [
+            [
+                language,
+                _number(self.teachers.get(language)),
+                *(_spread(values["runs"][run]["languages"][language]) for run in self.runs),
+            ]
+            for language in self.languages
+        ]
+        seeds = "1 seed" if len(self.seeds) == 1 else f"mean ± standard deviation of {len(self.seeds)} seeds"
+        n_languages = " and ".join(f"{len(names)} {kind}" for kind, names in self.groups.items())
+        return (
+            f"{self.split.capitalize()} accuracy, {seeds}, averaged over {n_languages} languages.\n"
+            f"Differences with 95 % intervals: {_RESAMPLES:,} resamples of seeds and examples.\n\n"
+            + _table(head, averages)
+            + "\n"
+            + _table(["", "teacher", *self.runs], by_language)
+        )
+
+
+def _teacher_accuracy(language: str, split: Split) -> float:
+    path = METRICS / "teachers" / f"{language}.json"
+    try:
+        accuracy: float = json.loads(path.read_text(encoding="utf-8"))[split]["accuracy"]
+    except FileNotFoundError:
+        command = f"python -m pipeline teacher label --language {language}"
+        raise StageError(f"{path} is not there; write it with: {command}") from None
+    return accuracy
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _spread(one: dict[str, Any]) -> str:
+    deviation = one["deviation"]
+    return _number(one["mean"]) + ("" if deviation is None else f" ± {deviation:.3f}")
+
+
+def _difference(one: dict[str, float]) -> str:
+    return f"{one['mean']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
+    lines = [
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
+        for row in (head, *rows)
+    ]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]]) + "\n"

@@ -1,0 +1,87 @@
+"""Section `ablation` of params.yaml. Light to import: no torch."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from stages.base import Params, Seed
+from stages.student.params import DistillParams, Variant
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class SweepRun(Params):
+    """A setting of the sweep."""
+
+    name: _Name
+    """Of its predictions and its line in the table."""
+    changes: dict[str, Any]
+    """Parameters below `student.distill` by their dotted keys, such as ``mixture.loss_weight``."""
+
+    def applied_to(self, distill: DistillParams) -> DistillParams:
+        """Give section `student.distill` with the changes in it.
+
+        Raises:
+            ValueError: There is no such parameter, or it may not have this value.
+        """
+        values = distill.model_dump()
+        for key, value in self.changes.items():
+            *sections, last = key.split(".")
+            section: Any = values
+            for name in sections:
+                section = section.get(name) if isinstance(section, dict) else None
+            if not isinstance(section, dict) or last not in section or key == "seed":
+                reason = "is each run's own" if key == "seed" else "is not a parameter of student.distill"
+                raise ValueError(f"ablation.sweep.runs: {self.name}: {key} {reason}")
+            section[last] = value
+        try:
+            return DistillParams.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"ablation.sweep.runs: {self.name}: {key}: {reason}") from None
+
+
+class SweepParams(Params):
+    """Section `ablation.sweep`: settings to choose from, on validation data alone."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """Some of `ablation.seeds`, whose trunks they start from."""
+    runs: Annotated[list[SweepRun], Field(min_length=1)]
+    """The others are compared with the first."""
+
+
+class AblationParams(Params):
+    """Section `ablation`."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """A run of each variant for each. A seed decides the student's training and, where
+    `student.pretrain.base` is ``scratch``, the trunk, which the runs of a seed share."""
+    variants: Annotated[list[Variant], Field(min_length=1)]
+    """The others are compared with the first."""
+    sweep: SweepParams
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        named: dict[str, list[Any]] = {
+            "seeds": self.seeds,
+            "sweep.seeds": self.sweep.seeds,
+            "run": [*self.variants, *(run.name for run in self.sweep.runs)],
+        }
+        for what, values in named.items():
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"{what}: {value} is named twice")
+        return self
+
+    @model_validator(mode="after")
+    def _sweep_has_trunks(self) -> Self:
+        for seed in self.sweep.seeds:
+            if seed not in self.seeds:
+                raise ValueError(f"sweep.seeds: {seed} is not among ablation.seeds, whose trunks it shares")
+        return self
+
+    def settings(self, distill: DistillParams) -> dict[str, DistillParams]:
+        """Give section `student.distill` of each run, but for its seed, by the run's name."""
+        variants = {name: distill.model_copy(update={"variant": name}) for name in self.variants}
+        return variants | {run.name: run.applied_to(distill) for run in self.sweep.runs}

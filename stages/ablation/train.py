@@ -1,0 +1,77 @@
+"""One run of the ablation: train a student, keep what it says of labelled examples, and delete it."""
+
+import shutil
+from collections.abc import Mapping
+
+import numpy as np
+
+from stages.ablation.params import AblationParams
+from stages.artifacts import ABLATION
+from stages.base import StageError
+from stages.predictions import Predictions, write_predictions
+from stages.source import model_folder
+from stages.student.distill import distill
+from stages.student.evaluate import answers
+from stages.student.params import StudentSection, Teachers
+from stages.task import SPLITS, TaskParams
+
+
+def train(
+    task: TaskParams,
+    teachers: Mapping[str, Teachers],
+    student: StudentSection,
+    params: AblationParams,
+    *,
+    run: str,
+    seed: int,
+) -> str:
+    """Write the predictions of a variant on validation and test data, or of a sweep's run on validation data.
+
+    Args:
+        task: Section `task` of params.yaml.
+        teachers: Section `teachers`.
+        student: Section `student`.
+        params: Section `ablation`.
+        run: A variant, or the name of a run of the sweep.
+        seed: Of the training; the trunk is the one that was made with it.
+
+    Returns:
+        One line: validation accuracy.
+
+    Raises:
+        StageError: There is no such run or no trunk for the seed, or the training failed.
+        CacheError: Soft labels are missing or damaged.
+    """
+    settings = params.settings(student.distill)
+    if run not in settings:
+        raise StageError(f"'{run}' is no run of the ablation; these are: {', '.join(settings)}")
+    name = f"{run}-{seed}"
+    command = f"ablation train --run {run} --seed {seed}"
+    trunk = ABLATION / "trunks" / str(seed)
+    model_folder(trunk, command=f"ablation pretrain --seed {seed}")  # refuses what is not there
+    model = ABLATION / "students" / name
+    with_seed = settings[run].model_copy(update={"seed": seed})
+    distill(task, teachers, with_seed, trunk=trunk, output=model)
+    is_variant = run in params.variants
+    # What a sweep says decides settings, and no setting may be chosen by test data.
+    splits = SPLITS[1:] if is_variant else SPLITS[1:2]
+    answered = answers(task, with_seed, student.evaluate, model, command=command, splits=splits)
+    predictions = [answer.of(answer.used) for answer in answered]
+    folder = ABLATION / ("predictions" if is_variant else "sweep")
+    write_predictions(task, name, predictions, folder=folder)
+    shutil.rmtree(model)
+    return f"{run}, seed {seed}: {_validation_accuracy(task, predictions)}"
+
+
+def _validation_accuracy(task: TaskParams, predictions: list[Predictions]) -> str:
+    groups = {"supervised": task.supervised, "zero-shot": task.zero_shot}
+    accuracies = {
+        kind: [
+            (one.predicted == one.labels).mean()
+            for one in predictions
+            if one.split == "validation" and one.language in languages
+        ]
+        for kind, languages in groups.items()
+    }
+    means = [f"{kind} {np.mean(found):.1%}" for kind, found in accuracies.items() if found]
+    return f"{', '.join(means)} (validation)"
