@@ -2,7 +2,6 @@
 
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -153,7 +152,7 @@ class _Together:
             with self._lock:
                 self._stopped = True
                 for process in self._running:
-                    process.send_signal(signal.SIGINT)
+                    process.terminate()  # not SIGINT, which what a shell starts in the background ignores
 
 
 def _share_of_machine(place: int, n_jobs: int) -> dict[str, str]:

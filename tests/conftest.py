@@ -1,6 +1,7 @@
 """Folders in which the pipeline runs on a small real task, without network."""
 
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ import hypothesis
 import pytest
 import torch
 from tiny import COMMANDS, Ran, Run, tiny_params, write_input, write_params
+
+# Also where a shell runs the tests in the background, with Ctrl-C ignored: tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same inputs in every run; a machine that is busy fails no test.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)

@@ -228,7 +228,7 @@ def test_soft_labels_travel_by_push_and_pull_and_suffice_for_stage_two(reproduce
 def make(folder: Path, *arguments: str) -> str:
     """Run make as after its installation."""
     done = subprocess.run(
-        ["make", "--old-file", ".venv/installed", *arguments],
+        ["make", "--no-print-directory", "--old-file", ".venv/installed", *arguments],
         cwd=folder,
         env=environment(folder.parent),
         capture_output=True,
