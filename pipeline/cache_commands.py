@@ -3,16 +3,15 @@
 import dataclasses
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.options import Changes, ParamsFile, load
+from pipeline.terminal import bytes_bar, counted, in_bytes, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from cache.ls import Listed
@@ -49,10 +48,10 @@ def ls(
     root = _root(store, params, changes)
     found = run(root)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
-    _print_table(_LISTED, [_describe(one) for one in found])
-    typer.echo(f"{_counted(len(found), 'producer')}, {_size(sum(one.size for one in found))} in {root}")
+    print_table(_LISTED, [_describe(one) for one in found])
+    typer.echo(f"{counted(len(found), 'producer')}, {in_bytes(sum(one.size for one in found))} in {root}")
 
 
 @app.command(epilog="Example: `python -m pipeline cache show 3f2a`")
@@ -75,25 +74,27 @@ def show(
     covered = coverage(loaded.task, opened)
     damaged = {name: error.reason for name, error in opened.damaged.items()}
     if as_json:
-        _print_json({**dataclasses.asdict(found), "coverage": covered, "damaged": damaged})
+        print_json({**dataclasses.asdict(found), "coverage": covered, "damaged": damaged})
         return
     facts = {key: value for key, value in found.facts.items() if key not in ("config", "tokenizer")}
-    _print(f"producer {found.producer}")
-    _print(f"classes  {', '.join(found.classes[:20])}{' …' if len(found.classes) > 20 else ''}")
+    print_line(f"producer {found.producer}")
+    print_line(f"classes  {', '.join(found.classes[:20])}{' …' if len(found.classes) > 20 else ''}")
     for key, value in sorted(facts.items()):
-        _print(f"{key:<12} {json.dumps(value)}")
-    _print(f"{'model':<12} {found.facts['config'].get('model_type')}; all of its configuration: --json")
-    shards = [[name, str(rows), format_, _size(size)] for name, (rows, format_, size) in found.shards.items()]
-    _print_table(["shard", "examples>", "format", "size>"], shards)
+        print_line(f"{key:<12} {json.dumps(value)}")
+    print_line(f"{'model':<12} {found.facts['config'].get('model_type')}; all of its configuration: --json")
+    shards = [
+        [name, str(rows), format_, in_bytes(size)] for name, (rows, format_, size) in found.shards.items()
+    ]
+    print_table(["shard", "examples>", "format", "size>"], shards)
     if found.foreign:
-        _print(f"foreign files, which are never read: {', '.join(found.foreign)}")
+        print_line(f"foreign files, which are never read: {', '.join(found.foreign)}")
     for name, reason in damaged.items():
-        _print(f"damaged: {name}: {reason}; mend with: python -m pipeline cache repair --store {root}")
+        print_line(f"damaged: {name}: {reason}; mend with: python -m pipeline cache repair --store {root}")
     rows = [
         [row["language"], row["split"], f"{row['labelled']:,}", f"{row['examples']:,}"] for row in covered
     ]
     if rows:
-        _print_table(["language", "split", "labelled>", "examples>"], rows)
+        print_table(["language", "split", "labelled>", "examples>"], rows)
     else:
         typer.echo("it has labelled none of the current data")
 
@@ -119,7 +120,7 @@ def verify(
     loaded = load(params, changes)
     root = _root(store, params, changes)
     ids = _chosen(root, producers)
-    with _bytes_bar("verify", _total_size(root, ids)) as on_bytes:
+    with bytes_bar("verify", _total_size(root, ids)) as on_bytes:
         found = [run(root, one, on_bytes=on_bytes) for one in ids]
     again = []
     if sample:
@@ -129,7 +130,7 @@ def verify(
         for current in current_teachers(*sections, ids):
             again.append(recheck(*sections, root, current, sample))
     if as_json:
-        _print_json({"producers": found, "asked_again": again})
+        print_json({"producers": found, "asked_again": again})
     else:
         _print_verified(root, found, again, sample=sample)
     _require_good(root, found, again)
@@ -152,20 +153,20 @@ def repair(
     if not as_json:
         for done in found:
             for name, reason in done.damaged.items():
-                _print(f"set aside: {root}/{done.producer}/damaged/{name} ({reason})")
-        _print(f"{_counted(sum(len(done.damaged) for done in found), 'file')} set aside")
+                print_line(f"set aside: {root}/{done.producer}/damaged/{name} ({reason})")
+        print_line(f"{counted(sum(len(done.damaged) for done in found), 'file')} set aside")
     labelled: dict[str, int] = {}
     if found:
         from stages.teacher.current import relabel
 
         labelled = relabel(loaded.task, loaded.teacher.label, root, [done.producer for done in found])
     if as_json:
-        _print_json({"set_aside": found, "labelled": labelled})
+        print_json({"set_aside": found, "labelled": labelled})
         return
     for producer, count in labelled.items():
-        _print(f"{producer[:12]}: {count:,} examples of the current data labelled")
+        print_line(f"{producer[:12]}: {count:,} examples of the current data labelled")
     if len(found) > len(labelled):
-        _print("other experiments label again what they miss when they run next")
+        print_line("other experiments label again what they miss when they run next")
 
 
 @app.command(epilog="Example: `python -m pipeline cache gc --unused-for 90d --clone . --dry-run`")
@@ -216,11 +217,11 @@ def gc(
     if as_json and not (dry_run or yes):
         raise typer.BadParameter("--json asks no question: add --dry-run or --yes")
     if as_json:
-        _print_json(victims)
+        print_json(victims)
     elif victims:
         rows = [[*_describe(victim.listed), victim.reason] for victim in victims]
-        _print_table([*_LISTED, "why"], rows)
-    total = f"{_counted(len(victims), 'producer')}, {_size(sum(v.listed.size for v in victims))}"
+        print_table([*_LISTED, "why"], rows)
+    total = f"{counted(len(victims), 'producer')}, {in_bytes(sum(v.listed.size for v in victims))}"
     if not victims or dry_run:
         typer.echo(
             f"nothing is deleted; it would be {total}" if victims else "nothing to delete", err=as_json
@@ -229,7 +230,7 @@ def gc(
     if not yes:
         typer.confirm(f"Delete {total} in {root}?", abort=True)
     n_deleted = sum(delete(root, victim) for victim in victims)
-    typer.echo(f"deleted {_counted(n_deleted, 'producer')}", err=as_json)
+    typer.echo(f"deleted {counted(n_deleted, 'producer')}", err=as_json)
     if n_deleted < len(victims):
         typer.echo(f"{len(victims) - n_deleted} were used meanwhile and are kept", err=as_json)
 
@@ -279,10 +280,10 @@ def export(
     loaded = load(params, changes)
     root = _root(store, params, changes)
     found = find_producer(root, producer)
-    with _bytes_bar("export", 2 * _total_size(root, [found])) as on_bytes:
+    with bytes_bar("export", 2 * _total_size(root, [found])) as on_bytes:
         count = run(root, found, file, examples=all_examples(loaded.task), on_bytes=on_bytes)
     if as_json:
-        _print_json({"producer": found, "file": str(file), "examples": count})
+        print_json({"producer": found, "file": str(file), "examples": count})
     else:
         typer.echo(f"{count:,} soft labels in {file}")
 
@@ -301,20 +302,20 @@ def compact(
     loaded = load(params, changes)
     root = _root(store, params, changes)
     ids = _chosen(root, producers)
-    with _bytes_bar("compact", _total_size(root, ids)) as on_bytes:
+    with bytes_bar("compact", _total_size(root, ids)) as on_bytes:
         found = [run(root, one, format_=loaded.teacher.label.format, on_bytes=on_bytes) for one in ids]
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     rows = [[one.producer[:12], str(one.before), str(one.after), f"{one.repeated:,}"] for one in found]
-    _print_table(["producer", "shards before>", "after>", "repeated, left out>"], rows)
+    print_table(["producer", "shards before>", "after>", "repeated, left out>"], rows)
 
 
 _LISTED = ("producer", "teacher", "language", "examples>", "shards>", "size>", "last use (UTC)")
 
 
 def _describe(one: "Listed") -> list[str]:
-    counts = [f"{one.examples:,}", f"{one.shards:,}", _size(one.size)]
+    counts = [f"{one.examples:,}", f"{one.shards:,}", in_bytes(one.size)]
     names = [one.producer[:12], one.teacher or "?", one.language or "?"]
     return [*names, *counts, f"{one.last_use:%Y-%m-%d %H:%M}"]
 
@@ -332,12 +333,12 @@ def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]"
             len(one.foreign),
         )
         rows.append([one.producer[:12], *(f"{count:,}" for count in counts)])
-    _print_table(["producer", *heads], rows)
+    print_table(["producer", *heads], rows)
     for one in found:
         for name, reason in one.damaged.items():
-            _print(f"damaged: {root}/{one.producer}/{name}: {reason}")
+            print_line(f"damaged: {root}/{one.producer}/{name}: {reason}")
         for name in one.foreign:
-            _print(f"foreign, never read: {root}/{one.producer}/{name}")
+            print_line(f"foreign, never read: {root}/{one.producer}/{name}")
     for asked in again:
         typer.echo(
             f"{asked.language}: {asked.examples} examples asked again, {asked.differing} differ; "
@@ -355,8 +356,7 @@ def _require_good(root: str, found: "list[Verified]", again: "list[Rechecked]") 
     n_damaged = sum(len(one.damaged) for one in found)
     if n_damaged:
         raise CacheError(
-            f"{_counted(n_damaged, 'damaged file')}; "
-            f"mend with: python -m pipeline cache repair --store {root}"
+            f"{counted(n_damaged, 'damaged file')}; mend with: python -m pipeline cache repair --store {root}"
         )
     contradicting = [one.producer[:12] for one in found if one.contradicting]
     if contradicting:
@@ -377,21 +377,21 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
     from cache.transfer import compare, copy
 
     plan = compare(source, target, ids)
-    with _bytes_bar(title, plan.size) as on_bytes:
+    with bytes_bar(title, plan.size) as on_bytes:
         damaged, vanished = copy(source, target, plan, on_bytes=on_bytes)
     n_copied = plan.shards - len(damaged) - len(vanished)
     if as_json:
-        _print_json({"copied": n_copied, "present": plan.present, "damaged": [e.path for e in damaged]})
+        print_json({"copied": n_copied, "present": plan.present, "damaged": [e.path for e in damaged]})
     else:
         typer.echo(
-            f"{_counted(n_copied, 'shard')} of {_counted(len(ids), 'producer')} copied to {target}; "
+            f"{counted(n_copied, 'shard')} of {counted(len(ids), 'producer')} copied to {target}; "
             f"{plan.present} there already"
         )
     if vanished:
         raise CacheError(f"{source} was compacted or cleaned meanwhile; run the same command again")
     if damaged:
         raise CacheError(
-            f"{_counted(len(damaged), 'damaged shard')} not copied, first {damaged[0].path}; mend with: "
+            f"{counted(len(damaged), 'damaged shard')} not copied, first {damaged[0].path}; mend with: "
             f"python -m pipeline cache repair --store {source}"
         )
 
@@ -412,62 +412,6 @@ def _total_size(root: str, ids: Sequence[str]) -> int:
     from cache.ls import describe
 
     return sum(describe(root, one).size for one in ids)
-
-
-@contextmanager
-def _bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=1) as bar:
-
-        def advance(size: int) -> None:
-            bar.update(size)
-
-        yield advance
-
-
-def _print_json(value: Any) -> None:
-    def encode(other: Any) -> Any:
-        if isinstance(other, datetime):
-            return other.isoformat(timespec="seconds")
-        return dataclasses.asdict(other)
-
-    typer.echo(json.dumps(value, default=encode, indent=2, ensure_ascii=False))
-
-
-def _visible(text: str) -> str:
-    """Escape what a terminal would obey: names come from stores that others write."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _print(line: str) -> None:
-    typer.echo(_visible(line))
-
-
-def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; a head that ends with ``>`` is that of a column of numbers."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head.rstrip(">"), justify="right" if head.endswith(">") else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(_visible(cell)) for cell in row))
-    # In a file or a pipe nothing is cut off.
-    console = Console(width=None if sys.stdout.isatty() else 10_000, soft_wrap=True, highlight=False)
-    console.print(table)
-
-
-def _size(n_bytes: int) -> str:
-    from rich.filesize import decimal
-
-    return str(decimal(n_bytes))
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _parse_age(text: str) -> timedelta:

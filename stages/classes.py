@@ -88,10 +88,15 @@ class ClassOrder(NamedTuple):
     permutation: NDArray[np.int64]
     is_refuted: bool
 
-    def reading(self, classes: Sequence[str]) -> str:
-        """Say which classes the best permutation reads as others; empty where it reads none so."""
-        pairs = zip(classes, self.permutation, strict=True)
-        return ", ".join(f"{name}: {classes[other]}" for name, other in pairs if classes[other] != name)
+    def reading(self, classes: Sequence[str], names: Sequence[str] | None = None) -> str:
+        """Say which classes the best permutation reads as others; empty where it reads none so.
+
+        Args:
+            classes: The task's C class names.
+            names: The teacher's for the same classes, where they are others.
+        """
+        read = zip(names or classes, self.permutation, strict=True)
+        return ", ".join(f"{name}: {classes[to]}" for at, (name, to) in enumerate(read) if to != at)
 
 
 def weigh_class_order(confusion: NDArray[np.int64]) -> ClassOrder:
@@ -117,12 +122,15 @@ def weigh_class_order(confusion: NDArray[np.int64]) -> ClassOrder:
     return ClassOrder(right / n_examples, best_right / n_examples, best, is_refuted)
 
 
-def check_class_order(confusion: NDArray[np.int64], *, classes: Sequence[str], language: str) -> None:
+def check_class_order(
+    confusion: NDArray[np.int64], *, classes: Sequence[str], names: Sequence[str], language: str
+) -> None:
     """Stop where another permutation of the classes makes the teacher clearly more accurate.
 
     Args:
         confusion: Counts of labelled examples by the teacher's class and the hard label, shape ``(C, C)``.
         classes: The task's class names.
+        names: The teacher's names of the same classes.
         language: The teacher's language, for messages.
 
     Raises:
@@ -133,8 +141,8 @@ def check_class_order(confusion: NDArray[np.int64], *, classes: Sequence[str], l
         raise StageError(
             f"the teacher for '{language}' is right on {order.declared:.1%} of {int(confusion.sum())} "
             f"labelled examples, but on {order.best:.1%} if its classes are read as "
-            f"{{{order.reading(classes)}}}; check its class order and set teachers.{language}.labels in "
-            "params.yaml"
+            f"{{{order.reading(classes, names)}}}; check its class order and set teachers.{language}.labels "
+            "in params.yaml"
         )
 
 

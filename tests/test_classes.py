@@ -59,7 +59,7 @@ def predictions(accuracy: float, *, n: int = 300, seed: int = 0) -> tuple[Labels
 def check(predicted: Labels, labels: Labels) -> None:
     confusion = np.zeros((3, 3), np.int64)
     np.add.at(confusion, (predicted, labels), 1)
-    check_class_order(confusion, classes=NLI, language="de")
+    check_class_order(confusion, classes=NLI, names=[f"{name} de" for name in NLI], language="de")
 
 
 @pytest.mark.parametrize("swap", [[1, 0, 2], [1, 2, 0], [2, 1, 0]])
@@ -70,7 +70,7 @@ def test_a_permuted_class_order_is_noticed_and_printed(swap: list[int]) -> None:
     ) as caught:
         check(np.array(swap)[predicted], labels)
     for wrong, right in zip(swap, range(3), strict=True):
-        assert wrong == right or f"{NLI[wrong]}: {NLI[right]}" in str(caught.value)
+        assert wrong == right or f"{NLI[wrong]} de: {NLI[right]}" in str(caught.value)
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.2, 0.5, 0.9, 1.0])

@@ -42,8 +42,12 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def dvc(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
+    return output_of(folder, *prefix, "dvc", *arguments)
+
+
+def output_of(folder: Path, *command: str) -> str:
     done = subprocess.run(
-        [*prefix, "dvc", *arguments],
+        command,
         cwd=folder,
         env=environment(folder.parent),
         capture_output=True,
@@ -227,16 +231,7 @@ def test_soft_labels_travel_by_push_and_pull_and_suffice_for_stage_two(reproduce
 
 def make(folder: Path, *arguments: str) -> str:
     """Run make as after its installation."""
-    done = subprocess.run(
-        ["make", "--no-print-directory", "--old-file", ".venv/installed", *arguments],
-        cwd=folder,
-        env=environment(folder.parent),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return output_of(folder, "make", "--no-print-directory", "--old-file", ".venv/installed", *arguments)
 
 
 def test_the_ablation_runs_when_asked_for_and_goes_on_where_it_was(reproduced: Path) -> None:

@@ -119,7 +119,8 @@ def label(
         said.append(parts)
         counts = _confusion(examples, said[-1:])
         confusion = np.sum(list(counts.values()), axis=0)
-        check_class_order(confusion, classes=task.classes, language=language)
+        names = [parts[0].producer.classes[position] for position in parts[0].order]
+        check_class_order(confusion, classes=task.classes, names=names, language=language)
         SoftLabelSet.write(
             output,
             language=language,
