@@ -63,6 +63,7 @@ def prepare(task: TaskParams) -> Prepared:
 
     Supervised languages need all three splits, zero-shot languages a test split; their validation split is
     written where there is one, and their training split never, since zero-shot languages have no labels.
+    Any language may have texts for pre-training: the split ``unlabelled``.
 
     Raises:
         StageError: A column, split or class is missing, a text is null, or a label is not one of the classes.
@@ -91,8 +92,8 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         if supervised:
             train = set(tables["train"]["example_id"].to_pylist())
             overlap[language] = sum(i in train for i in tables["test"]["example_id"].to_pylist())
-        if isinstance(task.source, NamesSource):
-            _write_unlabelled_names(language, folder)
+        if (unlabelled := _read_unlabelled(task, language)) is not None:
+            _write(unlabelled, data_file(language, UNLABELLED, folder))
     return Prepared(examples, overlap)
 
 
@@ -122,10 +123,23 @@ def _read_names_split(language: str, split: Split) -> Columns:
     return {"text": [n.text for n in names], "label": [n.label for n in names]}
 
 
-def _write_unlabelled_names(language: str, folder: Path) -> None:
-    names = [name for name in read_names(language) if split_of(name.entity) == "train"]
-    columns = {"text": [n.text for n in names], "entity": [n.entity for n in names]}
-    _write(pa.table(columns), data_file(language, UNLABELLED, folder))
+def _read_unlabelled(task: TaskParams, language: str) -> pa.Table | None:
+    """Read a language's texts for pre-training, columns ``text`` and ``entity``; None where there are none."""
+    source = task.source
+    if isinstance(source, NamesSource):
+        names = [name for name in read_names(language) if split_of(name.entity) == "train"]
+        return pa.table({"text": [n.text for n in names], "entity": [n.entity for n in names]})
+    if not isinstance(source, FilesSource):
+        return None
+    read = _read_tables(source, ["text", "entity"], language, UNLABELLED)
+    if read is None:
+        return None
+    table, where = read
+    if "entity" not in table.column_names:
+        table = table.append_column("entity", pa.array([f"{language}:{i}" for i in range(table.num_rows)]))
+    columns = _pick(table, ["text", "entity"], where)
+    _require_texts(columns, where)
+    return pa.table(columns)
 
 
 def _read_hub(source: HubSource, task: TaskParams, language: str, split: Split) -> Columns | None:
@@ -147,17 +161,24 @@ def _read_hub(source: HubSource, task: TaskParams, language: str, split: Split) 
 
 
 def _read_files(source: FilesSource, task: TaskParams, language: str, split: Split) -> Columns | None:
+    read = _read_tables(source, task.text_fields, language, split)
+    return None if read is None else _columns(task, read[0], source.label_field, None, read[1])
+
+
+def _read_tables(
+    source: FilesSource, text_fields: list[str], language: str, split: str
+) -> tuple[pa.Table, str] | None:
+    """Read the files of a split as one table, and give their names; None where there are none."""
     pattern = source.pattern.replace("{language}", language).replace("{split}", split)
     paths = sorted(Path().glob(pattern))
     if not paths:
         return None
-    tables = [_read_file(path, source, task.text_fields) for path in paths]
+    tables = [_read_file(path, source, text_fields) for path in paths]
     names = ", ".join(map(str, paths))
     try:
-        table = pa.concat_tables(tables, promote_options="permissive")
+        return pa.concat_tables(tables, promote_options="permissive"), names
     except pa.ArrowException as error:
         raise StageError(f"the columns of {names} do not fit together: {error}") from error
-    return _columns(task, table, source.label_field, None, names)
 
 
 def _read_file(path: Path, source: FilesSource, text_fields: list[str]) -> pa.Table:
@@ -194,24 +215,33 @@ def _columns(
     task: TaskParams, table: pa.Table, label_field: str, label_names: list[str] | None, where: str
 ) -> Columns:
     """Pick the text fields and the labels out of a table, the labels by name where they have names."""
-    for field in (*task.text_fields, label_field):
+    columns = _pick(table, [*task.text_fields, label_field], where)
+    labels = columns.pop(label_field)
+    if label_names is not None:
+        known = dict(enumerate(label_names))
+        labels = [known.get(label, label) for label in labels]
+    return {**columns, "label": labels}
+
+
+def _pick(table: pa.Table, fields: list[str], where: str) -> dict[str, list[Any]]:
+    for field in fields:
         if field not in table.column_names:
             close = difflib.get_close_matches(field, table.column_names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(table.column_names)}"
             raise StageError(f"{where} has no column '{field}'; {hint}")
-    labels = table[label_field].to_pylist()
-    if label_names is not None:
-        known = dict(enumerate(label_names))
-        labels = [known.get(label, label) for label in labels]
-    return {**{field: table[field].to_pylist() for field in task.text_fields}, "label": labels}
+    return {field: table[field].to_pylist() for field in fields}
 
 
-def _checked(task: TaskParams, columns: Columns, where: str) -> pa.Table:
-    texts = [columns[field] for field in task.text_fields]
-    for field, values in zip(task.text_fields, texts, strict=True):
+def _require_texts(columns: Columns, where: str) -> None:
+    for field, values in columns.items():
         for row, value in enumerate(values):
             if not isinstance(value, str):
                 raise StageError(f"{where}, row {row}: {field} is {value!r}, not a text")
+
+
+def _checked(task: TaskParams, columns: Columns, where: str) -> pa.Table:
+    _require_texts({field: columns[field] for field in task.text_fields}, where)
+    texts = [columns[field] for field in task.text_fields]
     labels = list(_label_indices(task.classes, columns["label"], where))
     arrays = [example_ids(texts), *texts, labels]
     table = pa.Table.from_arrays(

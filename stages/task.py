@@ -14,7 +14,7 @@ from stages.base import Params, StageError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 UNLABELLED = "unlabelled"
-"""Name of the optional fourth file: text without labels, for pre-training."""
+"""Name of the optional fourth split: text without labels, for pre-training."""
 
 Language = Annotated[str, Field(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$")]
 """A BCP 47 tag as in the data, such as ``de`` or ``zh-Hans``."""

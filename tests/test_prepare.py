@@ -15,7 +15,7 @@ from cache import example_id
 from stages.base import StageError
 from stages.names import CLASSES, read_names, split_of
 from stages.prepare import prepare
-from stages.task import FilesSource, HubSource, NamesSource, TaskParams, read_examples
+from stages.task import FilesSource, HubSource, NamesSource, TaskParams, pretraining_texts, read_examples
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -238,6 +238,40 @@ def test_a_broken_file_is_named(folder: Path, suffix: str, content: bytes) -> No
     pattern = write_all(folder, suffix=suffix)
     (folder / f"data/de/train.{suffix}").write_bytes(content)
     with pytest.raises(StageError, match=rf"cannot read data/de/train.{suffix}"):
+        prepare(nli_task(pattern))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_unlabelled_files_are_texts_for_pretraining(folder: Path, suffix: str) -> None:
+    pattern = write_all(folder, suffix=suffix)
+    write(
+        folder / f"data/de/unlabelled.{suffix}",
+        [{"text": "eins", "entity": "1"}, {"text": "zwei", "entity": "2"}],
+    )
+    write(folder / f"data/fr/unlabelled.{suffix}", [{"text": "deux", "entity": "2"}])
+    task = nli_task(pattern)
+    prepare(task)
+    assert pretraining_texts(task, "de") == {"1": "eins", "2": "zwei"}
+    assert pretraining_texts(task, "fr") == {"2": "deux"}
+
+
+def test_unlabelled_texts_need_no_entity_and_are_no_translations_without(folder: Path) -> None:
+    pattern = write_all(folder)
+    for language in ("de", "fr"):
+        write(folder / f"data/{language}/unlabelled.jsonl", [{"text": "a"}, {"text": "a"}])
+    task = nli_task(pattern)
+    prepare(task)
+    assert pretraining_texts(task, "de") == {"de:0": "a", "de:1": "a"}
+    assert pretraining_texts(task, "fr") == {"fr:0": "a", "fr:1": "a"}
+
+
+def test_a_bad_unlabelled_text_is_named_with_its_row(folder: Path) -> None:
+    pattern = write_all(folder)
+    write(folder / "data/de/unlabelled.jsonl", [{"text": "a"}, {"text": None}])
+    with pytest.raises(StageError, match=r"unlabelled.jsonl, row 1: text is None"):
+        prepare(nli_task(pattern))
+    write(folder / "data/de/unlabelled.jsonl", [{"tekst": "a"}])
+    with pytest.raises(StageError, match=r"no column 'text'; did you mean tekst"):
         prepare(nli_task(pattern))
 
 

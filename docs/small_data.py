@@ -1,0 +1,91 @@
+"""Lays out two small data sets, PAN-X entity types and a part of XNLI, as files for the recipes of the same names.
+
+    python docs/small_data.py panx-type FOLDER
+
+Reads the languages from params.yaml, and texts from ``FOLDER/<data set>/<language>/<split>.parquet``; writes
+``data/<language>/<split>.parquet``. Where the texts come from is written in docs/results.md.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.params import load_params
+from stages.task import SPLITS, UNLABELLED
+
+_FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli"}
+
+
+def main() -> None:
+    """Write the data set that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", choices=_FOLDERS)
+    parser.add_argument("folder", type=Path, help="where the data sets are")
+    arguments = parser.parse_args()
+    task = load_params(Path("params.yaml")).task
+    for language in task.languages:
+        counts = []
+        for split in SPLITS if language in task.supervised else SPLITS[1:]:
+            table = pq.read_table(arguments.folder / _FOLDERS[arguments.recipe] / language / f"{split}.parquet")
+            if arguments.recipe == "xnli-15k" and split == "train":
+                for place, field in enumerate(task.text_fields):
+                    texts = [_detokenised(text, language) for text in table[field].to_pylist()]
+                    table = table.set_column(place, field, pa.array(texts))
+            counts.append(_write(table, language, split))
+        counts.append(_write(_unlabelled(arguments.folder, language, task.languages), language, UNLABELLED))
+        print(language, *counts)
+
+
+def _write(table: pa.Table, language: str, split: str) -> str:
+    path = Path("data") / language / f"{split}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return f"{split} {table.num_rows:,}"
+
+
+def _detokenised(text: str, language: str) -> str:
+    """Undo what XNLI's training text had done to it, and its evaluation text had not.
+
+    >>> _detokenised("Nein , das ( wohl ) nicht !", "de")
+    'Nein, das (wohl) nicht!'
+    """
+    if language == "zh":
+        return re.sub(r"(?<![a-zA-Z0-9]) | (?![a-zA-Z0-9])", "", text)
+    text = re.sub(r" (?=[.,;:!?%)\]»؟،؛…])", "", text)
+    text = re.sub(r"(?<=[(\[«]) ", "", text)
+    return re.sub(r" (?=n't\b|'(?:s|m|re|ve|ll|d)\b)", "", text)
+
+
+def _unlabelled(folder: Path, language: str, languages: list[str]) -> pa.Table:
+    """Gather Wikipedia text, and translations of news and of everyday sentences with their English originals."""
+    texts: dict[str, str] = {}
+    news = pq.read_table(folder / "parallel" / "ntrex" / language / "text.parquet")
+    for number, text in zip(news["id"].to_pylist(), news["text"].to_pylist(), strict=True):
+        texts[f"ntrex:{number}"] = text
+    pairs = folder / "parallel" / "tatoeba"
+    for other in languages if language == "en" else [language]:
+        path = pairs / other / "text.parquet"
+        if path.is_file():
+            everyday = pq.read_table(path)
+            column = "en" if language == "en" else "text"
+            for english, text in zip(everyday["en"].to_pylist(), everyday[column].to_pylist(), strict=True):
+                texts.setdefault(f"tatoeba:{english}", text)
+    path = folder / "mono" / "wiki" / language / "text.parquet"
+    if path.is_file():
+        # The encoder shall not have read what it is tested on, not even without its label.
+        tested = _test_texts(folder / "panx_type" / language / "test.parquet")
+        for row, text in enumerate(pq.read_table(path)["text"].to_pylist()):
+            if text not in tested:
+                texts[f"wiki:{language}:{row}"] = text
+    return pa.table({"text": list(texts.values()), "entity": list(texts)})
+
+
+def _test_texts(path: Path) -> set[str]:
+    return set(pq.read_table(path)["text"].to_pylist()) if path.is_file() else set()
+
+
+if __name__ == "__main__":
+    main()
