@@ -416,6 +416,18 @@ def test_fixed_mixture_weights_are_those_of_the_languages_that_they_name(finishe
     assert differ(student_weights(), only_de)
 
 
+def test_the_mixtures_share_in_the_loss_rises_from_nothing(finished: Path, run: Run) -> None:
+    done = run("student", "distill", *settings(**{"mixture.loss_weight": "0.8", "mixture.ramp_share": "0.5"}))
+    assert done.code == 0, done.err
+    logs = json.loads(Path("artifacts/student/losses.json").read_text())
+    n_steps = logs[-1]["step"]
+    assert len(logs) == n_steps > 8  # one for each step
+    for log in logs:
+        share = min(1.0, (log["step"] - 1) / (n_steps / 2)) * 0.8
+        expected = log["own_loss"] + share * (log["mixture_loss"] - log["own_loss"])
+        assert log["loss"] == pytest.approx(expected, abs=1e-4), log
+
+
 def test_hidden_states_that_are_not_there_are_asked_for_in_one_line(finished: Path, run: Run) -> None:
     done = run("student", "distill", *settings(hidden_weight="10"))
     assert done.code == 1

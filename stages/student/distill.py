@@ -303,7 +303,7 @@ class _DistillTrainer(TextTrainer):
             hidden=self._hidden(outputs.branch_states, teacher_states, inputs["language_ids"]),
             class_weights=self._class_weights,
             temperature=self._params.temperature,
-            mixture_weight=self._params.mixture.loss_weight,
+            mixture_weight=self._mixture_loss_weight(),
             hard_label_weight=self._params.hard_label_weight,
             hidden_weight=self._params.hidden_weight,
         )
@@ -323,6 +323,12 @@ class _DistillTrainer(TextTrainer):
             weights=weights if isinstance(weights, str) else [weights[name] for name in self._languages],
             own_branch=mixture.own_branch,
         )
+
+    def _mixture_loss_weight(self) -> float:
+        """Give λ of this step."""
+        mixture = self._params.mixture
+        n_ramp = mixture.ramp_share * self.state.max_steps
+        return mixture.loss_weight * min(1.0, self.state.global_step / n_ramp if n_ramp else 1.0)
 
     def _hidden(
         self, branch_states: Tensor, teacher_states: Tensor | None, language_ids: Tensor
