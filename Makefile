@@ -20,7 +20,7 @@ test: .venv/installed-test
 	ruff check .
 	ruff format --check .
 	mypy
-	python -m pytest --numprocesses 2 --dist loadfile
+	python -m pytest -m '' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # DVC runs one stage at a time, but several of it may run at once, each with a stage of its own.
 each = dvc --cd ablation stage list --name-only | grep '^$(1)@' | \

@@ -1,4 +1,4 @@
-"""Lays out two small data sets, PAN-X entity types and a part of XNLI, as files for the recipes of the same names.
+"""Lays two small data sets out as files: PAN-X entity types, and a part of XNLI. Recipes have their names.
 
     python docs/small_data.py panx-type FOLDER
 
@@ -6,12 +6,12 @@ Reads the languages from params.yaml, and texts from ``FOLDER/<data set>/<langua
 ``data/<language>/<split>.parquet``. Where the texts come from is written in docs/results.md.
 """
 
-import argparse
 import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import typer
 
 from pipeline.params import load_params
 from stages.task import SPLITS, UNLABELLED
@@ -19,24 +19,20 @@ from stages.task import SPLITS, UNLABELLED
 _FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli"}
 
 
-def main() -> None:
-    """Write the data set that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=_FOLDERS)
-    parser.add_argument("folder", type=Path, help="where the data sets are")
-    arguments = parser.parse_args()
+def main(recipe: str, folder: Path) -> None:
+    """Write the data set of a recipe, panx-type or xnli-15k, out of the folder that holds all data sets."""
     task = load_params(Path("params.yaml")).task
     for language in task.languages:
         counts = []
         for split in SPLITS if language in task.supervised else SPLITS[1:]:
-            table = pq.read_table(arguments.folder / _FOLDERS[arguments.recipe] / language / f"{split}.parquet")
-            if arguments.recipe == "xnli-15k" and split == "train":
+            table = pq.read_table(folder / _FOLDERS[recipe] / language / f"{split}.parquet")
+            if recipe == "xnli-15k" and split == "train":
                 for place, field in enumerate(task.text_fields):
                     texts = [_detokenised(text, language) for text in table[field].to_pylist()]
                     table = table.set_column(place, field, pa.array(texts))
             counts.append(_write(table, language, split))
-        counts.append(_write(_unlabelled(arguments.folder, language, task.languages), language, UNLABELLED))
-        print(language, *counts)
+        counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
+        typer.echo(f"{language}: {', '.join(counts)}")
 
 
 def _write(table: pa.Table, language: str, split: str) -> str:
@@ -60,7 +56,7 @@ def _detokenised(text: str, language: str) -> str:
 
 
 def _unlabelled(folder: Path, language: str, languages: list[str]) -> pa.Table:
-    """Gather Wikipedia text, and translations of news and of everyday sentences with their English originals."""
+    """Gather Wikipedia text, and translations of news and everyday sentences with the English originals."""
     texts: dict[str, str] = {}
     news = pq.read_table(folder / "parallel" / "ntrex" / language / "text.parquet")
     for number, text in zip(news["id"].to_pylist(), news["text"].to_pylist(), strict=True):
@@ -71,7 +67,8 @@ def _unlabelled(folder: Path, language: str, languages: list[str]) -> pa.Table:
         if path.is_file():
             everyday = pq.read_table(path)
             column = "en" if language == "en" else "text"
-            for english, text in zip(everyday["en"].to_pylist(), everyday[column].to_pylist(), strict=True):
+            pairs_of_two = zip(everyday["en"].to_pylist(), everyday[column].to_pylist(), strict=True)
+            for english, text in pairs_of_two:
                 texts.setdefault(f"tatoeba:{english}", text)
     path = folder / "mono" / "wiki" / language / "text.parquet"
     if path.is_file():
@@ -88,4 +85,4 @@ def _test_texts(path: Path) -> set[str]:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -124,7 +124,7 @@ def _read_names_split(language: str, split: Split) -> Columns:
 
 
 def _read_unlabelled(task: TaskParams, language: str) -> pa.Table | None:
-    """Read a language's texts for pre-training, columns ``text`` and ``entity``; None where there are none."""
+    """Read a language's texts for pre-training: columns ``text`` and ``entity``; None: it has none."""
     source = task.source
     if isinstance(source, NamesSource):
         names = [name for name in read_names(language) if split_of(name.entity) == "train"]

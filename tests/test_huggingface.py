@@ -284,6 +284,8 @@ def test_outputs_may_be_a_tuple(roberta: MBLMForSequenceClassification) -> None:
     assert torch.equal(logits, again)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["deberta-v2", "modernbert", "xlm-roberta"])
 def test_a_compiled_student_says_the_same(student: MBLMForSequenceClassification) -> None:
     torch.compiler.reset()
     compiled = torch.compile(student, backend="eager")

@@ -370,6 +370,7 @@ def stop_after_a_checkpoint(options: list[str]) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: Path) -> None:
     before = load_file("artifacts/student/model.safetensors")
     shutil.rmtree("artifacts/student")
@@ -477,6 +478,7 @@ def test_a_class_without_examples_cannot_be_balanced(finished: Path, run: Run) -
     assert run("student", "baseline", *settings(class_weights="{animal: 1, colour: 1, number: 2}")).code == 0
 
 
+@pytest.mark.slow
 def test_a_killed_training_that_samples_languages_goes_on_and_ends_as_if_it_had_not(
     finished: Path, run: Run
 ) -> None:

@@ -95,7 +95,7 @@ class MixtureParams(Params):
     loss_weight: Annotated[float, Field(ge=0, le=1)]
     """λ: share of the mixture's loss in the loss."""
     ramp_share: Annotated[float, Field(ge=0, le=1)]
-    """Share of the steps in which λ rises, linearly, from 0 to its value; 0: it has it from the first step."""
+    """Share of the steps in which λ rises, linearly, from 0 to its value; 0: it never is less."""
     weights: Annotated[Literal["uniform", "dirichlet"] | dict[str, float], BeforeValidator(_mixture_weights)]
     """``uniform`` gives every branch the same weight, ``dirichlet`` draws the weights anew for each text, and
     a mapping fixes them, one per supervised language; they are divided by the sum of those that take part."""
