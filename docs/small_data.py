@@ -27,9 +27,9 @@ def main(recipe: str, folder: Path) -> None:
         for split in SPLITS if language in task.supervised else SPLITS[1:]:
             table = pq.read_table(folder / _FOLDERS[recipe] / language / f"{split}.parquet")
             if recipe == "xnli-15k" and split == "train":
-                for place, field in enumerate(task.text_fields):
+                for field in task.text_fields:
                     texts = [_detokenised(text, language) for text in table[field].to_pylist()]
-                    table = table.set_column(place, field, pa.array(texts))
+                    table = table.drop_columns(field).append_column(field, pa.array(texts))
             counts.append(_write(table, language, split))
         counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
         typer.echo(f"{language}: {', '.join(counts)}")

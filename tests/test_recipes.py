@@ -1,6 +1,9 @@
 """Recipes: complete, true to their data sets, and run as a whole with small models of the same names."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from transformers import (
 
 from pipeline.params import load_params
 from stages.prepare import prepare
-from stages.task import SPLITS, HubSource, Split, TaskParams, read_examples
+from stages.task import SPLITS, HubSource, Split, TaskParams, pretraining_texts, read_examples
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -132,6 +135,41 @@ def test_a_recipe_reads_every_language_of_its_data_set(here: Path, name: str) ->
             # The recipe's classes are in the order of the data set's numbers.
             for column in (*task.text_fields, "label"):
                 assert examples[column].to_pylist() == source[column].to_pylist()[:30]
+
+
+@pytest.mark.parametrize(("name", "folder"), [("panx-type", "panx_type"), ("xnli-15k", "xnli")])
+def test_the_small_data_sets_become_files_for_their_recipes(here: Path, name: str, folder: str) -> None:
+    shutil.copy(ROOT / "recipes" / f"{name}.yaml", "params.yaml")
+    task = load_params(Path("params.yaml")).task
+    texts = {"train": "Nein , ( wohl ) nicht !", "validation": "Nein , so !", "test": "getestet"}
+    for language in task.languages:
+        for split in SPLITS:
+            labelled: dict[str, list[Any]] = {"label": [2]} | {
+                field: [texts[split]] for field in task.text_fields
+            }
+            write_table(f"all/{folder}/{language}/{split}.parquet", labelled)
+        write_table(
+            f"all/parallel/ntrex/{language}/text.parquet", {"id": [7], "text": [f"news in {language}"]}
+        )
+    write_table("all/parallel/tatoeba/de/text.parquet", {"en": ["I am."], "text": ["Ich bin."]})
+    write_table("all/mono/wiki/de/text.parquet", {"text": ["ein Artikel", "getestet"]})
+    script = [sys.executable, str(ROOT / "docs/small_data.py"), name, "all"]
+    said = subprocess.run(script, check=True, capture_output=True, text=True).stdout
+    prepare(task)
+    de = read_examples(task, "de", "train")[task.text_fields[-1]].to_pylist()
+    assert de == ["Nein, (wohl) nicht!" if name == "xnli-15k" else texts["train"]]
+    assert read_examples(task, "de", "validation")[task.text_fields[0]].to_pylist() == ["Nein , so !"]
+    wiki = {"ein Artikel"} if name == "panx-type" else {"ein Artikel", "getestet"}  # not what is tested
+    assert {*pretraining_texts(task, "de").values()} == {"news in de", "Ich bin."} | wiki
+    english = pretraining_texts(task, "en")
+    shared = {entity for entity in pretraining_texts(task, "de") if entity in english}
+    assert {english[entity] for entity in shared} == {"news in en", "I am."}
+    assert f"de: train 1, validation 1, test 1, unlabelled {2 + len(wiki)}" in said
+
+
+def write_table(path: str, columns: dict[str, list[Any]]) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
 
 
 def made_up(name: str, language: str, split: str) -> pa.Table:
