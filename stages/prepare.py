@@ -216,7 +216,7 @@ def _columns(
 ) -> Columns:
     """Pick the text fields and the labels out of a table, the labels by name where they have names."""
     columns = _pick(table, [*task.text_fields, label_field], where)
-    labels = columns.pop(label_field)
+    labels = columns[label_field]
     if label_names is not None:
         known = dict(enumerate(label_names))
         labels = [known.get(label, label) for label in labels]
