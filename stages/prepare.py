@@ -3,6 +3,7 @@
 Nothing is normalised: the text that is hashed, labelled and trained on is the text of the source.
 """
 
+import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from stages.artifacts import DATA, replaced_folder
 from stages.base import StageError
 from stages.names import CLASSES, read_names, split_of
 from stages.task import (
+    ENTITY,
     SPLITS,
     UNLABELLED,
     FilesSource,
@@ -31,7 +33,7 @@ from stages.task import (
 )
 
 Columns = Mapping[str, list[Any]]
-"""Column name to values, as a source gives them: the text fields and ``label``."""
+"""Column name to values, as a source gives them: the text fields, ``label`` and, if it has it, ``entity``."""
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
@@ -120,7 +122,7 @@ def _source_hint(task: TaskParams) -> str:
 
 def _read_names_split(language: str, split: Split) -> Columns:
     names = [name for name in read_names(language) if split_of(name.entity) == split]
-    return {"text": [n.text for n in names], "label": [n.label for n in names]}
+    return {name: [getattr(n, name) for n in names] for name in ("text", "label", ENTITY)}
 
 
 def _read_unlabelled(task: TaskParams, language: str) -> pa.Table | None:
@@ -128,16 +130,16 @@ def _read_unlabelled(task: TaskParams, language: str) -> pa.Table | None:
     source = task.source
     if isinstance(source, NamesSource):
         names = [name for name in read_names(language) if split_of(name.entity) == "train"]
-        return pa.table({"text": [n.text for n in names], "entity": [n.entity for n in names]})
+        return pa.table({"text": [n.text for n in names], ENTITY: [n.entity for n in names]})
     if not isinstance(source, FilesSource):
         return None
-    read = _read_tables(source, ["text", "entity"], language, UNLABELLED)
+    read = _read_tables(source, ["text", ENTITY], language, UNLABELLED)
     if read is None:
         return None
     table, where = read
-    if "entity" not in table.column_names:
-        table = table.append_column("entity", pa.array([f"{language}:{i}" for i in range(table.num_rows)]))
-    columns = _pick(table, ["text", "entity"], where)
+    if ENTITY not in table.column_names:
+        table = table.append_column(ENTITY, pa.array([f"{language}:{i}" for i in range(table.num_rows)]))
+    columns = _pick(table, ["text", ENTITY], where)
     _require_texts(columns, where)
     return pa.table(columns)
 
@@ -195,6 +197,7 @@ def _read_file(path: Path, source: FilesSource, text_fields: list[str]) -> pa.Ta
             return table.drop_columns(absent)
         if path.suffix in (".csv", ".tsv"):
             tabs = path.suffix == ".tsv"  # has no quotes: IANA text/tab-separated-values
+            as_texts = [*text_fields, ENTITY, source.label_field]
             return pa.csv.read_csv(
                 path,
                 parse_options=pa.csv.ParseOptions(
@@ -202,9 +205,7 @@ def _read_file(path: Path, source: FilesSource, text_fields: list[str]) -> pa.Ta
                     quote_char=False if tabs else '"',
                     newlines_in_values=not tabs,
                 ),
-                convert_options=pa.csv.ConvertOptions(
-                    column_types=texts.append(pa.field(source.label_field, pa.string()))
-                ),
+                convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(as_texts, pa.string())),
             )
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise StageError(f"cannot read {path}: {error}") from error
@@ -220,7 +221,11 @@ def _columns(
     if label_names is not None:
         known = dict(enumerate(label_names))
         labels = [known.get(label, label) for label in labels]
-    return {**columns, "label": labels}
+    columns = {**columns, "label": labels}
+    if ENTITY in table.column_names and label_field != ENTITY:
+        with contextlib.suppress(pa.ArrowException):  # a column of that name may hold something else
+            columns[ENTITY] = [entity or None for entity in table[ENTITY].cast(pa.string()).to_pylist()]
+    return columns
 
 
 def _pick(table: pa.Table, fields: list[str], where: str) -> dict[str, list[Any]]:
@@ -248,6 +253,8 @@ def _checked(task: TaskParams, columns: Columns, where: str) -> pa.Table:
         [pa.array(a, type=f.type) for a, f in zip(arrays, task.columns(), strict=True)],
         schema=task.columns(),
     )
+    if ENTITY in columns:
+        table = table.append_column(ENTITY, pa.array(columns[ENTITY], pa.string()))
     return table if task.max_examples is None else table.slice(0, task.max_examples)
 
 

@@ -15,6 +15,8 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 UNLABELLED = "unlabelled"
 """Name of the optional fourth split: text without labels, for pre-training."""
+ENTITY = "entity"
+"""Name of the optional column that says what a text is about: equal ones are translations of each other."""
 
 Language = Annotated[str, Field(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$")]
 """A BCP 47 tag as in the data, such as ``de`` or ``zh-Hans``."""
@@ -82,7 +84,7 @@ class TaskParams(Params):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{what} '{name}' is named twice")
-        for name in ("example_id", "label"):
+        for name in ("example_id", "label", ENTITY):
             if name in self.text_fields:
                 raise ValueError(f"no text field may be called {name}, which is a column of our own")
         return self
@@ -93,7 +95,10 @@ class TaskParams(Params):
         return [*self.supervised, *self.zero_shot]
 
     def columns(self) -> pa.Schema:
-        """Columns of ``artifacts/data/<language>/<split>.arrow``; the metadata holds the classes."""
+        """Columns of ``artifacts/data/<language>/<split>.arrow``; the metadata holds the classes.
+
+        Where the source has it, the column ``entity`` follows.
+        """
         fields = {name: pa.string() for name in self.text_fields}
         columns = {"example_id": pa.binary(16), **fields, "label": pa.int32()}
         return pa.schema(columns, metadata={"classes": json.dumps(self.classes)})
@@ -130,12 +135,24 @@ def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
     """
     path = data_file(language, split)
     table = _open(path)
+    if ENTITY in table.column_names:
+        table = table.drop_columns(ENTITY)
     if not table.schema.equals(task.columns(), check_metadata=True):
         raise StageError(
             f"{path} was written for other text fields or classes than params.yaml names; "
             "write it again with: python -m pipeline prepare"
         )
     return table
+
+
+def read_entities(language: str, split: Split) -> list[str | None]:
+    """Give what the examples of one language and split are about, in their order; None: the source is silent.
+
+    Raises:
+        StageError: `prepare` has not written the file.
+    """
+    table = _open(data_file(language, split))
+    return table[ENTITY].to_pylist() if ENTITY in table.column_names else [None] * table.num_rows
 
 
 def all_examples(task: TaskParams) -> pa.Table | None:
@@ -168,7 +185,7 @@ def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
     """
     if has_split(language, UNLABELLED):
         table = _open(data_file(language, UNLABELLED))
-        return dict(zip(table["entity"].to_pylist(), table["text"].to_pylist(), strict=True))
+        return dict(zip(table[ENTITY].to_pylist(), table["text"].to_pylist(), strict=True))
     if language not in task.supervised:
         return {}
     table = read_examples(task, language, "train")

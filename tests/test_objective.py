@@ -12,6 +12,7 @@ from torch.autograd import gradcheck
 from stages.student.objective import (
     HiddenStates,
     average_teachers,
+    average_translations,
     balanced_class_weights,
     distillation_loss,
     mixture_weights,
@@ -282,3 +283,14 @@ def test_several_teachers_are_averaged_as_probabilities() -> None:
     torch.testing.assert_close(
         average_teachers(logits[:1], temperature=temperature).softmax(dim=-1), logits[0].softmax(dim=-1)
     )
+
+
+def test_translations_have_the_average_of_what_their_teachers_said() -> None:
+    temperature = 2.5
+    logits = _logits(0)
+    logits[0] = torch.tensor([2000.0, 0.0, -2000.0, 0.0])  # probabilities of 0
+    entities = torch.tensor([3, 1, 3, 3, 0])
+    p = (logits / temperature).softmax(dim=1)
+    averaged = (average_translations(logits, entities, temperature=temperature) / temperature).softmax(dim=1)
+    of_the_first = (p[0] + p[2] + p[3]) / 3
+    torch.testing.assert_close(averaged, torch.stack([of_the_first, p[1], of_the_first, of_the_first, p[4]]))

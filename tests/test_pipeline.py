@@ -456,6 +456,21 @@ def test_hidden_states_of_teachers_of_different_widths_are_distilled(finished: P
     assert differ(students[0], students[1])
 
 
+def test_translations_share_their_soft_labels(finished: Path, run: Run) -> None:
+    before = student_weights()
+    done = run("student", "distill", *settings(average_translations="true"))
+    assert done.code == 1
+    assert "no two training texts have the same entity" in done.err
+    for language in ("de", "en"):
+        rows = [row | {"entity": str(number)} for number, row in enumerate(examples(language, "train"))]
+        write_jsonl(finished / f"data/{language}/train.jsonl", rows)
+    assert run("prepare").code == 0
+    assert run("student", "distill", *settings(average_translations="false")).code == 0
+    assert not differ(student_weights(), before)
+    assert run("student", "distill", *settings(average_translations="true")).code == 0
+    assert differ(student_weights(), before)
+
+
 def test_class_weights_decide_what_the_baseline_learns(finished: Path, run: Run) -> None:
     before = student_weights("baseline")
     assert run("student", "baseline", *settings(class_weights="{animal: 9, colour: 1, number: 1}")).code == 0

@@ -15,7 +15,15 @@ from cache import example_id
 from stages.base import StageError
 from stages.names import CLASSES, read_names, split_of
 from stages.prepare import prepare
-from stages.task import FilesSource, HubSource, NamesSource, TaskParams, pretraining_texts, read_examples
+from stages.task import (
+    FilesSource,
+    HubSource,
+    NamesSource,
+    TaskParams,
+    pretraining_texts,
+    read_entities,
+    read_examples,
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -253,6 +261,34 @@ def test_unlabelled_files_are_texts_for_pretraining(folder: Path, suffix: str) -
     prepare(task)
     assert pretraining_texts(task, "de") == {"1": "eins", "2": "zwei"}
     assert pretraining_texts(task, "fr") == {"2": "deux"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("entities", "read"), [(["07", "8", ""], ["07", "8", None]), ([7, 8, 9], ["7", "8", "9"])]
+)
+def test_training_examples_may_say_what_they_are_about(
+    folder: Path, suffix: str, entities: list[Any], read: list[Any]
+) -> None:
+    pattern = write_all(folder, suffix=suffix)
+    rows = [{**row, "entity": entity} for row, entity in zip(ROWS, entities, strict=True)]
+    write(folder / f"data/de/train.{suffix}", rows)
+    task = nli_task(pattern)
+    prepare(task)
+    assert read_entities("de", "train") == read
+    assert read_entities("de", "test") == [None, None, None]
+    assert read_examples(task, "de", "train").schema == task.columns()
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("entity", "read"), [(["a"], None), (None, None), ("a", "a")])
+def test_a_column_that_says_nothing_of_translations_is_left_alone(
+    folder: Path, suffix: str, entity: Any, read: str | None
+) -> None:
+    pattern = write_all(folder, suffix=suffix)
+    write(folder / f"data/de/train.{suffix}", [{**row, "entity": entity} for row in ROWS])
+    prepare(nli_task(pattern))
+    assert read_entities("de", "train") == [read] * 3
 
 
 def test_unlabelled_texts_need_no_entity_and_are_no_translations_without(folder: Path) -> None:

@@ -151,20 +151,20 @@ def test_the_small_data_sets_become_files_for_their_recipes(here: Path, name: st
         write_table(
             f"all/parallel/ntrex/{language}/text.parquet", {"id": [7], "text": [f"news in {language}"]}
         )
-    write_table("all/parallel/tatoeba/de/text.parquet", {"en": ["I am."], "text": ["Ich bin."]})
-    write_table("all/mono/wiki/de/text.parquet", {"text": ["ein Artikel", "getestet"]})
+    write_table("all/parallel/tatoeba/tr/text.parquet", {"en": ["I am."], "text": ["Varım."]})
+    write_table("all/mono/wiki/tr/text.parquet", {"text": ["ein Artikel", "getestet"]})
     script = [sys.executable, str(ROOT / "docs/small_data.py"), name, "all"]
     said = subprocess.run(script, check=True, capture_output=True, text=True).stdout
     prepare(task)
-    de = read_examples(task, "de", "train")[task.text_fields[-1]].to_pylist()
-    assert de == ["Nein, (wohl) nicht!" if name == "xnli-15k" else texts["train"]]
-    assert read_examples(task, "de", "validation")[task.text_fields[0]].to_pylist() == ["Nein , so !"]
+    turkish = read_examples(task, "tr", "train")[task.text_fields[-1]].to_pylist()
+    assert turkish == ["Nein, (wohl) nicht!" if name == "xnli-15k" else texts["train"]]
+    assert read_examples(task, "tr", "validation")[task.text_fields[0]].to_pylist() == ["Nein , so !"]
     wiki = {"ein Artikel"} if name == "panx-type" else {"ein Artikel", "getestet"}  # not what is tested
-    assert {*pretraining_texts(task, "de").values()} == {"news in de", "Ich bin."} | wiki
+    assert {*pretraining_texts(task, "tr").values()} == {"news in tr", "Varım."} | wiki
     english = pretraining_texts(task, "en")
-    shared = {entity for entity in pretraining_texts(task, "de") if entity in english}
+    shared = {entity for entity in pretraining_texts(task, "tr") if entity in english}
     assert {english[entity] for entity in shared} == {"news in en", "I am."}
-    assert f"de: train 1, validation 1, test 1, unlabelled {2 + len(wiki)}" in said
+    assert f"tr: train 1, validation 1, test 1, unlabelled {2 + len(wiki)}" in said
 
 
 def write_table(path: str, columns: dict[str, list[Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from cache import SoftLabelSet, file_digest
 from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION, SOFT_LABELS, of_each_teacher, replaced_folder
-from stages.student.params import DistillParams, Teachers
+from stages.student.params import NOT_FOR_FINETUNE, DistillParams, Teachers
 from stages.task import TaskParams
 
 
@@ -45,7 +45,7 @@ def relevant(params: DistillParams) -> dict[str, Any]:
     # A killed run goes on from what save_steps leaves; the student is the same.
     values = params.model_dump(exclude={"seed", "save_steps"})
     unused = {
-        "finetune": ("temperature", "hard_label_weight", "hidden_weight", "branch_layers", "mixture"),
+        "finetune": NOT_FOR_FINETUNE,
         "distill": ("branch_layers", "mixture"),
         "branches": (),
         "mblm": (),

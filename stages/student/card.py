@@ -9,18 +9,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from stages.student.configuration_mblm import MBLMConfig
-from stages.student.params import DistillParams
+from stages.student.params import NOT_FOR_FINETUNE, DistillParams
 from stages.task import TaskParams
 
-# What only soft labels and branches need: neither `student baseline` nor its card depends on it.
-_NOT_FOR_FINETUNE = {
-    "branch_layers",
-    "temperature",
-    "hard_label_weight",
-    "hidden_weight",
-    "mixture",
-    "save_steps",
-}
 _TRAINED = {
     "finetune": "fine-tuned on the hard labels of all its languages",
     "distill": "trained to reach the soft labels of its languages' teachers",
@@ -76,7 +67,7 @@ def model_card(
         tags=["mblm", "multilingual", *(["knowledge-distillation"] if teachers else [])],
         base_model=(encoder or {}).get("hub"),
     )
-    left_out = _NOT_FOR_FINETUNE if params.variant == "finetune" else set()
+    left_out = {"save_steps", *NOT_FOR_FINETUNE} if params.variant == "finetune" else set()
     values = json.dumps(params.model_dump(exclude=left_out), indent=2, ensure_ascii=False)
     text = '{"text": "A text", "text_pair": "and another"}' if len(task.text_fields) == 2 else '"A text"'
     return f"""---

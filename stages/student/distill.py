@@ -26,13 +26,14 @@ from stages.student.modeling_mblm import MBLMForSequenceClassification
 from stages.student.objective import (
     HiddenStates,
     average_teachers,
+    average_translations,
     balanced_class_weights,
     mixture_weights,
     objective,
 )
 from stages.student.params import DistillParams, Teachers
 from stages.student.sampling import ByLanguage
-from stages.task import TaskParams, examples_digest, read_examples
+from stages.task import TaskParams, examples_digest, read_entities, read_examples
 from stages.texts import Collator, Texts, require_splittable
 from stages.training import (
     TextTrainer,
@@ -176,7 +177,11 @@ def _training_texts(
         if params.hidden_weight:
             states.append(_hidden_states([part.hidden for part in parts], params, language))
             digests.append(hashlib.sha256(states[-1].tobytes()).hexdigest())
-    numbers = {"teacher_logits": np.concatenate(logits)}
+    together = np.concatenate(logits)
+    if params.average_translations:
+        together = _averaged_translations(task, together, params)
+        digests.append(hashlib.sha256(together.tobytes()).hexdigest())
+    numbers = {"teacher_logits": together}
     if states:
         width = max(part.shape[1] for part in states)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
@@ -197,6 +202,23 @@ def _averaged(logits: Sequence[NDArray[np.float32]], params: DistillParams) -> N
         return logits[0]
     together = torch.from_numpy(np.stack(logits))
     return average_teachers(together, temperature=params.temperature).numpy()
+
+
+def _averaged_translations(
+    task: TaskParams, logits: NDArray[np.float32], params: DistillParams
+) -> NDArray[np.float32]:
+    """Average the soft labels of all languages, ``(N, C)``, over the training texts about the same entity."""
+    entities = [entity for language in task.supervised for entity in read_entities(language, "train")]
+    first: dict[str, int] = {}
+    numbers = [row if name is None else first.setdefault(name, row) for row, name in enumerate(entities)]
+    if len(set(numbers)) == len(numbers):
+        raise StageError(
+            "student.distill.average_translations is true, but no two training texts have the same entity; "
+            "give translations of each other the same text in a column 'entity', or set it to false"
+        )
+    return average_translations(
+        torch.from_numpy(logits), torch.tensor(numbers), temperature=params.temperature
+    ).numpy()
 
 
 def _hidden_states(

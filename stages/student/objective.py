@@ -104,6 +104,27 @@ def average_teachers(logits: Tensor, *, temperature: float) -> Tensor:
     return temperature * (torch.logsumexp(log_probabilities, dim=0) - math.log(len(logits)))
 
 
+def average_translations(logits: Tensor, entities: Tensor, *, temperature: float) -> Tensor:
+    """Give all texts about an entity the average of the probabilities that their teachers gave them.
+
+    Args:
+        logits: Of the texts' own teachers, raw, in the same class order, shape ``(N, C)``.
+        entities: What each text is about, from 0 to N-1, int64, shape ``(N,)``.
+        temperature: τ at which they are compared with the student, above 0.
+
+    Returns:
+        t, shape ``(N, C)``: softmax(t_i/τ) is the mean of softmax(t_j/τ) over the texts j about the same.
+    """
+    log_probabilities = functional.log_softmax(logits / temperature, dim=-1)
+    into = entities.unsqueeze(1).expand_as(logits)
+    # The largest of an entity is taken out, so that no sum of exponentials is 0.
+    largest = torch.full_like(logits, -math.inf).scatter_reduce(0, into, log_probabilities, "amax")
+    shares = (log_probabilities - largest[entities]).exp()
+    sums = torch.zeros_like(logits).scatter_add(0, into, shares)
+    counts = torch.bincount(entities, minlength=len(logits)).unsqueeze(1)
+    return temperature * (largest + sums.log() - counts.log())[entities]
+
+
 def mixture_weights(
     language_ids: Tensor,
     *,

@@ -16,6 +16,15 @@ from pydantic import (
 from stages.base import MaxTokens, Params, ScratchParams, Seed, Share, TrainingParams
 
 Variant = Literal["finetune", "distill", "branches", "mblm"]
+NOT_FOR_FINETUNE = (
+    "branch_layers",
+    "temperature",
+    "hard_label_weight",
+    "hidden_weight",
+    "average_translations",
+    "mixture",
+)
+"""Parameters of `student.distill` that only soft labels and branches need; the baseline does not."""
 
 
 class Teacher(Protocol):
@@ -132,6 +141,9 @@ class DistillParams(TrainingParams):
     hidden_weight: NonNegativeFloat
     """β: weight of the similarity-preserving loss between the hidden states of student and teachers, which
     `teacher.label.hidden` keeps. That loss is small, and smaller in larger batches: its paper takes 3000."""
+    average_translations: bool
+    """Whether training texts that are translations of each other, with the same ``entity``, all have the
+    average of the soft labels that the teachers of their languages gave them."""
     sampling_temperature: Annotated[float, Field(ge=1)]
     """T: of an epoch's examples, a language with n has a share in proportion to n^(1/T). 1 takes each example
     once; the larger, the more small languages count."""
