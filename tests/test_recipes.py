@@ -29,7 +29,15 @@ from transformers import (
 
 from pipeline.params import load_params
 from stages.prepare import prepare
-from stages.task import SPLITS, HubSource, Split, TaskParams, pretraining_texts, read_examples
+from stages.task import (
+    SPLITS,
+    HubSource,
+    Split,
+    TaskParams,
+    pretraining_texts,
+    read_entities,
+    read_examples,
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -158,6 +166,7 @@ def test_the_small_data_sets_become_files_for_their_recipes(here: Path, name: st
     prepare(task)
     turkish = read_examples(task, "tr", "train")[task.text_fields[-1]].to_pylist()
     assert turkish == ["Nein, (wohl) nicht!" if name == "xnli-15k" else texts["train"]]
+    assert read_entities("tr", "train") == ["0" if name == "xnli-15k" else None]
     assert read_examples(task, "tr", "validation")[task.text_fields[0]].to_pylist() == ["Nein , so !"]
     wiki = {"ein Artikel"} if name == "panx-type" else {"ein Artikel", "getestet"}  # not what is tested
     assert {*pretraining_texts(task, "tr").values()} == {"news in tr", "Varım."} | wiki
