@@ -1,7 +1,7 @@
 # make demo: install, run the pipeline on the built-in task, print its table.
 # make test: install the test tools, then lint, formatting, types and tests.
 # make ablation: the variants with several seeds, compared on test data; make sweep: settings, on validation data.
-#                JOBS=2 trains two students at once; on two cores, with OMP_NUM_THREADS=1.
+#                JOBS=2 trains two models at once; on two cores, with OMP_NUM_THREADS=1.
 # make bench: measure time, disk and memory, and print them next to their targets; takes minutes.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ JOBS ?= 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test ablation sweep bench
+.PHONY: demo test stage-one ablation sweep bench
 
 demo: .venv/installed
 	dvc repro
@@ -23,23 +23,26 @@ test: .venv/installed-test
 	python -m pytest -m '' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # DVC runs one stage at a time, but several of it may run at once, each with a stage of its own.
-each = dvc --cd ablation stage list --name-only | grep '^$(1)@' | \
-	xargs -P $(JOBS) -n 1 dvc --cd ablation --wait-for-lock repro --single-item
+each = dvc --cd $(1) stage list --name-only | grep '^$(2)@' | \
+	xargs -P $(JOBS) -n 1 dvc --cd $(1) --wait-for-lock repro --single-item
 
-ablation: .venv/installed
-	dvc repro teacher-label
+stage-one: .venv/installed
+	dvc repro prepare
+	$(call each,.,teacher-finetune)
+	$(call each,.,teacher-label)
+
+ablation: stage-one
 	dvc --cd ablation repro plan
-	$(call each,pretrain)
-	$(call each,train)
+	$(call each,ablation,pretrain)
+	$(call each,ablation,train)
 	dvc --cd ablation repro compare
 	@echo
 	@cat ablation/artifacts/test.md
 
-sweep: .venv/installed
-	dvc repro teacher-label
+sweep: stage-one
 	dvc --cd ablation repro plan
-	$(call each,pretrain)
-	$(call each,train-sweep)
+	$(call each,ablation,pretrain)
+	$(call each,ablation,train-sweep)
 	dvc --cd ablation repro compare-sweep
 	@echo
 	@cat ablation/artifacts/sweep.md
