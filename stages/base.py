@@ -47,11 +47,14 @@ class TrainingParams(Params):
 
 
 class ScratchParams(Params):
-    """A small encoder that is built from scratch: a byte-pair tokenizer and RoBERTa's architecture."""
+    """A small encoder that is built from scratch, with a byte-pair tokenizer."""
 
+    architecture: Literal["roberta", "modernbert"]
+    """``roberta`` reads a text's class off its first token; ``modernbert`` off the mean of all, which small
+    encoders with little pre-training learn sooner."""
     layers: PositiveInt
     hidden: PositiveInt
-    """Width of a layer; the feed-forward layers are four times as wide."""
+    """Width of a layer; feed-forward layers have eight times its square in weights."""
     heads: PositiveInt
     """Attention heads; `hidden` must be a multiple."""
     merges: PositiveInt

@@ -1,4 +1,4 @@
-"""A small encoder from nothing: byte-pair tokenizer, RoBERTa's architecture, masked language modelling.
+"""A small encoder from nothing: byte-pair tokenizer, random weights, masked language modelling.
 
 For tasks such as `names`, where no pre-trained model is at hand. Real tasks start from a model on the Hub.
 """
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import (
     DataCollatorForLanguageModeling,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -92,7 +94,7 @@ def build_encoder(
     }
     texts = [text for by_entity in names.values() for text in by_entity.values()]
     tokenizer = build_tokenizer(texts, merges=params.merges)
-    model = RobertaForMaskedLM(_config(params, tokenizer))
+    model = _MODELS[params.architecture](params, tokenizer)
     training = TrainingParams(
         seed=seed,
         batch_size=params.mlm_batch_size,
@@ -124,7 +126,10 @@ class _MaskedTrainer(TextTrainer):
         labels = inputs.pop("labels")
         states = model.base_model(**inputs).last_hidden_state
         masked = labels >= 0
-        return functional.cross_entropy(model.lm_head(states[masked]), labels[masked])
+        states = states[masked]
+        is_roberta = isinstance(model, RobertaForMaskedLM)
+        logits = model.lm_head(states) if is_roberta else model.decoder(model.head(states))
+        return functional.cross_entropy(logits, labels[masked])
 
 
 class _Translations(Texts):
@@ -173,8 +178,8 @@ class _MaskingCollator:
                 return batch
 
 
-def _config(params: ScratchParams, tokenizer: PreTrainedTokenizerFast) -> RobertaConfig:
-    return RobertaConfig(
+def _roberta(params: ScratchParams, tokenizer: PreTrainedTokenizerFast) -> RobertaForMaskedLM:
+    config = RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=params.hidden,
         num_hidden_layers=params.layers,
@@ -188,3 +193,30 @@ def _config(params: ScratchParams, tokenizer: PreTrainedTokenizerFast) -> Robert
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    return RobertaForMaskedLM(config)
+
+
+def _modernbert(params: ScratchParams, tokenizer: PreTrainedTokenizerFast) -> ModernBertForMaskedLM:
+    config = ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=params.hidden,
+        num_hidden_layers=params.layers,
+        num_attention_heads=params.heads,
+        intermediate_size=8 * params.hidden // 3,  # three matrices of it, where RoBERTa has two
+        embedding_dropout=params.dropout,
+        mlp_dropout=params.dropout,
+        attention_dropout=params.dropout,
+        classifier_dropout=params.dropout,
+        classifier_pooling="mean",
+        layer_types=["full_attention"] * params.layers,  # texts are short
+        max_position_embeddings=_POSITIONS,
+        bos_token_id=tokenizer.bos_token_id,
+        cls_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        sep_token_id=tokenizer.eos_token_id,
+    )
+    return ModernBertForMaskedLM(config)
+
+
+_MODELS = {"roberta": _roberta, "modernbert": _modernbert}

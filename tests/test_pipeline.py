@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import (
     CLASSES,
+    COMMANDS,
     LABEL,
     ROOT,
     Run,
@@ -518,6 +519,25 @@ def test_texts_that_are_empty_do_not_stop_pre_training(workspace: Path, run: Run
     write_jsonl(workspace / "data/de/train.jsonl", rows)
     assert run("prepare").code == 0
     assert run("student", "pretrain").code == 0
+
+
+def test_small_encoders_may_be_modernbert_which_reads_the_mean_of_all_tokens(
+    finished: Path, run: Run
+) -> None:
+    params = tiny_params()
+    for section in (params["teacher"]["finetune"], params["student"]["pretrain"]):
+        section["scratch"] |= {"architecture": "modernbert", "hidden": 24, "layers": 3}
+    write_params(params)
+    for command in COMMANDS[1:]:
+        done = run(*command)
+        assert done.code == 0, done.err
+    for folder, key in (("teachers/de", None), ("student", "mplm_config")):
+        config = json.loads((finished / "artifacts" / folder / "config.json").read_text())
+        config = config[key] if key else config
+        assert config["model_type"] == "modernbert"
+        assert config["classifier_pooling"] == "mean"
+        assert (config["hidden_size"], config["intermediate_size"]) == (24, 64)
+        assert set(config["layer_types"]) == {"full_attention"}
 
 
 def test_changed_parameters_do_not_go_on_from_a_foreign_checkpoint(finished: Path, run: Run) -> None:
