@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
-from tiny import LABEL, ROOT, Run, set_bias, tiny_params, write_params
+from tiny import LABEL, ROOT, Run, examples, set_bias, tiny_params, write_jsonl, write_params
 
 from cache import file_digest
 from pipeline.__main__ import main
@@ -49,9 +51,9 @@ def every_resample(right: list[NDArray[np.bool_]]) -> NDArray[np.float64]:
     found = []
     for seeds in itertools.product(range(n_seeds), repeat=max(1, n_seeds - 1)):
         draws = [itertools.product(range(part.shape[2]), repeat=part.shape[2]) for part in right]
-        for examples in itertools.product(*draws):
+        for chosen in itertools.product(*draws):
             by_language = []
-            for part, drawn in zip(right, examples, strict=True):
+            for part, drawn in zip(right, chosen, strict=True):
                 values = [part[:, s, n] for s in seeds for n in drawn]
                 by_language.append(np.mean(values, axis=0))
             found.append(np.mean(by_language, axis=0))
@@ -352,3 +354,19 @@ def test_what_is_missing_is_said_in_one_line(compared: Path, run: Run, command: 
     done = run("ablation", *command.split())
     assert done.code == 1
     assert message in done.err.strip().splitlines()[-1]
+
+
+# What becomes of the shared layers
+
+
+@pytest.mark.slow
+def test_translations_that_are_the_same_text_are_each_others_neighbours(finished: Path, run: Run) -> None:
+    rows = [row | {"entity": str(number)} for number, row in enumerate(examples("en", "test"))]
+    for language in ("de", "en", "nl"):
+        write_jsonl(finished / f"data/{language}/test.jsonl", rows)
+    assert run("prepare").code == 0
+    script = [sys.executable, str(ROOT / "docs/trunk.py"), "--n-seeds", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(script, env=environment, check=True, capture_output=True, text=True).stdout
+    rows_of_table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()[2:]]
+    assert rows_of_table == [[name, "1.000 ± 0.000", "1.000 ± 0.000"] for name in ("before", *VARIANTS)]
