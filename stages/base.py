@@ -60,6 +60,7 @@ class ScratchParams(Params):
     merges: PositiveInt
     """Byte-pair merges; the vocabulary is every character of the training text and this many merges."""
     dropout: Share
+    """Of embeddings and layers; with ``roberta``, of attention too."""
     mlm_steps: Annotated[int, Field(ge=0)]
     """Optimizer steps of masked language modelling before anything else."""
     mlm_batch_size: PositiveInt

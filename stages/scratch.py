@@ -205,7 +205,7 @@ def _modernbert(params: ScratchParams, tokenizer: PreTrainedTokenizerFast) -> Mo
         intermediate_size=8 * params.hidden // 3,  # three matrices of it, where RoBERTa has two
         embedding_dropout=params.dropout,
         mlp_dropout=params.dropout,
-        attention_dropout=0.0,  # which lets attention be computed in one go
+        attention_dropout=0.0,  # with any, PyTorch has no fused attention on CPUs
         classifier_dropout=params.dropout,
         classifier_pooling="mean",
         layer_types=["full_attention"] * params.layers,  # texts are short
