@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from stages.student.configuration_mblm import MBLMConfig
+from stages.student.modeling_mblm import _Routing
 
 
 @pytest.fixture(params=FAMILIES)
@@ -205,3 +206,13 @@ def test_a_variety_of_a_language_takes_the_languages_branch() -> None:
 def test_a_configuration_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MBLMConfig(**{"languages": LANGUAGES, "n_branches": K, **change})
+
+
+def test_masks_that_layers_make_anew_are_not_taken_for_those_of_layers_before() -> None:
+    """A mask that only one layer holds is freed, and the next one may stand at the same address."""
+    routing = _Routing.of(torch.tensor([[True, True], [False, True], [True, False]]))
+    for number in range(100):
+        mask = torch.full((3, 2), number)
+        expanded = routing.expand(mask)
+        del mask
+        assert expanded.unique().tolist() == [number]
