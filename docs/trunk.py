@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from pipeline.params import PipelineParams, load_params
+from stages.examples import read_entities, read_examples
 from stages.student.distill import distill
 from stages.student.modeling_mblm import MBLMForSequenceClassification
 from stages.student.params import Variant
 from stages.student.pretrain import pretrain
-from stages.task import read_entities, read_examples
 from stages.texts import Collator, Texts
 
 

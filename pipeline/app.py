@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline import cache_commands
-from pipeline.options import Changes, Engine, ParamsFile, load
+from pipeline.options import Changes, Engine, ParamsFile, launch, load
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,9 +28,24 @@ app.add_typer(cache_commands.app, name="cache")
 
 Language = Annotated[str, typer.Option(help="A supervised language, such as `de`.")]
 Seed = Annotated[int, typer.Option(min=0, help="One of ablation.seeds.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on from an interrupted run's checkpoint though code or libraries have changed."
+    ),
+]
 Student = Annotated[
     Path | None, typer.Option("--model", metavar="FOLDER", help="A student in place of artifacts/student.")
 ]
+
+
+@app.command(epilog="Example: `python -m pipeline plan`")
+def plan(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
+    """Write down which parameters each stage depends on, so that a change runs no other again."""
+    loaded = load(params, changes)
+    from stages.plan import plan as run
+
+    typer.echo(run(loaded.task, loaded.teachers, loaded.teacher, loaded.student))
 
 
 @app.command(epilog="Example: `python -m pipeline prepare`")
@@ -45,15 +60,17 @@ def prepare(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> 
 @teacher.command(epilog="Example: `python -m pipeline teacher finetune --language de`")
 def finetune(
     language: Language,
+    resume: Resume = False,
     params: ParamsFile = Path("params.yaml"),
     changes: Changes = [],  # noqa: B006
 ) -> None:
     """Make a language's teacher, or pin the one that params.yaml names."""
     loaded = load(params, changes)
-    loaded.task.require_supervised(language)
+    teacher = loaded.teacher_of(language)
+    launch(loaded)
     from stages.teacher.finetune import finetune as run
 
-    typer.echo(run(loaded.task, loaded.teachers[language], loaded.teacher.finetune, language))
+    typer.echo(run(loaded.task, teacher, loaded.teacher.finetune, language, resume=resume))
 
 
 @teacher.command(epilog="Example: `python -m pipeline teacher label --language de`")
@@ -88,7 +105,6 @@ def label(
     if language == "all":
         labelling.label_all(loaded, options, ["--params", str(params), *(f"--set={c}" for c in changes)])
     else:
-        loaded.task.require_supervised(language)
         typer.echo(labelling.label_one(loaded, options))
 
 
@@ -104,21 +120,31 @@ def pretrain(params: ParamsFile = Path("params.yaml"), changes: Changes = []) ->
 @student.command(
     epilog="Example: `python -m pipeline student distill --set student.distill.variant=branches`"
 )
-def distill(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
+def distill(
+    resume: Resume = False,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
     """Stage two: train the student from the teachers' soft labels."""
     loaded = load(params, changes)
+    launch(loaded)
     from stages.student.distill import distill as run
 
-    typer.echo(run(loaded.task, loaded.teachers, loaded.student.distill).line())
+    typer.echo(run(loaded.task, loaded.teachers, loaded.student.distill, resume=resume).line())
 
 
 @student.command(epilog="Example: `python -m pipeline student baseline`")
-def baseline(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
+def baseline(
+    resume: Resume = False,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
     """Fine-tune the same model on the hard labels, to compare with."""
     loaded = load(params, changes)
+    launch(loaded)
     from stages.student.baseline import baseline as run
 
-    typer.echo(run(loaded.task, loaded.student.distill).line())
+    typer.echo(run(loaded.task, loaded.student.distill, resume=resume).line())
 
 
 @student.command(epilog="Example: `python -m pipeline student evaluate`")
@@ -210,13 +236,13 @@ def report(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> N
     typer.echo(run(loaded.task, loaded.model_dump(exclude={"ablation", "cache", "launch"})))
 
 
-@ablation.command(epilog="Example: `python -m pipeline ablation plan`")
-def plan(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
+@ablation.command("plan", epilog="Example: `python -m pipeline ablation plan`")
+def plan_ablation(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
     """Write down what each run depends on, so that a change runs no other again."""
     loaded = load(params, changes)
     from stages.ablation.plan import plan as run
 
-    typer.echo(run(loaded.task, loaded.teachers, loaded.student.distill, loaded.ablation))
+    typer.echo(run(loaded.task, loaded.teachers, loaded.student, loaded.ablation))
 
 
 @ablation.command("pretrain", epilog="Example: `python -m pipeline ablation pretrain --seed 0`")

@@ -275,7 +275,7 @@ def export(
     """Write a producer's soft labels to a Parquet file, with the texts that the current data has."""
     from cache.export import export as run
     from cache.store import find_producer
-    from stages.task import all_examples
+    from stages.examples import all_examples
 
     loaded = load(params, changes)
     root = _root(store, params, changes)

@@ -66,7 +66,7 @@ def label_one(params: PipelineParams, options: Options) -> str:
         CacheError: See `stages.teacher.label.label`.
     """
     language = options.language
-    sections = params.task, params.teachers[language], params.teacher.label
+    sections = params.task, params.teacher_of(language), params.teacher.label
     root = store_root(params.cache.root)
     if options.shard is not None:
         return label_part(*sections, root, language, Part.parse(options.shard)).line()

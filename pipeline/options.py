@@ -1,6 +1,8 @@
 """What commands share: the parameters file and how it is read."""
 
 import os
+import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.params import PipelineParams
+
+_STARTED = "MBLM_STARTED_BY_LAUNCH"
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters, one section per command.")]
 Changes = Annotated[
@@ -32,3 +36,20 @@ def load(params: Path, changes: list[str]) -> "PipelineParams":
     if not loaded.uses_hub():
         os.environ["HF_HUB_OFFLINE"] = "1"
     return loaded
+
+
+def launch(params: "PipelineParams") -> None:
+    """Let what `launch` names do this command in the place of this process, where it names anything.
+
+    Raises:
+        ParamsError: There is no such program.
+    """
+    from pipeline.params import ParamsError
+
+    if params.launch in (None, "python -m pipeline") or _STARTED in os.environ or "RANK" in os.environ:
+        return
+    program, *arguments = shlex.split(params.launch)
+    try:
+        os.execvpe(program, [program, *arguments, *sys.argv[1:]], {**os.environ, _STARTED: "1"})
+    except OSError as error:
+        raise ParamsError(f"launch is {params.launch}: cannot start {program} ({error.strerror})") from error

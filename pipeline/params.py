@@ -1,7 +1,8 @@
 """params.yaml: composed from the stages' sections, validated as a whole before anything runs."""
 
 import difflib
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
@@ -24,14 +25,15 @@ class ParamsError(Exception):
 class PipelineParams(Params):
     """The whole of params.yaml."""
 
-    launch: Annotated[str, StringConstraints(pattern=r"\S")]
-    """What DVC starts the three trainings with: ``python -m pipeline``, or torchrun with its options."""
+    launch: Annotated[str, StringConstraints(pattern=r"\S")] | None = None
+    """What starts the three trainings, such as ``torchrun --nproc-per-node 2 -m pipeline``; null: nothing but
+    the command itself."""
     task: TaskParams
     teachers: dict[str, TeacherParams]
-    teacher: TeacherSection
+    teacher: TeacherSection = TeacherSection()
     student: StudentSection
-    ablation: AblationParams
-    cache: CacheParams
+    ablation: AblationParams = AblationParams()
+    cache: CacheParams = CacheParams()
 
     @model_validator(mode="after")
     def _every_supervised_language_has_a_teacher(self) -> Self:
@@ -74,6 +76,17 @@ class PipelineParams(Params):
                     )
         return self
 
+    def teacher_of(self, language: str) -> TeacherParams:
+        """Give section `teachers.<language>` of a supervised language.
+
+        Raises:
+            ParamsError: The language is not supervised.
+        """
+        if language not in self.task.supervised:
+            known = ", ".join(self.task.supervised)
+            raise ParamsError(f"'{language}' is not in task.supervised; these are: {known}")
+        return self.teachers[language]
+
     def uses_hub(self) -> bool:
         """Tell whether anything names the Hugging Face Hub; if not, no connection is ever opened."""
         named = [one.base for teacher in self.teachers.values() for one in teacher.all]
@@ -83,12 +96,19 @@ class PipelineParams(Params):
         return any(name != "scratch" and not Path(name).exists() for name in named)
 
 
-def load_params(path: Path, changes: Sequence[str] = ()) -> PipelineParams:
+_RENAMED: dict[str, str] = {}
+"""Dotted keys of the release before this one, and their names now. A key stays here for one release."""
+
+
+def load_params(
+    path: Path, changes: Sequence[str] = (), *, renamed: Mapping[str, str] = _RENAMED
+) -> PipelineParams:
     """Read and validate a params file.
 
     Args:
         path: A YAML file.
         changes: ``key=value`` with dotted keys and YAML values, such as ``student.distill.temperature=4``.
+        renamed: Keys that are called otherwise now; what has the old name is taken with a warning.
 
     Raises:
         ParamsError: The file is not YAML, or a key or value in it is not allowed.
@@ -103,6 +123,8 @@ def load_params(path: Path, changes: Sequence[str] = ()) -> PipelineParams:
         raise ParamsError(f"{path} holds no sections")
     for change in changes:
         _apply(values, change)
+    for old, new in renamed.items():
+        _rename(values, old, new, path)
     try:
         return PipelineParams.model_validate(values)
     except ValidationError as error:
@@ -123,6 +145,24 @@ def _apply(values: dict[str, Any], change: str) -> None:
         if not isinstance(values, dict):
             raise ParamsError(f"--set {change}: {section} is a value, not a section")
     values[last] = value
+
+
+def _rename(values: dict[str, Any], old: str, new: str, path: Path) -> None:
+    """Move a value from its key's old name to the new one, and say so."""
+    *sections, last = old.split(".")
+    node: Any = values
+    for section in sections:
+        node = node.get(section) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or last not in node:
+        return
+    value = node.pop(last)
+    *sections, last = new.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    if last in values:
+        raise ParamsError(f"{path}: {old} is called {new} now, and both are there; delete {old}")
+    values[last] = value
+    sys.stderr.write(f"warning: {path}: {old} is called {new} now; the old name goes with the next release\n")
 
 
 def _one_line(errors: list[ErrorDetails]) -> str:

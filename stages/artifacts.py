@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ARTIFACTS = Path("artifacts")
+PLAN = Path("artifacts/plan")
 DATA = Path("artifacts/data")
 TEACHERS = Path("artifacts/teachers")
 SOFT_LABELS = Path("artifacts/soft_labels")

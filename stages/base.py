@@ -1,4 +1,7 @@
-"""What every stage is built on: how a section of params.yaml is declared, and how a stage fails."""
+"""What every stage is built on: how a section of params.yaml is declared, and how a stage fails.
+
+Defaults are those for real encoders. They never change while a major version lasts: docs/store.md.
+"""
 
 from typing import Annotated, Literal, Self
 
@@ -27,45 +30,45 @@ class Params(BaseModel):
 class TrainingParams(Params):
     """What every training has. AdamW; linear warm-up, then linear decay to 0."""
 
-    seed: Seed
+    seed: Seed = 0
     """Decides initial weights, dropout, the order of examples and the splitting of words."""
-    batch_size: PositiveInt
+    batch_size: PositiveInt = 32
     """Examples per optimizer step, over all processes together."""
-    learning_rate: PositiveFloat
+    learning_rate: PositiveFloat = 2e-5
     """Highest learning rate, reached at the end of the warm-up."""
-    warmup_share: Share
+    warmup_share: Share = 0.1
     """Share of the steps that the warm-up takes."""
-    weight_decay: NonNegativeFloat
+    weight_decay: NonNegativeFloat = 0.01
     """AdamW's decoupled weight decay."""
-    max_tokens: MaxTokens
+    max_tokens: MaxTokens = 128
     """Longer inputs are truncated to this many tokens, special tokens included."""
-    subword_dropout: Share
+    subword_dropout: Share = 0.0
     """Chance of a split at each character boundary while training, so that words are seen in varying pieces;
     only for tokenizers that were built here from scratch."""
-    precision: Precision
+    precision: Precision = "float32"
     """``bfloat16`` runs matrix products in bfloat16 (autocast); weights stay in float32."""
 
 
 class ScratchParams(Params):
     """A small encoder that is built from scratch, with a byte-pair tokenizer."""
 
-    architecture: Literal["roberta", "modernbert"]
+    architecture: Literal["roberta", "modernbert"] = "roberta"
     """``roberta`` reads a text's class off its first token; ``modernbert`` off the mean of all, which small
     encoders with little pre-training learn sooner."""
-    layers: PositiveInt
-    hidden: PositiveInt
+    layers: PositiveInt = 4
+    hidden: PositiveInt = 128
     """Width of a layer; feed-forward layers have eight times its square in weights."""
-    heads: PositiveInt
+    heads: PositiveInt = 4
     """Attention heads; `hidden` must be a multiple."""
-    merges: PositiveInt
+    merges: PositiveInt = 2000
     """Byte-pair merges; the vocabulary is every character of the training text and this many merges."""
-    dropout: Share
+    dropout: Share = 0.1
     """Of embeddings and layers; with ``roberta``, of attention too."""
-    mlm_steps: Annotated[int, Field(ge=0)]
+    mlm_steps: Annotated[int, Field(ge=0)] = 1000
     """Optimizer steps of masked language modelling before anything else."""
-    mlm_batch_size: PositiveInt
-    mlm_learning_rate: PositiveFloat
-    mlm_share: Annotated[float, Field(gt=0, lt=1)]
+    mlm_batch_size: PositiveInt = 64
+    mlm_learning_rate: PositiveFloat = 1e-3
+    mlm_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the tokens that are to be predicted."""
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from cache import Producer, SoftLabelSet, file_digest
 from stages.artifacts import BASELINE, PLOTS, SOFT_LABELS, STUDENT, of_each_teacher
 from stages.base import StageError
 from stages.classes import ClassOrder, match_classes, weigh_class_order
+from stages.examples import SPLITS, examples_digest, has_split, read_examples
 from stages.measures import (
     Bins,
     by_confidence,
@@ -26,7 +27,7 @@ from stages.measures import (
     probabilities,
 )
 from stages.predictions import Predictions, read_predictions
-from stages.task import SPLITS, Split, TaskParams, examples_digest, has_split, read_examples
+from stages.task import Split, TaskParams
 
 Curve = list[dict[str, float]]
 """Points of a training: ``step``, and what was measured there, by name."""
@@ -37,7 +38,7 @@ class Result:
     """What a model says of N labelled examples of one language.
 
     Attributes:
-        examples: As `stages.task.read_examples` gives them.
+        examples: As `stages.examples.read_examples` gives them.
         logits: In the task's class order, shape ``(N, C)``.
         temperature: What calibrates the model: fitted on validation examples.
     """

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from cache import ID_TYPE, write_atomically
 from stages.artifacts import PREDICTIONS
 from stages.base import StageError
-from stages.task import Split, TaskParams, read_examples
+from stages.examples import read_examples
+from stages.task import Split, TaskParams
 
 
 class Predictions(NamedTuple):
@@ -28,7 +29,7 @@ class Predictions(NamedTuple):
         language: The examples' language.
         split: Their split.
         branch: The branch that they went through, or ``mixture``.
-        examples: As `stages.task.read_examples` gives them.
+        examples: As `stages.examples.read_examples` gives them.
         logits: Float32, shape ``(N, C)``, in the task's class order.
     """
 

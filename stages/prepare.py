@@ -19,18 +19,9 @@ from tqdm import tqdm
 from cache import example_ids, write_atomically
 from stages.artifacts import DATA, replaced_folder
 from stages.base import StageError
+from stages.examples import ENTITY, SPLITS, UNLABELLED, columns_of, data_file
 from stages.names import CLASSES, read_names, split_of
-from stages.task import (
-    ENTITY,
-    SPLITS,
-    UNLABELLED,
-    FilesSource,
-    HubSource,
-    NamesSource,
-    Split,
-    TaskParams,
-    data_file,
-)
+from stages.task import FilesSource, HubSource, NamesSource, Split, TaskParams
 
 Columns = Mapping[str, list[Any]]
 """Column name to values, as a source gives them: the text fields, ``label`` and, if it has it, ``entity``."""
@@ -250,8 +241,8 @@ def _checked(task: TaskParams, columns: Columns, where: str) -> pa.Table:
     labels = list(_label_indices(task.classes, columns["label"], where))
     arrays = [example_ids(texts), *texts, labels]
     table = pa.Table.from_arrays(
-        [pa.array(a, type=f.type) for a, f in zip(arrays, task.columns(), strict=True)],
-        schema=task.columns(),
+        [pa.array(a, type=f.type) for a, f in zip(arrays, columns_of(task), strict=True)],
+        schema=columns_of(task),
     )
     if ENTITY in columns:
         table = table.append_column(ENTITY, pa.array(columns[ENTITY], pa.string()))

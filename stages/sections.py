@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from cache import Producer, canonical_json
 from stages import figures
 from stages.artifacts import DATA, SOFT_LABELS
+from stages.examples import SPLITS
 from stages.figures import MARKS, Line
 from stages.findings import Findings, LabelSet, Result
 from stages.measures import Bins, divergence
-from stages.task import SPLITS
 
 _MAX_CLASSES = 12  # of a confusion matrix: more are not legible
 _MAX_TEXT = 280  # characters of an example

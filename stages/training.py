@@ -4,15 +4,18 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import transformers
 from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -21,12 +24,14 @@ from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from cache import canonical_json
+from cache import canonical_json, write_atomically
 from stages.base import StageError, TrainingParams
+from stages.facts import code_digests
 from stages.processes import n_processes, process_index
 from stages.texts import Texts
 
 _CHECKPOINTS = Path(".checkpoints")
+_MADE_BY = "made_by.json"
 _Rows = TypeVar("_Rows", Tensor, Tensor | None)
 
 
@@ -244,17 +249,75 @@ def _last_complete_checkpoint(folder: Path) -> str | None:
     return complete[max(complete)] if complete else None
 
 
-def checkpoint_folder(name: str, facts: Any) -> Path:
-    """Choose where a training keeps its checkpoints while it runs.
+class Checkpoints(NamedTuple):
+    """Where a training keeps its checkpoints while it runs.
+
+    Attributes:
+        folder: What an interrupted run has left is in it.
+        went_on_over: What of code and libraries had changed when the training went on all the same.
+    """
+
+    folder: Path
+    went_on_over: list[str]
+
+
+def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpoints:
+    """Choose where a training keeps its checkpoints, and delete those of an interrupted run of other code.
 
     Outside of ``artifacts/``, because DVC deletes a stage's outputs before it runs it again. A training that
-    depends on other facts gets another folder, so that it never goes on from a foreign checkpoint.
+    depends on other parameters or data gets another folder, so that it never goes on from a foreign one.
 
     Args:
         name: The stage's name.
-        facts: JSON values: everything that the training depends on.
+        facts: JSON values: the parameters and the data that the training depends on.
+        file: The training's file, whose code, and what that imports, must not have changed.
+        resume: Go on from a checkpoint of other code as well.
     """
-    return _CHECKPOINTS / name / hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
+    folder = _CHECKPOINTS / name / hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    now = {"code": code_digests(Path(file)), "versions": versions}
+    if process_index():
+        while _read_json(folder / _MADE_BY).get("now") != now:  # what the first process writes
+            time.sleep(0.2)
+    elif folder.is_dir():
+        noted = _read_json(folder / _MADE_BY)
+        changes = _changes(noted.get("now"), now)
+        if changes and not resume:
+            tqdm.write(
+                f"{name}: a training that was interrupted is left in {folder}, but since then other: "
+                f"{', '.join(changes)}; training starts anew (--resume goes on regardless)",
+                file=sys.stderr,
+            )
+            shutil.rmtree(folder)
+            noted, changes = {}, []
+        over = [*noted.get("went_on_over", []), *changes]
+    else:
+        over = []
+    if process_index() == 0:
+        write_atomically(folder / _MADE_BY, canonical_json({"now": now, "went_on_over": over}))
+    return Checkpoints(folder, _read_json(folder / _MADE_BY)["went_on_over"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file; nothing where it is not there, as in what an older version left."""
+    with suppress(FileNotFoundError, ValueError):
+        values: dict[str, Any] = json.loads(path.read_bytes())
+        return values
+    return {}
+
+
+def _changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """Say what of code and libraries is not what it was."""
+    if before is None:
+        return ["code of a version that did not note it"]
+    files = before["code"].keys() | now["code"].keys()
+    code = [file for file in sorted(files) if before["code"].get(file) != now["code"].get(file)]
+    versions = [
+        f"{library} {now['versions'][library]} (was {version})"
+        for library, version in before["versions"].items()
+        if now["versions"][library] != version
+    ]
+    return code + versions
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

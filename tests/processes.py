@@ -18,7 +18,7 @@ from tiny import ROOT, tiny_params, write_params
 from cache import Producer, SoftLabelSet, Store
 from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS, TEACHERS
-from stages.task import SPLITS, read_examples
+from stages.examples import SPLITS, read_examples
 from stages.teacher.fill import producer_of
 from stages.teacher.label import Labelled, label
 

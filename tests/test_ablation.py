@@ -20,10 +20,10 @@ from cache import file_digest
 from pipeline.__main__ import main
 from pipeline.params import ParamsError, load_params
 from stages.ablation.bootstrap import interval, resampled_accuracies
-from stages.ablation.plan import relevant
 from stages.artifacts import ABLATION
 from stages.predictions import read_predictions
 from stages.student.params import Variant
+from stages.student.variants import relevant
 
 VARIANTS: list[Variant] = ["finetune", "distill", "branches", "mblm"]
 
@@ -156,7 +156,7 @@ def settings_of(*changes: str) -> dict[str, Any]:
         ("mixture.of=logits", ["branches", "mblm"]),
         ("mixture.loss_weight=0.9", ["mblm"]),
         ("mixture.own_branch=true", ["mblm"]),
-        ("seed=5", []),
+        ("seed=5", VARIANTS),
         ("save_steps=7", []),
         ("variant=branches", []),
     ],
@@ -316,14 +316,14 @@ def test_a_sweep_is_compared_with_its_first_run(compared: Path) -> None:
 
 def test_the_plan_changes_with_what_a_run_depends_on(compared: Path, run: Run) -> None:
     def changed(*options: str) -> set[str]:
-        before = {path.stem: path.read_bytes() for path in ABLATION.glob("plan/*.json")}
+        before = {path.stem: path.read_bytes() for path in ABLATION.glob("plan/runs/*.json")}
         done = run("ablation", "plan", *options)
         assert done.code == 0, done.err
-        return {
-            path.stem for path in ABLATION.glob("plan/*.json") if before.get(path.stem) != path.read_bytes()
-        }
+        after = {path.stem: path.read_bytes() for path in ABLATION.glob("plan/runs/*.json")}
+        return {name for name, facts in after.items() if before.get(name) != facts}
 
     assert changed() == set()
+    assert changed("--set", "student.distill.seed=7") == set()  # each run has its own
     assert changed("--set", "student.distill.mixture.loss_weight=0.4") == {"mblm", "as-it-is"}
     more = "ablation.sweep.runs=[{name: as-it-is, changes: {}}, {name: c, changes: {temperature: 1.0}}]"
     assert changed("--set", "student.distill.mixture.loss_weight=0.4", "--set", more) == {"c"}

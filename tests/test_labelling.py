@@ -26,8 +26,8 @@ from cache.store import producer_ids
 from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS
 from stages.base import StageError
+from stages.examples import SPLITS, data_file, read_examples
 from stages.folds import Fold
-from stages.task import SPLITS, data_file, read_examples
 from stages.teacher.examples import Examples, Part
 from stages.teacher.fill import shards_to_label
 

@@ -31,6 +31,7 @@ from tiny import (
 
 from cache import SoftLabelSet, example_ids
 from stages.student.modeling_mblm import MBLMForSequenceClassification
+from stages.training import checkpoints_of
 
 # What a finished run leaves
 
@@ -355,11 +356,11 @@ def test_training_is_deterministic_and_the_seed_matters(finished: Path, run: Run
     assert not all(torch.equal(before[name], other[name]) for name in before)
 
 
-def stop_after_a_checkpoint(options: list[str]) -> None:
+def stop_after_a_checkpoint(options: list[str], code: Path = ROOT) -> None:
     """Start `student distill` in a process of its own, and kill it once it has a second checkpoint."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "student", "distill", *options],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(code)},
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
@@ -389,6 +390,60 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: 
     for name in before:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)
     assert not list(Path(".checkpoints").glob("student-student/*"))
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_over_changed_code_only_when_told_to_and_the_card_says_so(
+    finished: Path, tmp_path: Path
+) -> None:
+    code = tmp_path / "code"
+    for package in ("cache", "pipeline", "stages"):
+        shutil.copytree(ROOT / package, code / package)
+    objective = code / "stages/student/objective.py"
+    command = [sys.executable, "-m", "pipeline", "student", "distill"]
+
+    def go_on(*options: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(code)}
+        done = subprocess.run(
+            [*command, *options], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stderr
+
+    def card() -> str:
+        return (finished / "artifacts/student/README.md").read_text(encoding="utf-8")
+
+    uninterrupted = card()
+    stop_after_a_checkpoint([], code)
+    (code / "cache/gc.py").write_text("# of no concern\n")
+    assert "going on from" in go_on()
+    stop_after_a_checkpoint([], code)
+    objective.write_text(objective.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
+    told = go_on("--resume")
+    assert "going on from" in told
+    assert "Interrupted: the training went on" in card()
+    assert "objective" in card()
+    stop_after_a_checkpoint([], code)
+    objective.write_text(objective.read_text(encoding="utf-8") + "\n# again\n", encoding="utf-8")
+    told = go_on()
+    assert "other: stages/student/objective.py; training starts anew (--resume goes on" in told
+    assert "going on from" not in told
+    assert card() == uninterrupted
+
+
+def test_what_has_changed_of_code_and_libraries_is_named(workspace: Path) -> None:
+    here, torch_now = str(ROOT / "stages/student/sampling.py"), torch.__version__
+    folder = checkpoints_of("some", [1], file=here, resume=False).folder
+    noted = json.loads((folder / "made_by.json").read_text())
+    assert set(noted["now"]["code"]) > {"stages/student/sampling.py", "stages/training.py"}
+    noted["now"]["versions"]["torch"] = "1.0"
+    (folder / "made_by.json").write_text(json.dumps(noted))
+    over = checkpoints_of("some", [1], file=here, resume=True).went_on_over
+    assert over == [f"torch {torch_now} (was 1.0)"]
+    assert checkpoints_of("some", [1], file=here, resume=False).went_on_over == over
+    (folder / "made_by.json").unlink()  # as 0.1 left it
+    (folder / "checkpoint-4").mkdir()
+    assert checkpoints_of("some", [1], file=here, resume=False) == (folder, [])
+    assert not (folder / "checkpoint-4").exists()
 
 
 def settings(**values: str) -> list[str]:

@@ -13,17 +13,10 @@ import pytest
 
 from cache import example_id
 from stages.base import StageError
+from stages.examples import columns_of, pretraining_texts, read_entities, read_examples
 from stages.names import CLASSES, read_names, split_of
 from stages.prepare import prepare
-from stages.task import (
-    FilesSource,
-    HubSource,
-    NamesSource,
-    TaskParams,
-    pretraining_texts,
-    read_entities,
-    read_examples,
-)
+from stages.task import FilesSource, HubSource, NamesSource, TaskParams
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -277,7 +270,7 @@ def test_training_examples_may_say_what_they_are_about(
     prepare(task)
     assert read_entities("de", "train") == read
     assert read_entities("de", "test") == [None, None, None]
-    assert read_examples(task, "de", "train").schema == task.columns()
+    assert read_examples(task, "de", "train").schema == columns_of(task)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])

@@ -28,16 +28,9 @@ from transformers import (
 )
 
 from pipeline.params import load_params
+from stages.examples import SPLITS, pretraining_texts, read_entities, read_examples
 from stages.prepare import prepare
-from stages.task import (
-    SPLITS,
-    HubSource,
-    Split,
-    TaskParams,
-    pretraining_texts,
-    read_entities,
-    read_examples,
-)
+from stages.task import HubSource, Split, TaskParams
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -68,19 +61,6 @@ MODELS: dict[str, tuple[str, list[str]]] = {
 def recipe(name: str) -> dict[str, Any]:
     values: dict[str, Any] = YAML(typ="safe").load(ROOT / "recipes" / f"{name}.yaml")
     return values
-
-
-def keys_of(values: Any, place: str = "") -> set[str]:
-    """List the dotted keys, whatever the languages; what a source, a map or a null holds is its own."""
-    if not isinstance(values, dict) or place.endswith((".source", ".labels", ".scratch")):
-        return {place}
-    below = {"*": next(iter(values.values()))} if place == ".teachers" else values
-    return {key for name, value in below.items() for key in keys_of(value, f"{place}.{name}")}
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_has_the_keys_of_params_yaml(path: Path) -> None:
-    assert keys_of(recipe(path.stem)) == keys_of(YAML(typ="safe").load(ROOT / "params.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -26,6 +26,7 @@ from tiny import CLASSES, ROOT, SIZES, Run, tiny_params, write_jsonl
 from cache import SoftLabels, SoftLabelSet
 from pipeline.params import PipelineParams, load_params
 from stages.artifacts import PREDICTIONS, SOFT_LABELS
+from stages.examples import SPLITS, has_split, read_examples
 from stages.figures import spread
 from stages.findings import Findings, find
 from stages.measures import (
@@ -42,7 +43,6 @@ from stages.measures import (
 from stages.predictions import Predictions, read_predictions, write_predictions
 from stages.report import _page
 from stages.sections import _most_confused, clip
-from stages.task import SPLITS, has_split, read_examples
 
 PAGE = Path("artifacts/report/report.html")
 SECTIONS = {

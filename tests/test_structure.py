@@ -11,7 +11,7 @@ import typer.main
 from ruamel.yaml import YAML
 
 from pipeline.app import app
-from pipeline.params import PipelineParams
+from stages.facts import code_of, imported, only_declares
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages", "cache")
@@ -40,6 +40,8 @@ def test_imports_point_one_way(path: Path) -> None:
         forbidden = ("pipeline", "stages.teacher", "stages.ablation")
     elif place.startswith("stages/ablation/"):  # runs stage two many times
         forbidden = ("pipeline", "stages.teacher")
+    elif place == "stages/plan.py":  # reads the sections of both
+        forbidden = ("pipeline", "stages.ablation")
     elif place.startswith("stages/"):
         forbidden = ("pipeline", "stages.teacher", "stages.student", "stages.ablation")
     if place.endswith("_mblm.py"):
@@ -63,12 +65,10 @@ def dvc_stages(folder: str = ".") -> dict[str, Any]:
 
 
 def all_dvc_stages() -> dict[str, Any]:
-    """The stages of both projects; paths and parameters of the ablation's as if they were the pipeline's."""
+    """The stages of both projects; paths of the ablation's as if they were the pipeline's."""
     found = dvc_stages()
     for name, stage in dvc_stages("ablation").items():
-        (params,) = (file["../params.yaml"] for file in stage["params"])
-        deps = [path.removeprefix("../") for path in stage["deps"]]
-        found[f"ablation-{name}"] = stage | {"deps": deps, "params": params}
+        found[f"ablation-{name}"] = stage | {"deps": [path.removeprefix("../") for path in stage["deps"]]}
     return found
 
 
@@ -80,10 +80,8 @@ def test_every_stage_has_a_file_a_command_and_a_dvc_stage_of_its_name() -> None:
     stages -= {"student predict", "student export"}
     stages = {command for command in stages if not command.startswith("ablation ")}  # a project of its own
     assert {name.replace("-", " ", 1) for name in dvc_stages()} == stages
-    launch = YAML(typ="safe").load(ROOT / "params.yaml")["launch"]
     for name, stage in dvc_stages().items():
-        command = stage["cmd"].replace("${launch}", launch)
-        assert command.startswith(f"python -m pipeline {name.replace('-', ' ', 1)}")
+        assert stage["cmd"].startswith(f"python -m pipeline {name.replace('-', ' ', 1)}")
 
 
 def test_the_ablation_is_a_dvc_project_whose_stages_are_its_commands() -> None:
@@ -105,41 +103,53 @@ def test_every_command_about_the_store_has_a_file_of_its_name() -> None:
 
 
 def test_what_dvc_names_exists() -> None:
-    values = YAML(typ="safe").load(ROOT / "params.yaml")
     for stage in all_dvc_stages().values():
         for path in stage["deps"]:
             assert path.startswith("artifacts/") or (ROOT / path).exists(), path
-        for key in stage["params"]:
-            node: Any = values
-            for part in key.replace("${item.language}", "de").split("."):
-                node = node[part]
 
 
-def test_every_section_of_params_is_a_dependency_of_a_stage_but_the_cache() -> None:
-    named = {key.split(".")[0] for stage in all_dvc_stages().values() for key in stage["params"]}
-    # Where the store lies changes no result, and what starts a training is part of its stage's command.
-    assert set(PipelineParams.model_fields) - named == {"cache", "launch"}
+def test_every_stage_depends_on_its_plan_and_on_no_parameter_beside_it() -> None:
+    for folder, plans in ((".", "artifacts/plan"), ("ablation", "artifacts/plan")):
+        for name, stage in dvc_stages(folder).items():
+            if name == "plan":
+                assert stage["outs"][0] in (plans, {plans: {"persist": True}})
+                assert list(stage["params"][0].values()) == [None]  # all of params.yaml
+            else:
+                assert "params" not in stage
+                assert sum(path.startswith(f"{plans}/") for path in stage["deps"]) == 1, name
 
 
 def test_code_that_a_stage_imports_is_its_dependency() -> None:
-    def imported(path: Path) -> set[str]:
-        """Files of ours that a module needs, but for declarations, which params and outputs stand for."""
-        found = set()
-        for name in imports_of(path):
-            name = name if not name.startswith(".") else "stages.student" + name
-            file = ROOT / (name.replace(".", "/") + ".py")
-            if name == "cache":
-                found.add("cache")
-            elif file.is_file() and file.name not in ("params.py", "base.py", "artifacts.py", "task.py"):
-                found |= {file.relative_to(ROOT).as_posix()} | imported(file)
-        return found
-
     for name, stage in all_dvc_stages().items():
-        own = f"stages/{name.removesuffix('-sweep').replace('-', '/', 1)}.py"
-        needed = {own} | imported(ROOT / own) - {"cache"}
-        if "cache" in imports_of(ROOT / own):
-            needed.add("cache")  # what only shared modules use of it decides no result
-        assert needed <= set(stage["deps"]), name
+        own = ROOT / f"stages/{name.removesuffix('-sweep').replace('-', '/', 1)}.py"
+        needed = {path.relative_to(ROOT).as_posix() for path in code_of(own)}
+        listed = {path for path in stage["deps"] if path.endswith(".py")}
+        assert needed == listed, name
+
+
+def test_code_that_does_more_than_declare_is_left_out_of_no_dependencies(tmp_path: Path) -> None:
+    def declares(text: str) -> bool:
+        file = tmp_path / "some.py"
+        file.write_text(text)
+        return only_declares(file)
+
+    assert only_declares(ROOT / "stages/task.py")
+    assert only_declares(ROOT / "stages/base.py")
+    assert declares('class A(Params):\n    """Doc."""\n    x: int = 3\n')
+    assert not declares("SPLITS = ('train', 'test')\n")
+    assert not declares("def read() -> int:\n    return 3\n")
+    assert not declares("class A(Params):\n    def read(self) -> int:\n        return 3\n")
+    assert not declares(
+        "class A(Params):\n    @property\n    def x(self) -> int:\n        y = 3\n        return y\n"
+    )
+    assert not declares("if True:\n    x = 3\n")
+    assert not only_declares(ROOT / "stages/examples.py")
+    assert not only_declares(ROOT / "stages/artifacts.py")
+
+
+def test_a_name_that_a_package_passes_on_is_imported_from_where_it_is_defined() -> None:
+    assert ROOT / "cache/identity.py" in imported(ROOT / "stages/predictions.py")
+    assert not {path.name for path in imported(ROOT / "stages/predictions.py")} & {"store.py", "__init__.py"}
 
 
 @pytest.mark.parametrize("command", ["", *sorted(commands())])

@@ -18,7 +18,7 @@ from processes import FORKS, Alone, fork, label_in, let_teacher_speak
 
 from cache import Lookup, SoftLabels, Store
 from stages.artifacts import DATA
-from stages.task import SPLITS, data_file
+from stages.examples import SPLITS, data_file
 
 N_WRITERS = 4
 LOG = "work.jsonl"

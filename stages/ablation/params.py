@@ -15,7 +15,7 @@ class SweepRun(Params):
 
     name: _Name
     """Of its predictions and its line in the table."""
-    changes: dict[str, Any]
+    changes: dict[str, Any] = {}
     """Parameters below `student.distill` by their dotted keys, such as ``mixture.loss_weight``."""
 
     def applied_to(self, distill: DistillParams) -> DistillParams:
@@ -45,21 +45,21 @@ class SweepRun(Params):
 class SweepParams(Params):
     """Section `ablation.sweep`: settings to choose from, on validation data alone."""
 
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     """Some of `ablation.seeds`, whose trunks they start from."""
-    runs: Annotated[list[SweepRun], Field(min_length=1)]
+    runs: Annotated[list[SweepRun], Field(min_length=1)] = [SweepRun(name="as-it-is")]
     """The others are compared with the first."""
 
 
 class AblationParams(Params):
     """Section `ablation`."""
 
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
     """A run of each variant for each. A seed decides the student's training and, where
     `student.pretrain.base` is ``scratch``, the trunk, which the runs of a seed share."""
-    variants: Annotated[list[Variant], Field(min_length=1)]
+    variants: Annotated[list[Variant], Field(min_length=1)] = ["finetune", "distill", "branches", "mblm"]
     """The others are compared with the first."""
-    sweep: SweepParams
+    sweep: SweepParams = SweepParams()
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:

@@ -1,4 +1,4 @@
-"""What each run of the ablation depends on, in a file that DVC compares. Nothing is trained here."""
+"""What each run of the ablation depends on, in files that DVC compares. Nothing is trained here."""
 
 import json
 from collections.abc import Mapping
@@ -7,18 +7,20 @@ from typing import Any
 from cache import SoftLabelSet, file_digest
 from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION, SOFT_LABELS, of_each_teacher, replaced_folder
-from stages.student.params import NOT_FOR_FINETUNE, DistillParams, Teachers
+from stages.facts import departures
+from stages.student.params import StudentSection, Teachers
+from stages.student.variants import relevant
 from stages.task import TaskParams
 
 
 def plan(
-    task: TaskParams, teachers: Mapping[str, Teachers], distill: DistillParams, params: AblationParams
+    task: TaskParams, teachers: Mapping[str, Teachers], student: StudentSection, params: AblationParams
 ) -> str:
-    """Write ``plan/<run>.json`` for each variant and each run of the sweep.
+    """Write ``plan/runs/<run>.json`` for each variant and run of the sweep; others are of trunks and tables.
 
     A run's file changes with what can change its student and with nothing else, so that DVC runs those again
     that a change concerns: another temperature is nothing to `finetune`, and a new run of the sweep nothing
-    to the others.
+    to the others. Like those of `stages.plan`, files list what departs from the defaults.
 
     Returns:
         One line.
@@ -27,12 +29,26 @@ def plan(
         CacheError: There are no soft labels.
     """
     soft_labels = {language: _soft_labels(language, teachers[language]) for language in task.supervised}
-    runs = params.settings(distill)
+    runs = params.settings(student.distill)
+    languages = ("supervised", "zero_shot")
+    files: dict[str, Any] = {
+        "pretrain": {
+            "task": departures(task, "text_fields", *languages),
+            "pretrain": _without_seed(departures(student.pretrain)),
+        },
+        "compare": {"task": departures(task), "ablation": departures(params, "seeds", "variants")},
+        "compare-sweep": {"task": departures(task), "ablation": departures(params, "sweep")},
+    }
+    for name, settings in runs.items():
+        files[f"runs/{name}"] = {
+            "task": departures(task, "text_fields", "classes", *languages),
+            "distill": _without_seed(relevant(settings, defaults=False)),
+            "evaluate": departures(student.evaluate),
+            "soft_labels": {} if settings.variant == "finetune" else soft_labels,
+        }
     with replaced_folder(ABLATION / "plan") as folder:
-        for name, settings in runs.items():
-            facts: dict[str, Any] = {"distill": relevant(settings)}
-            if settings.variant != "finetune":
-                facts["soft_labels"] = soft_labels
+        (folder / "runs").mkdir()
+        for name, facts in files.items():
             (folder / f"{name}.json").write_text(
                 json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8"
             )
@@ -40,21 +56,9 @@ def plan(
     return f"{len(runs)} runs, {n_students} students"
 
 
-def relevant(params: DistillParams) -> dict[str, Any]:
-    """Give those parameters of `student.distill` that decide a student of this variant, but for its seed."""
-    # A killed run goes on from what save_steps leaves; the student is the same.
-    values = params.model_dump(exclude={"seed", "save_steps"})
-    unused = {
-        "finetune": NOT_FOR_FINETUNE,
-        "distill": ("branch_layers", "mixture"),
-        "branches": (),
-        "mblm": (),
-    }
-    for name in unused[params.variant]:
-        del values[name]
-    if params.variant == "branches":
-        values["mixture"] = {"of": params.mixture.of}  # what a zero-shot language goes through
-    return values
+def _without_seed(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave the seed out, which is each run's own."""
+    return {key: value for key, value in values.items() if key != "seed"}
 
 
 def _soft_labels(language: str, teachers: Teachers) -> list[dict[str, Any]]:

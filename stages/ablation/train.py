@@ -8,12 +8,13 @@ import numpy as np
 from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION
 from stages.base import StageError
+from stages.examples import SPLITS
 from stages.predictions import Predictions, write_predictions
 from stages.source import model_folder
 from stages.student.distill import distill
 from stages.student.evaluate import answers
 from stages.student.params import StudentSection, Teachers
-from stages.task import SPLITS, TaskParams
+from stages.task import TaskParams
 
 
 def train(

@@ -6,11 +6,16 @@ from stages.student.params import DistillParams
 from stages.task import TaskParams
 
 
-def baseline(task: TaskParams, params: DistillParams) -> Trained:
+def baseline(task: TaskParams, params: DistillParams, *, resume: bool = False) -> Trained:
     """Train the variant `finetune` of section `student.distill`, whatever its variant is.
+
+    Args:
+        task: Section `task` of params.yaml.
+        params: Section `student.distill`.
+        resume: See `stages.student.distill.distill`.
 
     Raises:
         StageError: As `stages.student.distill.distill`.
     """
     finetune = params.model_copy(update={"variant": "finetune"})
-    return distill(task, {}, finetune, output=BASELINE)
+    return distill(task, {}, finetune, output=BASELINE, resume=resume)

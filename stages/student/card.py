@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from stages.student.configuration_mblm import MBLMConfig
-from stages.student.params import NOT_FOR_FINETUNE, DistillParams
+from stages.student.params import DistillParams
+from stages.student.variants import relevant
 from stages.task import TaskParams
 
 _TRAINED = {
@@ -45,6 +46,7 @@ def model_card(
     encoder: Mapping[str, Any] | None,
     accuracy: Mapping[str, float],
     teachers: Mapping[str, Sequence[TeacherFacts]],
+    went_on_over: Sequence[str] = (),
 ) -> str:
     """Write a student's card, the same for the same student.
 
@@ -56,6 +58,7 @@ def model_card(
         encoder: What `stages.source.pin` noted of the encoder; None where it was pre-trained here.
         accuracy: On the validation split, by language.
         teachers: By language; empty where the student has none.
+        went_on_over: What of code and libraries changed while the training was interrupted.
 
     Returns:
         Markdown with a YAML header, as the Hub reads it.
@@ -67,8 +70,7 @@ def model_card(
         tags=["mblm", "multilingual", *(["knowledge-distillation"] if teachers else [])],
         base_model=(encoder or {}).get("hub"),
     )
-    left_out = {"save_steps", *NOT_FOR_FINETUNE} if params.variant == "finetune" else set()
-    values = json.dumps(params.model_dump(exclude=left_out), indent=2, ensure_ascii=False)
+    values = json.dumps(relevant(params), indent=2, ensure_ascii=False)
     text = '{"text": "A text", "text_pair": "and another"}' if len(task.text_fields) == 2 else '"A text"'
     return f"""---
 {header.to_yaml()}
@@ -80,7 +82,7 @@ A text classifier, {_TRAINED[params.variant]} (variant `{params.variant}`).
 
 - Made from: {_encoder(config, encoder)}
 - Languages: {_languages(config)}
-- Classes: {", ".join(map(_plain, task.classes))}
+- Classes: {", ".join(map(_plain, task.classes))}{_interrupted(went_on_over)}
 
 ## How to use it
 
@@ -117,6 +119,15 @@ def _encoder(config: MBLMConfig, encoder: Mapping[str, Any] | None) -> str:
         name = _plain(re.split(r"[\\/]", encoder["folder"])[-1])  # where it lay is nobody's business
     kind = config.mplm_config.model_type
     return f"{name} ({kind}, {config.num_hidden_layers} layers, {config.hidden_size} wide)"
+
+
+def _interrupted(went_on_over: Sequence[str]) -> str:
+    if not went_on_over:
+        return ""
+    return (
+        "\n- Interrupted: the training went on from a checkpoint though these had changed: "
+        f"{', '.join(map(_plain, went_on_over))}"
+    )
 
 
 def _languages(config: MBLMConfig) -> str:

@@ -20,6 +20,8 @@ from cache import SoftLabelSet, file_digest
 from stages.artifacts import SOFT_LABELS, STUDENT, TRUNK, of_each_teacher, replaced_folder
 from stages.base import StageError
 from stages.classes import match_classes
+from stages.examples import examples_digest, read_entities, read_examples
+from stages.facts import departures
 from stages.source import loading, model_digests, model_folder, read_pin, require_max_tokens
 from stages.student.card import TeacherFacts, model_card
 from stages.student.modeling_mblm import MBLMForSequenceClassification
@@ -33,12 +35,13 @@ from stages.student.objective import (
 )
 from stages.student.params import DistillParams, Teachers
 from stages.student.sampling import ByLanguage
-from stages.task import TaskParams, examples_digest, read_entities, read_examples
+from stages.student.variants import relevant
+from stages.task import TaskParams
 from stages.texts import Collator, Texts, require_splittable
 from stages.training import (
     TextTrainer,
     accuracy,
-    checkpoint_folder,
+    checkpoints_of,
     end_all_but_the_first,
     require_equal_shares,
     run,
@@ -73,6 +76,7 @@ def distill(
     *,
     trunk: Path = TRUNK,
     output: Path = STUDENT,
+    resume: bool = False,
 ) -> Trained:
     """Train a student and write it to `output` as a Hugging Face model, with its card and learning curves.
 
@@ -82,6 +86,7 @@ def distill(
         params: Section `student.distill`.
         trunk: What `student pretrain` wrote.
         output: The folder to write.
+        resume: Go on from the checkpoint of an interrupted run though code or libraries are others by now.
 
     Raises:
         StageError: The data, the MPLM or hidden states are missing, the teachers' classes are not the task's,
@@ -92,8 +97,8 @@ def distill(
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
     train, digests, facts_of_teachers = _training_texts(task, teachers, params)
     mplm = model_folder(trunk, command="student pretrain")
-    facts = [task.model_dump(), params.model_dump(), digests, model_digests(mplm)]
-    checkpoints = checkpoint_folder(f"student-{output.name}", facts)
+    facts = [departures(task), relevant(params, defaults=False), digests, model_digests(mplm)]
+    checkpoints = checkpoints_of(f"student-{output.name}", facts, file=__file__, resume=resume)
     set_seed(params.seed)
     with loading(f"the encoder in {mplm} as a student"):
         tokenizer = AutoTokenizer.from_pretrained(mplm)
@@ -108,7 +113,7 @@ def distill(
         model=model,
         args=training_arguments(
             params,
-            checkpoints,
+            checkpoints.folder,
             max_steps=params.epochs * -(-len(train) // params.batch_size),
             eval_strategy="epoch",
             save_strategy="steps",
@@ -140,9 +145,10 @@ def distill(
             encoder=read_pin(trunk),
             accuracy=last,
             teachers=facts_of_teachers,
+            went_on_over=checkpoints.went_on_over,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
     return Trained(params.variant, trainer.state.global_step, last)
 
 

@@ -17,12 +17,13 @@ from transformers import AutoTokenizer
 from cache import write_atomically
 from stages.artifacts import BASELINE, METRICS, PLOTS, STUDENT
 from stages.base import StageError
+from stages.examples import SPLITS, has_split, read_examples
 from stages.measures import N_BINS, by_confidence, confusion, probabilities
 from stages.predictions import Predictions, write_predictions
 from stages.source import loading, model_folder
 from stages.student.modeling_mblm import MBLMForSequenceClassification
 from stages.student.params import DistillParams, EvaluateParams
-from stages.task import SPLITS, Split, TaskParams, has_split, read_examples
+from stages.task import Split, TaskParams
 from stages.texts import Collator, Texts
 
 MIXTURE = "mixture"

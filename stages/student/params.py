@@ -16,15 +16,6 @@ from pydantic import (
 from stages.base import MaxTokens, Params, ScratchParams, Seed, Share, TrainingParams
 
 Variant = Literal["finetune", "distill", "branches", "mblm"]
-NOT_FOR_FINETUNE = (
-    "branch_layers",
-    "temperature",
-    "hard_label_weight",
-    "hidden_weight",
-    "average_translations",
-    "mixture",
-)
-"""Parameters of `student.distill` that only soft labels and branches need; the baseline does not."""
 
 
 class Teacher(Protocol):
@@ -87,30 +78,32 @@ class PretrainParams(Params):
 
     base: str
     """Hub id or local folder of an encoder, or ``scratch`` for a small one pre-trained here."""
-    revision: str | None
+    revision: str | None = None
     """Branch, tag or commit of a Hub id; null takes the newest, whose commit is then pinned."""
-    seed: Seed
-    max_tokens: MaxTokens
-    subword_dropout: Share
-    pair_share: Annotated[float, Field(ge=0, le=1)]
+    seed: Seed = 0
+    max_tokens: MaxTokens = 128
+    subword_dropout: Share = 0.0
+    pair_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the inputs that hold a text and its translation, so that scripts are aligned."""
-    scratch: ScratchParams | None
+    scratch: ScratchParams | None = None
     """The encoder where base is ``scratch``."""
 
 
 class MixtureParams(Params):
     """Section `student.distill.mixture`: how other branches' views of a text are mixed in training."""
 
-    loss_weight: Annotated[float, Field(ge=0, le=1)]
+    loss_weight: Annotated[float, Field(ge=0, le=1)] = 0.3
     """λ: share of the mixture's loss in the loss."""
-    ramp_share: Annotated[float, Field(ge=0, le=1)]
+    ramp_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the steps in which λ rises, linearly, from 0 to its value; 0: it never is less."""
-    weights: Annotated[Literal["uniform", "dirichlet"] | dict[str, float], BeforeValidator(_mixture_weights)]
+    weights: Annotated[
+        Literal["uniform", "dirichlet"] | dict[str, float], BeforeValidator(_mixture_weights)
+    ] = "dirichlet"
     """``uniform`` gives every branch the same weight, ``dirichlet`` draws the weights anew for each text, and
     a mapping fixes them, one per supervised language; they are divided by the sum of those that take part."""
-    own_branch: bool
+    own_branch: bool = False
     """Whether the text's own branch is in the mixture (w_s > 0)."""
-    of: Literal["representations", "logits"]
+    of: Literal["representations", "logits"] = "representations"
     """What is mixed: the branches' representations, before the classifier, or their logits."""
 
     @model_validator(mode="after")
@@ -127,38 +120,40 @@ class MixtureParams(Params):
 class DistillParams(TrainingParams):
     """Section `student.distill`."""
 
-    variant: Variant
+    variant: Variant = "mblm"
     """``finetune``: hard labels, no branches. ``distill``: soft labels. ``branches``: soft labels, one branch
     per supervised language. ``mblm``: branches, and the mixture must reach the soft label as well."""
-    epochs: PositiveInt
+    epochs: PositiveInt = 3
     """Passes over the training splits of all supervised languages."""
-    branch_layers: PositiveInt
+    branch_layers: PositiveInt = 2
     """Depth of a branch: how many of the MPLM's top layers each language has for itself."""
-    temperature: PositiveFloat
+    temperature: PositiveFloat = 2.0
     """τ: divides teacher and student logits; 1 leaves them unchanged, larger is softer."""
-    hard_label_weight: NonNegativeFloat
+    hard_label_weight: NonNegativeFloat = 0.0
     """α: weight of the cross-entropy with the hard label, added to the loss of soft labels."""
-    hidden_weight: NonNegativeFloat
+    hidden_weight: NonNegativeFloat = 0.0
     """β: weight of the similarity-preserving loss between the hidden states of student and teachers, which
     `teacher.label.hidden` keeps. That loss is small, and smaller in larger batches: its paper takes 3000."""
-    average_translations: bool
+    average_translations: bool = False
     """Whether training texts that are translations of each other, with the same ``entity``, all have the
     average of the soft labels that the teachers of their languages gave them."""
-    sampling_temperature: Annotated[float, Field(ge=1)]
+    sampling_temperature: Annotated[float, Field(ge=1)] = 1.0
     """T: of an epoch's examples, a language with n has a share in proportion to n^(1/T). 1 takes each example
     once; the larger, the more small languages count."""
-    class_weights: Annotated[Literal["balanced"] | dict[str, float] | None, BeforeValidator(_class_weights)]
+    class_weights: Annotated[
+        Literal["balanced"] | dict[str, float] | None, BeforeValidator(_class_weights)
+    ] = None
     """How much an example counts, by its hard label, in every part of the loss. ``balanced`` gives class c of
     C the weight N / (C · n_c), where n_c of the N training examples are of it; null gives all the same."""
-    mixture: MixtureParams
-    save_steps: PositiveInt
+    mixture: MixtureParams = MixtureParams()
+    save_steps: PositiveInt = 1000
     """Optimizer steps between checkpoints, from which a killed run goes on."""
 
 
 class EvaluateParams(Params):
     """Section `student.evaluate`."""
 
-    batch_size: PositiveInt
+    batch_size: PositiveInt = 64
     """Examples per forward pass; changes speed and memory only."""
 
 
@@ -166,5 +161,5 @@ class StudentSection(Params):
     """Section `student`."""
 
     pretrain: PretrainParams
-    distill: DistillParams
-    evaluate: EvaluateParams
+    distill: DistillParams = DistillParams()
+    evaluate: EvaluateParams = EvaluateParams()

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from stages.artifacts import TRUNK, replaced_folder
+from stages.examples import pretraining_texts
 from stages.scratch import build_encoder
 from stages.source import pin, resolve
 from stages.student.params import PretrainParams
-from stages.task import TaskParams, pretraining_texts
+from stages.task import TaskParams
 
 
 def pretrain(task: TaskParams, params: PretrainParams, *, output: Path = TRUNK) -> str:

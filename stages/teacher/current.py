@@ -13,9 +13,10 @@ from cache import Producer, ProducerError, SoftLabels, Store, example_ids
 from cache.verify import differing
 from stages.artifacts import TEACHERS, of_each_fold
 from stages.base import StageError
+from stages.examples import all_examples
 from stages.folds import Fold
 from stages.source import model_folder
-from stages.task import TaskParams, all_examples
+from stages.task import TaskParams
 from stages.teacher.examples import Examples
 from stages.teacher.fill import fill, producer_of
 from stages.teacher.params import LabelParams

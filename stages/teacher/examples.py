@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from cache import ID_TYPE, Index, id_words
 from stages.artifacts import DATA
 from stages.base import StageError
+from stages.examples import SPLITS, read_examples
 from stages.folds import Fold
-from stages.task import SPLITS, Split, TaskParams, read_examples
+from stages.task import Split, TaskParams
 
 
 class Part(NamedTuple):

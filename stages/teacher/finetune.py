@@ -14,17 +14,19 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 
 from stages.artifacts import TEACHERS, of_each_fold, of_each_teacher, replaced_folder
 from stages.base import StageError
+from stages.examples import examples_digest, pretraining_texts, read_examples
+from stages.facts import departures
 from stages.folds import Fold
 from stages.processes import alone, process_index, wait_for
 from stages.scratch import build_encoder
 from stages.source import fetch, loading, pin, require_max_tokens, resolve
-from stages.task import TaskParams, examples_digest, pretraining_texts, read_examples
+from stages.task import TaskParams
 from stages.teacher.params import FinetuneParams, OneTeacher, TeacherParams
 from stages.texts import Collator, Texts, require_splittable
 from stages.training import (
     TextTrainer,
     accuracy,
-    checkpoint_folder,
+    checkpoints_of,
     end_all_but_the_first,
     require_equal_shares,
     run,
@@ -32,11 +34,25 @@ from stages.training import (
 )
 
 
-def finetune(task: TaskParams, teacher: TeacherParams, params: FinetuneParams, language: str) -> str:
+def finetune(
+    task: TaskParams,
+    teacher: TeacherParams,
+    params: FinetuneParams,
+    language: str,
+    *,
+    resume: bool = False,
+) -> str:
     """Write ``artifacts/teachers/<language>``: a Hugging Face classifier, or a pin of one.
 
     Further teachers of the language lie in folders of their own in it, each with the next seed. With folds, a
     teacher is several models, in folders of their own, too.
+
+    Args:
+        task: Section `task` of params.yaml.
+        teacher: Section `teachers.<language>`.
+        params: Section `teacher.finetune`.
+        language: A supervised language.
+        resume: Go on from the checkpoint of an interrupted run though code or libraries are others by now.
 
     Returns:
         One line about each teacher, or each of its models.
@@ -54,7 +70,9 @@ def finetune(task: TaskParams, teacher: TeacherParams, params: FinetuneParams, l
             seeded = params.model_copy(update={"seed": params.seed + index})
             for fold, folder in enumerate(of_each_fold(its, teacher.folds)):
                 part = Fold(fold, teacher.folds)
-                line, used = _make(task, teacher.all[index], seeded, language, folder, part, key=key)
+                line, used = _make(
+                    task, teacher.all[index], seeded, language, folder, part, key=key, resume=resume
+                )
                 lines.append(line)
                 checkpoints += used
     end_all_but_the_first()
@@ -72,6 +90,7 @@ def _make(
     fold: Fold,
     *,
     key: str,
+    resume: bool,
 ) -> tuple[str, list[Path]]:
     """Write one model to its folder; returns one line about it, and its checkpoints."""
     if not teacher.finetune:
@@ -87,18 +106,18 @@ def _make(
         source = resolve(teacher.base, teacher.revision, key=f"{key}.base")
     splits = {split: read_examples(task, language, split) for split in ("train", "validation")}
     facts = [
-        task.model_dump(),
-        params.model_dump(),
+        departures(task),
+        departures(params),
         source,
         {split: examples_digest(table) for split, table in splits.items()},
         fold.of,
     ]
-    checkpoints = checkpoint_folder(f"teacher-finetune-{language}", facts)
+    checkpoints = checkpoints_of(f"teacher-finetune-{language}", facts, file=__file__, resume=resume)
     command = f"teacher finetune --language {language}"
     base = (
         fetch(source, command=command)
         if source
-        else _scratch_base(task, params, language, checkpoints / "base")
+        else _scratch_base(task, params, language, checkpoints.folder / "base")
     )
     name = f"teacher '{language}'"
     if fold.of > 1:
@@ -111,9 +130,12 @@ def _make(
                 f"{len(ids)} training examples; lower it"
             )
         splits["train"] = splits["train"].filter(pa.array(~fold.holds(ids)))
-    result = _train(task, params, language, splits, base, checkpoints / f"steps-{fold.index}", folder, name)
-    n_examples = splits["validation"].num_rows
-    return f"{name}: {result:.1%} of {n_examples} validation examples", [checkpoints]
+    steps = checkpoints.folder / f"steps-{fold.index}"
+    result = _train(task, params, language, splits, base, steps, folder, name)
+    line = f"{name}: {result:.1%} of {splits['validation'].num_rows} validation examples"
+    if checkpoints.went_on_over:
+        line += f"; went on from a checkpoint over other {', '.join(checkpoints.went_on_over)}"
+    return line, [checkpoints.folder]
 
 
 def texts_of(task: TaskParams, table: pa.Table, **options: Any) -> Texts:

@@ -19,9 +19,10 @@ from cache import Index, Lookup, Producer, SoftLabels, SoftLabelSet, Store, writ
 from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS, of_each_fold, of_each_teacher
 from stages.base import StageError
 from stages.classes import check_class_order, match_classes
+from stages.examples import SPLITS
 from stages.folds import Fold
 from stages.source import model_folder
-from stages.task import SPLITS, Split, TaskParams
+from stages.task import Split, TaskParams
 from stages.teacher.examples import Examples, Part
 from stages.teacher.fill import fill, producer_of
 from stages.teacher.params import LabelParams, OneTeacher, TeacherParams

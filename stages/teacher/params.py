@@ -12,20 +12,20 @@ class OneTeacher(Params):
 
     base: str
     """Hub id or local folder of an encoder, or ``scratch`` for a small one built here."""
-    revision: str | None
+    revision: str | None = None
     """Branch, tag or commit of a Hub id; null takes the newest, whose commit is then pinned."""
-    finetune: bool
+    finetune: bool = True
     """Whether to fine-tune `base` on the task; false takes it as a teacher that is ready."""
-    labels: dict[str, str] | None
+    labels: dict[str, str] | None = None
     """The teacher's class names to the task's, where they differ."""
 
 
 class TeacherParams(OneTeacher):
     """Section `teachers.<language>`: the language's teacher, and others that are asked as well."""
 
-    more: list[OneTeacher]
+    more: list[OneTeacher] = []
     """Further teachers; the student learns the average of all teachers' probabilities."""
-    folds: PositiveInt
+    folds: PositiveInt = 1
     """Cross-fitting: above 1, each teacher is so many models, each fine-tuned without one fold of the
     examples, which it then labels; a model's soft labels of what it was trained on say little more than
     the hard label. 1 is the paper's way: one model, trained on everything, labels everything."""
@@ -48,33 +48,33 @@ class TeacherParams(OneTeacher):
 class FinetuneParams(TrainingParams):
     """Section `teacher.finetune`."""
 
-    epochs: PositiveInt
+    epochs: PositiveInt = 3
     """Passes over the training split; the best one by validation accuracy is kept."""
-    label_smoothing: Share
-    scratch: ScratchParams | None
+    label_smoothing: Share = 0.0
+    scratch: ScratchParams | None = None
     """The encoder for teachers whose base is ``scratch``."""
 
 
 class LabelParams(Params):
     """Section `teacher.label`."""
 
-    max_tokens: MaxTokens
+    max_tokens: MaxTokens = 128
     """Longer inputs are truncated to this many tokens, special tokens included."""
-    precision: Precision
+    precision: Precision = "float32"
     """Compute dtype of the teacher."""
-    format: Literal["arrow", "zarr"]
+    format: Literal["arrow", "zarr"] = "arrow"
     """Of the shards that are written; both are read."""
-    logits: Literal["float32", "float16"]
+    logits: Literal["float32", "float16"] = "float32"
     """Type of the logits on disk."""
-    top_k: PositiveInt | None
+    top_k: PositiveInt | None = None
     """Keep only this many logits, the largest, and the log-sum-exp of the others; null keeps all."""
-    hidden: bool
+    hidden: bool = False
     """Whether to keep the last layer's state of the first token too, as float16."""
-    batch_tokens: PositiveInt
+    batch_tokens: PositiveInt = 16384
     """Token cells, padding included, per forward pass; changes speed and memory, not the logits."""
-    compile: bool
+    compile: bool = False
     """Whether `torch.compile` compiles the teacher: it takes a minute first, and a compiler."""
-    shard_examples: PositiveInt
+    shard_examples: PositiveInt = 65536
     """Examples per shard of the store, at most: what a killed run may lose. Texts are sorted by length
     within a shard, so very small ones cost padding."""
 
@@ -82,13 +82,13 @@ class LabelParams(Params):
 class TeacherSection(Params):
     """Section `teacher`."""
 
-    finetune: FinetuneParams
-    label: LabelParams
+    finetune: FinetuneParams = FinetuneParams()
+    label: LabelParams = LabelParams()
 
 
 class CacheParams(Params):
     """Section `cache`."""
 
-    root: str | None
+    root: str | None = None
     """Folder of the store, or a URL such as ``s3://bucket/soft``; null takes the user's cache folder.
     MBLM_TEACHER_CACHE overrides it."""

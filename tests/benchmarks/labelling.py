@@ -22,7 +22,7 @@ from teacher_cache import make_texts, write_work
 
 from cache import Store, example_ids
 from stages.artifacts import TEACHERS
-from stages.task import SPLITS, data_file
+from stages.examples import SPLITS, columns_of, data_file
 
 TEXTS = 4_000
 PAIRS = 300
@@ -252,7 +252,9 @@ def bounded_memory(folder: Path) -> None:
 
         task = load_params(Path("params.yaml")).task
         for split in SPLITS:
-            write_split(data_file("de", split), task.columns(), MANY // len(SPLITS), seed=SPLITS.index(split))
+            write_split(
+                data_file("de", split), columns_of(task), MANY // len(SPLITS), seed=SPLITS.index(split)
+            )
     seconds, peak = apart(label_many, folder)
     heading(f"Memory of a run that labels {MANY:,} texts")
     row("resident memory at its peak", peak / GIB, "GiB", at_most=1.5)

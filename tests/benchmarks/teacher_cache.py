@@ -166,7 +166,7 @@ def label_with_and_without(folder: Path) -> list[tuple[Spent, Spent]]:
 
     from pipeline.params import load_params
     from stages.artifacts import TEACHERS
-    from stages.task import SPLITS, read_examples
+    from stages.examples import SPLITS, read_examples
     from stages.teacher.infer import Teacher
     from stages.teacher.label import label
 
@@ -269,7 +269,7 @@ def write_cached_work(folder: Path, n: int) -> None:
     """Write what stage one finds, and made-up soft labels of all examples."""
     from pipeline.params import load_params
     from stages.artifacts import TEACHERS
-    from stages.task import SPLITS, read_examples
+    from stages.examples import SPLITS, read_examples
     from stages.teacher.fill import producer_of
 
     write_work(folder, n)

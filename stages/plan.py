@@ -1,0 +1,93 @@
+"""What each stage depends on among the parameters, in files that DVC compares. Nothing is computed here.
+
+A file lists what departs from the defaults and decides the stage's outputs. So a parameter that is absent,
+one with its default value and one that a newer version brings are one to DVC, and a change runs again only
+what it concerns.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from stages.artifacts import PLAN, replaced_folder
+from stages.facts import departures
+from stages.student.params import StudentSection
+from stages.student.variants import relevant
+from stages.task import TaskParams
+from stages.teacher.params import TeacherParams, TeacherSection
+
+
+def plan(
+    task: TaskParams,
+    teachers: Mapping[str, TeacherParams],
+    teacher: TeacherSection,
+    student: StudentSection,
+) -> str:
+    """Write ``artifacts/plan/<stage>.json`` for each stage of ``dvc.yaml``.
+
+    Returns:
+        One line: the stages whose parameters are others than before.
+    """
+    before = {path.stem: path.read_text(encoding="utf-8") for path in PLAN.glob("*.json")}
+    planned = {
+        name: json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False)
+        for name, facts in _facts(task, teachers, teacher, student).items()
+    }
+    with replaced_folder(PLAN) as folder:
+        for name, text in planned.items():
+            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    changed = [name for name, text in planned.items() if before.get(name) != text]
+    if not before or not changed:
+        return f"{len(planned)} stages" + (", none with other parameters than before" if before else "")
+    return f"{len(planned)} stages; with other parameters than before: {', '.join(changed)}"
+
+
+def _facts(
+    task: TaskParams,
+    teachers: Mapping[str, TeacherParams],
+    teacher: TeacherSection,
+    student: StudentSection,
+) -> dict[str, Any]:
+    """Give what each stage depends on, by the stage's name."""
+    texts = departures(task, "text_fields", "classes")
+    supervised = texts | departures(task, "supervised")
+    facts: dict[str, Any] = {"prepare": departures(task)}
+    for language in task.supervised:
+        its = teachers[language]
+        facts[f"teacher-finetune@{language}"] = {
+            "task": texts,
+            "teachers": [departures(one, "base", "revision", "finetune") for one in its.all],
+            "folds": its.folds,
+            "finetune": departures(teacher.finetune) if any(one.finetune for one in its.all) else {},
+        }
+        facts[f"teacher-label@{language}"] = {
+            "task": texts,
+            "teachers": [departures(one, "labels") for one in its.all],
+            "folds": its.folds,
+            "label": departures(teacher.label),
+        }
+    facts["student-pretrain"] = {
+        "task": departures(task, "text_fields", "supervised", "zero_shot"),
+        "pretrain": departures(student.pretrain),
+    }
+    soft_labels = {language: departures(teachers[language]) for language in task.supervised}
+    facts["student-distill"] = {
+        "task": supervised,
+        "teachers": soft_labels if student.distill.variant != "finetune" else {},
+        "distill": relevant(student.distill, defaults=False),
+    }
+    finetune = student.distill.model_copy(update={"variant": "finetune"})
+    facts["student-baseline"] = {"task": supervised, "distill": relevant(finetune, defaults=False)}
+    facts["student-evaluate"] = {
+        "task": departures(task),
+        "distill": departures(student.distill, "max_tokens"),
+        "evaluate": departures(student.evaluate),
+    }
+    # The report prints them all. Where the store lies changes no result and is not among them.
+    facts["report"] = {
+        "task": departures(task),
+        "teachers": {language: departures(one) for language, one in teachers.items()},
+        "teacher": departures(teacher),
+        "student": departures(student),
+    }
+    return facts

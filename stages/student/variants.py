@@ -1,0 +1,31 @@
+"""Which parameters decide a student of each variant: the others change nothing, and re-run nothing."""
+
+from typing import Any
+
+from stages.student.params import DistillParams
+
+_UNUSED = {
+    "finetune": (
+        *("branch_layers", "temperature", "hard_label_weight", "hidden_weight"),
+        *("average_translations", "mixture"),
+    ),
+    "distill": ("branch_layers", "mixture"),
+    "branches": (),
+    "mblm": (),
+}
+
+
+def relevant(params: DistillParams, *, defaults: bool = True) -> dict[str, Any]:
+    """Give the parameters of `student.distill` that a student of this variant depends on.
+
+    Args:
+        params: Section `student.distill`.
+        defaults: Whether to give those, too, that have their default.
+    """
+    # A killed run goes on from what save_steps leaves; the student is the same.
+    left_out: dict[str, Any] = dict.fromkeys(("save_steps", *_UNUSED[params.variant]), True)
+    if params.variant == "branches":
+        # What a zero-shot language goes through is all that this variant takes of the mixture.
+        left_out["mixture"] = set(type(params.mixture).model_fields) - {"of"}
+    values = params.model_dump(exclude=left_out, exclude_defaults=not defaults)
+    return {key: value for key, value in values.items() if value != {}}  # a mixture of which nothing is left

@@ -1,0 +1,196 @@
+"""The plan: what DVC compares changes with what decides a stage, and with nothing else."""
+
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import Run, write_params
+
+from pipeline.params import PipelineParams, load_params
+
+FINETUNE, LABEL = ("teacher-finetune@de",), ("teacher-label@de",)
+BOTH = ("teacher-finetune@en", "teacher-finetune@de")
+LABELS = ("teacher-label@en", "teacher-label@de")
+DISTILL, BASELINE, EVALUATE = ("student-distill",), ("student-baseline",), ("student-evaluate",)
+PRETRAIN = ("student-pretrain",)
+TASK = ("prepare", *BOTH, *LABELS, *PRETRAIN, *DISTILL, *BASELINE, *EVALUATE)
+SCRATCH: dict[str, Any] = {"layers": 5, "hidden": 32, "heads": 8, "merges": 9, "dropout": 0.3, "mlm_steps": 9}
+SCRATCH |= {"mlm_batch_size": 9, "mlm_learning_rate": 0.9, "mlm_share": 0.9, "architecture": "modernbert"}
+
+CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "task.source.label_field": ("other", ("prepare", *EVALUATE)),
+    "task.source.pattern": ("data/{language}-{split}.csv", ("prepare", *EVALUATE)),
+    "task.text_fields": (["other"], TASK),
+    "task.classes": (["animal", "number"], tuple(name for name in TASK if name != "student-pretrain")),
+    "task.zero_shot": (["fr"], ("prepare", *PRETRAIN, *EVALUATE)),
+    "task.max_examples": (9, ("prepare", *EVALUATE)),
+    "teachers.de.base": ("./other", (*FINETUNE, *DISTILL)),
+    "teachers.de.revision": ("main", (*FINETUNE, *DISTILL)),
+    "teachers.de.finetune": (False, (*FINETUNE, *DISTILL)),
+    "teachers.de.labels": ({"tier": "animal"}, (*LABEL, *DISTILL)),
+    "teachers.de.more": ([{"base": "./other"}], (*FINETUNE, *LABEL, *DISTILL)),
+    "teachers.de.folds": (3, (*FINETUNE, *LABEL, *DISTILL)),
+    **{
+        f"teacher.finetune.{key}": (value, BOTH)
+        for key, value in {
+            "seed": 9,
+            "batch_size": 9,
+            "learning_rate": 0.9,
+            "warmup_share": 0.9,
+            "weight_decay": 0.9,
+            "max_tokens": 9,
+            "subword_dropout": 0.9,
+            "precision": "bfloat16",
+            "epochs": 9,
+            "label_smoothing": 0.9,
+        }.items()
+    },
+    **{f"teacher.finetune.scratch.{key}": (value, BOTH) for key, value in SCRATCH.items()},
+    **{
+        f"teacher.label.{key}": (value, LABELS)
+        for key, value in {
+            "max_tokens": 9,
+            "precision": "bfloat16",
+            "format": "zarr",
+            "logits": "float16",
+            "top_k": 2,
+            "hidden": True,
+            "batch_tokens": 9,
+            "compile": True,
+            "shard_examples": 9,
+        }.items()
+    },
+    "student.pretrain.base": ("./other", PRETRAIN),
+    "student.pretrain.revision": ("main", PRETRAIN),
+    "student.pretrain.seed": (9, PRETRAIN),
+    "student.pretrain.max_tokens": (9, PRETRAIN),
+    "student.pretrain.subword_dropout": (0.9, PRETRAIN),
+    "student.pretrain.pair_share": (0.9, PRETRAIN),
+    **{f"student.pretrain.scratch.{key}": (value, PRETRAIN) for key, value in SCRATCH.items()},
+    **{
+        f"student.distill.{key}": (value, (*DISTILL, *BASELINE))
+        for key, value in {
+            "seed": 9,
+            "batch_size": 9,
+            "learning_rate": 0.9,
+            "warmup_share": 0.9,
+            "weight_decay": 0.9,
+            "subword_dropout": 0.9,
+            "precision": "bfloat16",
+            "epochs": 9,
+            "sampling_temperature": 9.0,
+            "class_weights": "balanced",
+        }.items()
+    },
+    "student.distill.max_tokens": (9, (*DISTILL, *BASELINE, *EVALUATE)),
+    **{
+        f"student.distill.{key}": (value, DISTILL)
+        for key, value in {
+            "variant": "branches",
+            "branch_layers": 3,
+            "temperature": 9.0,
+            "hard_label_weight": 0.9,
+            "hidden_weight": 0.9,
+            "average_translations": True,
+            "mixture.loss_weight": 0.9,
+            "mixture.ramp_share": 0.9,
+            "mixture.weights": "uniform",
+            "mixture.own_branch": True,
+            "mixture.of": "logits",
+        }.items()
+    },
+    "student.distill.save_steps": (9, ()),
+    "student.evaluate.batch_size": (9, EVALUATE),
+    "launch": ("torchrun -m pipeline", ()),
+    "ablation.seeds": ([9, 1], ()),
+    "ablation.variants": (["mblm"], ()),
+    "ablation.sweep.seeds": ([0], ()),
+    "ablation.sweep.runs": ([{"name": "other"}], ()),
+    "cache.root": ("/other", ()),
+}
+"""A change of each parameter, and the stages that it concerns beside the report, which prints them all."""
+
+NOT_PRINTED = ("launch", "ablation", "cache")
+
+
+def leaves(values: Any, place: str = "") -> Iterator[str]:
+    """List the dotted keys of parameters; a mapping by name, and a list, is one parameter."""
+    if isinstance(values, dict) and values and not place.endswith(".labels"):
+        for key, value in values.items():
+            yield from leaves(value, f"{place}.{key}" if place else key)
+    else:
+        yield place
+
+
+@pytest.fixture
+def complete(workspace: Path) -> dict[str, Any]:
+    """The tiny parameters with every key written down."""
+    return load_params(workspace / "params.yaml").model_dump(mode="json")
+
+
+def planned(run: Run, params: dict[str, Any]) -> dict[str, str]:
+    write_params(params)
+    done = run("plan")
+    assert done.code == 0, done.err
+    return {path.stem: path.read_text(encoding="utf-8") for path in Path("artifacts/plan").glob("*.json")}
+
+
+def put(params: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    changed = deepcopy(params)
+    *sections, last = key.split(".")
+    node = changed
+    for section in sections:
+        node = node[section]
+    node[last] = value
+    return changed
+
+
+def test_a_key_that_is_absent_and_its_default_are_the_same(run: Run, complete: dict[str, Any]) -> None:
+    before = planned(run, complete)
+    defaults = PipelineParams.model_validate(complete).model_dump(mode="json", exclude_defaults=True)
+    assert len(list(leaves(defaults))) < len(list(leaves(complete))) / 2
+    assert planned(run, defaults) == before
+
+
+def test_every_parameter_concerns_the_stages_that_it_decides_and_no_other(
+    run: Run, complete: dict[str, Any]
+) -> None:
+    keys = set(leaves(complete)) - {"task.source.kind", "task.supervised"}
+    keys = {key for key in keys if not key.startswith("teachers.en")}
+    assert keys == set(CHANGES)
+    before = planned(run, complete)
+    for key, (value, stages) in CHANGES.items():
+        after = planned(run, put(complete, key, value))
+        changed = {name for name, text in after.items() if before[name] != text}
+        report = () if key.startswith(NOT_PRINTED) else ("report",)
+        assert changed == {*stages, *report}, key
+
+
+@pytest.mark.parametrize(
+    ("variant", "unused", "used"),
+    [
+        ("distill", ["mixture.of", "mixture.loss_weight", "branch_layers"], "temperature"),
+        ("branches", ["mixture.loss_weight", "mixture.weights"], "mixture.of"),
+    ],
+)
+def test_parameters_that_a_variant_does_not_use_concern_it_no_more(
+    variant: str, unused: list[str], used: str, run: Run, complete: dict[str, Any]
+) -> None:
+    complete["student"]["distill"]["variant"] = variant
+    before = planned(run, complete)["student-distill"]
+    for key in (f"student.distill.{name}" for name in unused):
+        assert planned(run, put(complete, key, CHANGES[key][0]))["student-distill"] == before
+    key = f"student.distill.{used}"
+    assert planned(run, put(complete, key, CHANGES[key][0]))["student-distill"] != before
+
+
+def test_the_command_names_the_stages_whose_parameters_are_others(run: Run, complete: dict[str, Any]) -> None:
+    assert run("plan").out == "10 stages\n"
+    assert run("plan").out == "10 stages, none with other parameters than before\n"
+    done = run("plan", "--set", "student.distill.temperature=7")
+    assert done.out == "10 stages; with other parameters than before: student-distill, report\n"
+    facts = json.loads(Path("artifacts/plan/student-distill.json").read_text(encoding="utf-8"))
+    assert facts["distill"]["temperature"] == 7.0
