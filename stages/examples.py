@@ -1,4 +1,9 @@
-"""The task's examples, as `prepare` wrote them: one Arrow file per language and split."""
+"""The task's examples, as `prepare` wrote them: one Arrow file per language and split.
+
+``manifest.json`` beside them holds ``schema``, ``source`` (as in params.yaml), ``revision`` (a data set's
+commit on the Hub, the version of the package behind the built-in task, or null), ``examples`` (counts by
+language and split) and ``files`` (their sha256).
+"""
 
 import hashlib
 import json
@@ -13,6 +18,7 @@ from stages.task import Split, TaskParams
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 UNLABELLED = "unlabelled"
 """Name of the optional fourth split: text without labels, for pre-training."""
+MANIFEST = "manifest.json"
 ENTITY = "entity"
 """Name of the optional column that says what a text is about: equal ones are translations of each other."""
 
@@ -30,6 +36,17 @@ def columns_of(task: TaskParams) -> pa.Schema:
 def data_file(language: str, split: str, folder: Path = DATA) -> Path:
     """Path of the examples of one language and split."""
     return folder / language / f"{split}.arrow"
+
+
+def data_source(task: TaskParams) -> str:
+    """Say where the data comes from, in which revision if `prepare` noted one; the same for the same data."""
+    source = task.source
+    name = getattr(source, "dataset", None) or getattr(source, "pattern", source.kind)
+    try:
+        revision = json.loads((DATA / MANIFEST).read_text(encoding="utf-8"))["revision"]
+    except FileNotFoundError:  # prepared by version 0.1
+        return str(name)
+    return f"{name} at {revision}" if revision else str(name)
 
 
 def has_split(language: str, split: str) -> bool:

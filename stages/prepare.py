@@ -5,8 +5,10 @@ Nothing is normalised: the text that is hashed, labelled and trained on is the t
 
 import contextlib
 import difflib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ import pyarrow.json
 import pyarrow.parquet
 from tqdm import tqdm
 
-from cache import example_ids, write_atomically
+from cache import example_ids, file_digest, write_atomically
 from stages.artifacts import DATA, replaced_folder
 from stages.base import StageError
-from stages.examples import ENTITY, SPLITS, UNLABELLED, columns_of, data_file
+from stages.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, columns_of, data_file
 from stages.names import CLASSES, read_names, split_of
+from stages.source import resolve_commit
 from stages.task import FilesSource, HubSource, NamesSource, Split, TaskParams
 
 Columns = Mapping[str, list[Any]]
@@ -66,7 +69,8 @@ def prepare(task: TaskParams) -> Prepared:
 
 
 def _prepare(task: TaskParams, folder: Path) -> Prepared:
-    read = _reader(task)
+    revision = _revision(task)
+    read = _reader(task, revision)
     examples: dict[str, dict[Split, int]] = {}
     overlap = {}
     for language in tqdm(task.languages, desc="prepare", unit="language", leave=False):
@@ -87,10 +91,38 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
             overlap[language] = sum(i in train for i in tables["test"]["example_id"].to_pylist())
         if (unlabelled := _read_unlabelled(task, language)) is not None:
             _write(unlabelled, data_file(language, UNLABELLED, folder))
+    manifest = {
+        "schema": 1,
+        "source": task.source.model_dump(),
+        "revision": revision,
+        "examples": examples,
+        "files": {
+            path.relative_to(folder).as_posix(): file_digest(path)
+            for path in sorted(folder.glob("*/*.arrow"))
+        },
+    }
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     return Prepared(examples, overlap)
 
 
-def _reader(task: TaskParams) -> Callable[[str, Split], Columns | None]:
+def _revision(task: TaskParams) -> str | None:
+    """Find out which version of the data the source stands for today.
+
+    Returns:
+        The commit of a data set on the Hub; the package of the built-in task and its version; None for files.
+
+    Raises:
+        StageError: The Hub knows no such data set, or cannot be reached.
+    """
+    source = task.source
+    if isinstance(source, NamesSource):
+        return f"babel {version('babel')}"
+    if isinstance(source, FilesSource) or Path(source.dataset).exists():
+        return None
+    return resolve_commit(source.dataset, source.revision, key="task.source.dataset", kind="dataset")
+
+
+def _reader(task: TaskParams, revision: str | None) -> Callable[[str, Split], Columns | None]:
     """Choose how a language and split is read; None stands for a split that does not exist."""
     source = task.source
     if isinstance(source, NamesSource):
@@ -100,7 +132,7 @@ def _reader(task: TaskParams) -> Callable[[str, Split], Columns | None]:
             )
         return _read_names_split
     if isinstance(source, HubSource):
-        return lambda language, split: _read_hub(source, task, language, split)
+        return lambda language, split: _read_hub(source, task, language, split, revision)
     return lambda language, split: _read_files(source, task, language, split)
 
 
@@ -135,12 +167,14 @@ def _read_unlabelled(task: TaskParams, language: str) -> pa.Table | None:
     return pa.table(columns)
 
 
-def _read_hub(source: HubSource, task: TaskParams, language: str, split: Split) -> Columns | None:
+def _read_hub(
+    source: HubSource, task: TaskParams, language: str, split: Split, revision: str | None
+) -> Columns | None:
     import datasets  # slow import
 
     config = source.config and source.config.replace("{language}", language)
     try:
-        builder = datasets.load_dataset_builder(source.dataset, config, revision=source.revision)
+        builder = datasets.load_dataset_builder(source.dataset, config, revision=revision)
         builder.download_and_prepare()
     except Exception as error:  # of many types, the network's among them
         reason = str(error).strip().partition("\n")[0]

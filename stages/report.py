@@ -15,6 +15,7 @@ import jinja2
 from cache import write_atomically
 from stages import sections
 from stages.artifacts import REPORT
+from stages.examples import data_source
 from stages.findings import Findings, find
 from stages.measures import N_BINS
 from stages.task import TaskParams
@@ -82,7 +83,7 @@ def _page(found: Findings, params: Mapping[str, Any]) -> str:
     return pages.get_template("report.html").render(
         contents=_CONTENTS,
         found=found,
-        source=getattr(found.task.source, "dataset", found.task.source.kind),
+        source=data_source(found.task),
         n_bins=N_BINS,
         tiles=sections.tiles(found),
         accuracy=sections.accuracy(found),

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
@@ -35,17 +35,33 @@ def resolve(base: str, revision: str | None, *, key: str) -> dict[str, Any]:
         if not list(folder.glob("*.safetensors")):
             raise StageError(f"{key} is {base}, which has no weights in *.safetensors")
         return {"folder": str(folder), "files": model_digests(folder)}
+    return {"hub": base, "commit": resolve_commit(base, revision, key=key, kind="model")}
+
+
+def resolve_commit(name: str, revision: str | None, *, key: str, kind: Literal["dataset", "model"]) -> str:
+    """Find out which commit a branch or tag on the Hub stands for today.
+
+    Args:
+        name: Id of a model or a data set.
+        revision: Branch, tag or commit; a full commit asks no network, and None is the default branch.
+        key: The parameter, for messages.
+        kind: What the id is of.
+
+    Raises:
+        StageError: The Hub knows no such id or revision, or cannot be reached.
+    """
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
-        return {"hub": base, "commit": revision}
+        return revision
     from huggingface_hub import HfApi  # slow import
 
     try:
-        commit = HfApi().model_info(base, revision=revision).sha
+        found = HfApi().repo_info(name, revision=revision, repo_type=kind)
     except Exception as error:  # the client's network errors have no stable type
         raise StageError(
-            f"{key} is {base}: no folder of that name, and the Hub says: {_first_line(error)}"
+            f"{key} is {name}: no folder of that name, and the Hub says: {_first_line(error)}"
         ) from error
-    return {"hub": base, "commit": commit}
+    assert found.sha is not None
+    return found.sha
 
 
 def fetch(source: dict[str, Any], *, command: str) -> Path:

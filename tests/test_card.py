@@ -14,12 +14,14 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from ruamel.yaml import YAML
-from tiny import CLASSES, ROOT, Run, tiny_params, use_ready_teacher
+from tiny import CLASSES, Run, tiny_params, use_ready_teacher
 
 from cache import SoftLabelSet, file_digest
+from pipeline.params import load_params
 from stages.student.card import TeacherFacts, model_card
 from stages.student.configuration_mblm import MBLMConfig
 from stages.student.params import DistillParams
+from stages.student.variants import relevant
 from stages.task import TaskParams
 
 HOSTILE = [
@@ -53,6 +55,7 @@ def card_of(*, params: dict[str, Any] | None = None, **task: Any) -> str:
         encoder={"hub": "a/b_c", "commit": "0" * 40},
         accuracy=dict.fromkeys(languages, 0.5),
         teachers={name: [TeacherFacts(HOSTILE[i] * 2, ["ab"], "cd")] for i, name in enumerate(languages)},
+        data="some/data at 0123",
     )
 
 
@@ -120,7 +123,7 @@ def test_the_card_says_where_the_student_comes_from(finished: Path) -> None:
         digest = file_digest(folder / "manifest.json")
         assert row == [language, f"{validation[language]:.3f}", "scratch", producer.id, digest]
     (params,) = [json.loads(token.content) for token in parsed(card) if token.info == "json"]
-    assert params == YAML(typ="safe").load(Path("params.yaml"))["student"]["distill"]
+    assert params == relevant(load_params(Path("params.yaml")).student.distill)
     assert "variant `mblm`" in card
     assert "roberta, 2 layers, 16 wide" in card
 
@@ -144,13 +147,12 @@ def test_the_same_student_gets_the_same_card(finished: Path, run: Run) -> None:
     assert Path("artifacts/student/README.md").read_bytes() == before
 
 
-def test_the_baselines_card_shows_only_parameters_that_dvc_knows_it_depends_on(finished: Path) -> None:
+def test_a_card_shows_what_decides_the_student_and_no_other_parameter(finished: Path) -> None:
     card = (finished / "artifacts/baseline/README.md").read_text(encoding="utf-8")
     (params,) = [json.loads(token.content) for token in parsed(card) if token.info == "json"]
-    stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["student-baseline"]
-    section = "student.distill."
-    named = {key.removeprefix(section) for key in stage["params"] if key.startswith(section)}
-    assert set(params) == named | {"variant"}
+    finetune = load_params(Path("params.yaml"), ["student.distill.variant=finetune"]).student.distill
+    assert params == relevant(finetune)
+    assert not set(params) & {"temperature", "mixture", "branch_layers", "save_steps"}
     assert params["variant"] == "finetune"
 
 

@@ -12,19 +12,21 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from tiny import ROOT, tiny_params, write_params
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "acme/teacher"
+DATA = "acme/data"
 
 
 class Hub(ThreadingHTTPServer):
     """Serves one model repository from a folder, and keeps what was asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, folder: Path, handler: "type[Handler] | None" = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or Handler)
         self.folder = folder
         self.requests: list[str] = []
 
@@ -33,10 +35,10 @@ class Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_HEAD(self) -> None:
-        self.answer(with_body=False)
+        self.answer()
 
     def do_GET(self) -> None:
-        self.answer(with_body=True)
+        self.answer()
 
     def do_POST(self) -> None:
         """Take a push: a repository is made, every file may be sent as it is, a commit brings them."""
@@ -62,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def answer(self, *, with_body: bool) -> None:
+    def answer(self) -> None:
         path = self.path.partition("?")[0]
         self.server.requests.append(path)
         files = sorted(file.name for file in self.server.folder.iterdir())
@@ -78,16 +80,46 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_error(404)
             return
+        self.send(body)
+
+    def send(self, body: bytes) -> None:
+        """Send a file of the repository, or what HEAD says of it."""
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
-        if with_body:
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing."""
+
+
+class DataHandler(Handler):
+    """Serves the data set `DATA` from the server's folder."""
+
+    def do_POST(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        path = self.path.partition("?")[0]
+        self.server.requests.append(path)
+        files = {file.name: file.read_bytes() for file in sorted(self.server.folder.iterdir())}
+        tree = [{"type": "file", "path": x, "oid": COMMIT, "size": len(y)} for x, y in files.items()]
+        at = f"/api/datasets/{DATA}"
+        if path in (at, f"{at}/revision/{COMMIT}", f"{at}/revision/main"):
+            siblings = [{"rfilename": name} for name in files]
+            self.send(json.dumps({"id": DATA, "sha": COMMIT, "siblings": siblings}).encode())
+        elif path == f"{at}/tree/{COMMIT}":
+            self.send(json.dumps(tree).encode())
+        elif path == f"{at}/paths-info/{COMMIT}":
+            asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
+            self.send(json.dumps([file for file in tree if file["path"] in asked]).encode())
+        elif path.startswith(f"/datasets/{DATA}/resolve/{COMMIT}/") and path.rpartition("/")[2] in files:
+            self.send(files[path.rpartition("/")[2]])
+        else:
+            self.send_error(404)
 
 
 @pytest.fixture
@@ -207,3 +239,43 @@ def test_a_student_that_is_pushed_to_the_hub_is_loaded_from_there_by_a_stranger(
     assert {"model.safetensors", "modeling_mblm.py", "configuration_mblm.py", "tokenizer.json"} <= pushed
     here, there = python(use, "artifacts/student", REPOSITORY, path="").splitlines()
     assert here == there
+
+
+def test_a_data_set_on_the_hub_is_read_at_one_commit_which_is_noted(finished: Path) -> None:
+    folder = finished.parent / "data-set"
+    folder.mkdir()
+    card = ["---", "configs:"]
+    for language in ("de", "en", "nl"):
+        card += [f"- config_name: {language}", "  data_files:"]
+        for split in ("train", "validation", "test"):
+            shutil.copy(finished / f"data/{language}/{split}.jsonl", folder / f"{language}-{split}.jsonl")
+            card += [f"  - split: {split}", f"    path: {language}-{split}.jsonl"]
+    (folder / "README.md").write_text("\n".join([*card, "---"]), encoding="utf-8")
+    params = tiny_params()
+    params["task"]["source"] = {"kind": "hub", "dataset": DATA, "config": "{language}"}
+    write_params(params)
+    before = (finished / "artifacts/data/de/train.arrow").read_bytes()
+    server = Hub(folder, DataHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    done = pipeline(server, "prepare")
+    assert done.returncode == 0, done.stderr
+    assert (finished / "artifacts/data/de/train.arrow").read_bytes() == before
+    manifest = json.loads((finished / "artifacts/data/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["revision"] == COMMIT
+    assert manifest["source"]["revision"] is None  # as params.yaml has it
+    assert manifest["examples"]["de"] == {"train": 36, "validation": 9, "test": 12}
+    digest = hashlib.sha256(before).hexdigest()
+    assert manifest["files"]["de/train.arrow"] == digest
+    assert not [path for path in server.requests if path.endswith("/resolve/main/")]
+    for command in (("student", "distill"), ("student", "baseline"), ("student", "evaluate"), ("report",)):
+        done = pipeline(server, *command)
+        assert done.returncode == 0, done.stderr
+    assert f"Data: acme/data at {COMMIT}" in Path("artifacts/student/README.md").read_text().replace("\\", "")
+    assert f"acme/data at {COMMIT}" in Path("artifacts/report/report.html").read_text(encoding="utf-8")
+    server.shutdown()
+    server.server_close()
+    done = pipeline(server, "prepare")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(
+        "error: task.source.dataset is acme/data: no folder of that name, and the Hub"
+    )

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache import example_id
+from cache import example_id, file_digest
 from stages.base import StageError
 from stages.examples import columns_of, pretraining_texts, read_entities, read_examples
 from stages.names import CLASSES, read_names, split_of
@@ -113,6 +114,19 @@ def test_preparing_twice_gives_the_same_bytes(folder: Path) -> None:
     shutil.rmtree("artifacts")
     prepare(names_task())
     assert {path: path.read_bytes() for path in Path("artifacts").rglob("*.arrow")} == first
+
+
+def test_the_manifest_says_what_was_written_and_of_which_version_of_the_source(folder: Path) -> None:
+    task = names_task(max_examples=9)
+    prepare(task)
+    data = folder / "artifacts/data"
+    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["revision"] == f"babel {version('babel')}"
+    assert manifest["source"] == {"kind": "names"}
+    files = {path.relative_to(data).as_posix(): path for path in data.rglob("*.arrow")}
+    assert manifest["files"] == {name: file_digest(path) for name, path in files.items()}
+    assert set(manifest["examples"]) == set(task.languages)
+    assert set(manifest["examples"]["de"].values()) == {9}
 
 
 def test_the_built_in_task_refuses_other_classes_and_unknown_languages(folder: Path) -> None:
@@ -364,5 +378,7 @@ def test_a_folder_laid_out_as_on_the_hub_is_read_by_configuration_and_class_name
 
 def test_a_data_set_that_cannot_be_loaded_is_named(folder: Path) -> None:
     source = HubSource(kind="hub", dataset="./absent", config=None, revision=None, label_field="label")
-    with pytest.raises(StageError, match=r"cannot load ./absent for 'de'"):
+    with pytest.raises(
+        StageError, match=r"task.source.dataset is ./absent: no folder of that name, and the Hub"
+    ):
         prepare(nli_task("data/{language}{split}", source=source))

@@ -46,6 +46,7 @@ def model_card(
     encoder: Mapping[str, Any] | None,
     accuracy: Mapping[str, float],
     teachers: Mapping[str, Sequence[TeacherFacts]],
+    data: str,
     went_on_over: Sequence[str] = (),
 ) -> str:
     """Write a student's card, the same for the same student.
@@ -58,6 +59,7 @@ def model_card(
         encoder: What `stages.source.pin` noted of the encoder; None where it was pre-trained here.
         accuracy: On the validation split, by language.
         teachers: By language; empty where the student has none.
+        data: Where the examples come from, and in which revision.
         went_on_over: What of code and libraries changed while the training was interrupted.
 
     Returns:
@@ -81,6 +83,7 @@ def model_card(
 A text classifier, {_TRAINED[params.variant]} (variant `{params.variant}`).
 
 - Made from: {_encoder(config, encoder)}
+- Data: {_plain(data)}
 - Languages: {_languages(config)}
 - Classes: {", ".join(map(_plain, task.classes))}{_interrupted(went_on_over)}
 

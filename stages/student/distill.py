@@ -20,7 +20,7 @@ from cache import SoftLabelSet, file_digest
 from stages.artifacts import SOFT_LABELS, STUDENT, TRUNK, of_each_teacher, replaced_folder
 from stages.base import StageError
 from stages.classes import match_classes
-from stages.examples import examples_digest, read_entities, read_examples
+from stages.examples import data_source, examples_digest, read_entities, read_examples
 from stages.facts import departures
 from stages.source import loading, model_digests, model_folder, read_pin, require_max_tokens
 from stages.student.card import TeacherFacts, model_card
@@ -145,6 +145,7 @@ def distill(
             encoder=read_pin(trunk),
             accuracy=last,
             teachers=facts_of_teachers,
+            data=data_source(task),
             went_on_over=checkpoints.went_on_over,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
