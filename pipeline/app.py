@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline import cache_commands
+from pipeline import __version__, cache_commands
 from pipeline.options import Changes, Engine, ParamsFile, launch, load
 
 app = typer.Typer(
@@ -25,6 +25,23 @@ app.add_typer(teacher, name="teacher")
 app.add_typer(student, name="student")
 app.add_typer(ablation, name="ablation")
 app.add_typer(cache_commands.app, name="cache")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mblm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
 
 Language = Annotated[str, typer.Option(help="A supervised language, such as `de`.")]
 Seed = Annotated[int, typer.Option(min=0, help="One of ablation.seeds.")]

@@ -1,5 +1,6 @@
 """The student as a model: every encoder family, routing, saving and loading."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -216,3 +217,19 @@ def test_masks_that_layers_make_anew_are_not_taken_for_those_of_layers_before() 
         expanded = routing.expand(mask)
         del mask
         assert expanded.unique().tolist() == [number]
+
+
+def test_a_student_of_a_newer_version_is_refused_by_its_number(tmp_path: Path) -> None:
+    config = MBLMConfig(languages=LANGUAGES, n_branches=K)
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    assert saved["schema_version"] == 1
+    path.write_text(json.dumps(saved | {"schema_version": 2, "n_branches": 99}), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match="it is of schema version 2, and this version reads up to 1; upgrade"
+    ):
+        AutoConfig.from_pretrained(tmp_path)
+    del saved["schema_version"]  # as version 0.1 wrote it
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    assert AutoConfig.from_pretrained(tmp_path).schema_version == 1

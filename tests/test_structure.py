@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import typer.main
 from ruamel.yaml import YAML
 
+from pipeline import __version__
 from pipeline.app import app
 from stages.facts import code_of, imported, only_declares
 
@@ -177,3 +179,14 @@ def test_the_readme_names_every_command_and_every_file() -> None:
     for path in MODULES:
         if path.name != "__init__.py" and path.name != "__main__.py":
             assert path.name in readme, path.name
+
+
+def test_the_version_stands_in_one_place() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"mblm {__version__}\n"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "pipeline.__version__"}
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

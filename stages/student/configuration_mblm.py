@@ -4,6 +4,9 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+SCHEMA_VERSION = 1
+"""Of what is written. Older ones are read, and newer ones refused: an absent version is the first."""
+
 
 class MBLMConfig(PreTrainedConfig):
     """A multilingual encoder (MPLM) whose top layers exist once per supervised language.
@@ -15,6 +18,7 @@ class MBLMConfig(PreTrainedConfig):
         branch_layers: How many of the encoder's top layers form a branch.
         mixing: What a mixture is of: ``representations`` (before the classifier) or ``logits``.
         default_language: Whose branch serves texts that come without a language id; None: the mixture.
+        schema_version: Of the folder that the student is saved to.
     """
 
     model_type = "mblm"
@@ -29,8 +33,14 @@ class MBLMConfig(PreTrainedConfig):
         branch_layers: int = 1,
         mixing: str = "representations",
         default_language: str | None = None,
+        schema_version: int = 1,
         **kwargs: Any,
     ) -> None:
+        if schema_version > SCHEMA_VERSION:
+            raise ValueError(
+                f"a newer version of MBLM wrote this student: it is of schema version {schema_version}, and "
+                f"this version reads up to {SCHEMA_VERSION}; upgrade"
+            )
         if mplm_config is None:
             mplm_config = {"model_type": "xlm-roberta"}
         if isinstance(mplm_config, dict):
@@ -41,6 +51,7 @@ class MBLMConfig(PreTrainedConfig):
         self.branch_layers = branch_layers
         self.mixing = mixing
         self.default_language = default_language
+        self.schema_version = SCHEMA_VERSION
         # With these, a folder that holds the code as well loads as each of them.
         self.auto_map = {
             "AutoConfig": "configuration_mblm.MBLMConfig",
