@@ -74,18 +74,22 @@ def change(folder: Path, **values: Any) -> None:
         YAML(typ="safe").dump(params, file)
 
 
-@pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with the small task in which `dvc repro` has run once, cut off from every network."""
-    folder = tmp_path_factory.mktemp("dvc") / "clone"
+def copy_of_the_tree(folder: Path) -> Path:
+    """Copy what Git tracks, or would, but for runs and their data."""
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     for name in tracked:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    for project in (folder, folder / "ablation"):
-        (project / "dvc.lock").unlink(missing_ok=True)
+        if Path(name).name != "dvc.lock" and not name.startswith("tests/golden"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with the small task in which `dvc repro` has run once, cut off from every network."""
+    folder = copy_of_the_tree(tmp_path_factory.mktemp("dvc") / "clone")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_params(tiny_params())

@@ -1,0 +1,95 @@
+"""Configuration of the multi-branch student. Imports only transformers: an exported model stands alone."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class MBLMConfig(PreTrainedConfig):
+    """A multilingual encoder (MPLM) whose top layers exist once per supervised language.
+
+    Attributes:
+        mplm_config: Configuration of the encoder that the student is made from.
+        languages: The supervised languages; a language's id is its position here.
+        n_branches: One per language, or 1: then all languages share it, as in a plain classifier.
+        branch_layers: How many of the encoder's top layers form a branch.
+        mixing: What a mixture is of: ``representations`` (before the classifier) or ``logits``.
+        default_language: Whose branch serves texts that come without a language id; None: the mixture.
+    """
+
+    model_type = "mblm"
+    sub_configs = {"mplm_config": AutoConfig}  # noqa: RUF012 - as transformers declares it
+    keys_to_ignore_at_inference = ["mixture_logits", "branch_states", "hidden_states", "attentions"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        mplm_config: dict[str, Any] | PreTrainedConfig | None = None,
+        languages: list[str] | None = None,
+        n_branches: int = 1,
+        branch_layers: int = 1,
+        mixing: str = "representations",
+        default_language: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if mplm_config is None:
+            mplm_config = {"model_type": "xlm-roberta"}
+        if isinstance(mplm_config, dict):
+            mplm_config = AutoConfig.for_model(**mplm_config)
+        self.mplm_config = mplm_config
+        self.languages = list(languages or [])
+        self.n_branches = n_branches
+        self.branch_layers = branch_layers
+        self.mixing = mixing
+        self.default_language = default_language
+        # With these, a folder that holds the code as well loads as each of them.
+        self.auto_map = {
+            "AutoConfig": "configuration_mblm.MBLMConfig",
+            "AutoModel": "modeling_mblm.MBLMModel",
+            "AutoModelForSequenceClassification": "modeling_mblm.MBLMForSequenceClassification",
+        }
+        if n_branches not in (1, len(self.languages)):
+            raise ValueError(f"n_branches is {n_branches}: one, or one per language of {self.languages}")
+        if not 1 <= branch_layers <= mplm_config.num_hidden_layers:
+            raise ValueError(
+                f"branch_layers is {branch_layers}, but {mplm_config.model_type} has "
+                f"{mplm_config.num_hidden_layers} layers"
+            )
+        if mixing not in ("representations", "logits"):
+            raise ValueError(f"mixing is {mixing!r}: representations or logits")
+        super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the representations."""
+        return int(self.mplm_config.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the token vocabulary."""
+        return int(self.mplm_config.vocab_size)
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.mplm_config.vocab_size = value
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers that a text goes through: those of the trunk and of a branch."""
+        return int(self.mplm_config.num_hidden_layers)
+
+    def language_id(self, language: str) -> int:
+        """Find the branch of a language; tags are compared without case, as BCP 47 says.
+
+        Returns:
+            The position of the language in `languages`, or of what it is a variety of (``de`` for ``de-AT``);
+            -1, which stands for the mixture, where there is none.
+        """
+        known = [one.replace("_", "-").casefold() for one in self.languages]
+        parts = language.strip().replace("_", "-").casefold().split("-")
+        for end in range(len(parts), 0, -1):
+            if "-".join(parts[:end]) in known:
+                return known.index("-".join(parts[:end]))
+        return -1
+
+
+MBLMConfig.register_for_auto_class()
