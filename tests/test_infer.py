@@ -148,6 +148,87 @@ def test_a_single_text_without_memory_ends_with_what_to_change(finished: Path) -
         list(teacher.answer(teacher.tokenize([["Hund " * 60]])))
 
 
+OUT_OF_MEMORY = {
+    "the device": RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "NumPy": MemoryError("Unable to allocate 2.00 GiB"),
+}
+
+
+@pytest.mark.parametrize("n_ahead", [0, 1])
+@pytest.mark.parametrize("what", OUT_OF_MEMORY)
+@pytest.mark.parametrize("failing", [{0}, {2}, {1, 2, 4}, {10**6}], ids=str)
+def test_memory_that_runs_out_when_results_are_fetched_loses_no_text(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, failing: set[int], what: str, n_ahead: int
+) -> None:
+    some = ["Hund " * 8] * 40
+    teacher = Teacher(FOLDER, params(batch_tokens=240))
+    monkeypatch.setattr(teacher, "_n_ahead", n_ahead, raising=False)
+    tokens = teacher.tokenize([some])
+    fetch, n_fetched = teacher._answers, 0
+    n_batches = len(list(teacher.answer(tokens)))
+    failing = {min(call, n_batches - 1) for call in failing}  # the last one, too
+
+    def fetch_or_fail(*batch: Any) -> Answers:
+        nonlocal n_fetched
+        n_fetched += 1
+        if n_fetched - 1 in failing:
+            raise OUT_OF_MEMORY[what]
+        return fetch(*batch)
+
+    monkeypatch.setattr(teacher, "_answers", fetch_or_fail)
+    answers = list(teacher.answer(tokens))
+    told = [batch.positions.tolist() for batch in answers]
+    assert [position for batch in told for position in batch] == tokens.positions.tolist()  # in order
+    assert max(map(len, told[max(failing) :])) < len(told[0]) or failing == {0}
+    np.testing.assert_allclose(logits_of(answers), one_by_one(some), atol=1e-5)
+
+
+def test_a_single_text_is_not_given_up_while_another_has_the_memory(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = texts(6)
+    teacher = Teacher(FOLDER, params(batch_tokens=1))
+    monkeypatch.setattr(teacher, "_n_ahead", 1, raising=False)
+    forward, fetch, n_there = teacher._forward, teacher._answers, 0
+
+    def forward_one(batch: dict[str, torch.Tensor]) -> Any:
+        nonlocal n_there
+        if n_there:
+            raise OUT_OF_MEMORY["the device"]
+        n_there += 1
+        return forward(batch)
+
+    def fetch_one(*batch: Any) -> Answers:
+        nonlocal n_there
+        n_there -= 1
+        return fetch(*batch)
+
+    monkeypatch.setattr(teacher, "_forward", forward_one)
+    monkeypatch.setattr(teacher, "_answers", fetch_one)
+    answers = list(teacher.answer(teacher.tokenize([some])))
+    np.testing.assert_allclose(logits_of(answers), one_by_one(some), atol=1e-5)
+
+
+def test_what_is_computed_is_given_before_another_error_ends_it(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = Teacher(FOLDER, params(batch_tokens=1))
+    monkeypatch.setattr(teacher, "_n_ahead", 1, raising=False)
+    forward, n_begun, answers = teacher._forward, 0, list[Answers]()
+
+    def broken(batch: dict[str, torch.Tensor]) -> Any:
+        nonlocal n_begun
+        n_begun += 1
+        if n_begun == 4:
+            raise RuntimeError("the device has fallen off the bus")
+        return forward(batch)
+
+    monkeypatch.setattr(teacher, "_forward", broken)
+    with pytest.raises(RuntimeError, match="fallen off the bus"):
+        answers.extend(teacher.answer(teacher.tokenize([texts(9)])))
+    assert len(answers) == 3
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])

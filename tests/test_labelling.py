@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -30,6 +31,7 @@ from stages.examples import SPLITS, data_file, read_examples
 from stages.folds import Fold
 from stages.teacher.examples import Examples, Part
 from stages.teacher.fill import shards_to_label
+from stages.teacher.infer import Teacher
 
 
 def test_parts_have_nothing_in_common_and_are_everything_together(
@@ -51,6 +53,22 @@ def test_parts_have_nothing_in_common_and_are_everything_together(
     assert sorted(alone.ids_in(root)) == sorted(alone.ids.to_pylist())
     assert "57 cached, 0 to label" in run(*LABEL).err
     alone.require_same_set(finished)
+
+
+def test_a_part_counts_what_the_store_has_and_not_what_was_asked_for(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_teacher_speak()
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", str(finished / "new"))
+    answer = Teacher.answer
+    monkeypatch.setattr(Teacher, "answer", lambda *asked: islice(answer(*asked), 3))
+    monkeypatch.setattr("stages.teacher.fill._FEW", 57)
+    in_one_shard = ("--set", "teacher.label.shard_examples=57")
+    done = run(*LABEL, "--shard", "1/1", *in_one_shard)
+    assert done.code == 1
+    assert "of 57 examples in 'de' are not in " in done.err
+    assert "after they were labelled; run the same command again" in done.err
+    assert "soft labels in the store" not in done.out
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", "1/3/5"])

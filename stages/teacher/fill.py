@@ -61,12 +61,19 @@ def fill(params: LabelParams, store: Store, folder: Path, examples: Examples) ->
         The soft labels, and how many examples went through the teacher.
 
     Raises:
-        StageError: The teacher cannot be used, or its files are no longer those by which it was identified.
+        StageError: The teacher cannot be used, its files are no longer those by which it was identified, or
+            the store still lacks soft labels when all is done.
         CacheError: The store cannot be used.
     """
     lookup = store.look_up(examples.ids, overflow=ARTIFACTS)
     with told(store, lookup, examples):
         n_labelled = 0 if lookup.found.all() else _label_misses(params, store, lookup, folder, examples)
+        n_missing = int(np.count_nonzero(~lookup.found))
+        if n_missing:
+            raise StageError(
+                f"{n_missing:,} of {len(examples):,} examples in '{examples.language}' are not in "
+                f"{store.folder} after they were labelled; run the same command again"
+            )
     return lookup, n_labelled
 
 

@@ -4,7 +4,8 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +67,14 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.positions)
 
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def cells(self, texts: slice) -> slice:
+        """Tell where the tokens of some texts stand in the columns."""
+        return slice(int(self._starts[texts.start]), int(self._starts[texts.stop]))
+
     def keep(self, wanted: NDArray[np.bool_]) -> "Tokens":
         """Leave out texts.
 
@@ -95,6 +104,8 @@ class Teacher:
         self._folder, self._params = folder, params
         self._budget = params.batch_tokens
         self._device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        # On a device of its own the next batch is made and sent while this one is computed.
+        self._n_ahead = 0 if self._device.type == "cpu" else 1
         with loading(f"the teacher in {folder}"):
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
             model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -149,39 +160,60 @@ class Teacher:
         )
 
     def answer(self, tokens: Tokens) -> Iterator[Answers]:
-        """Compute a teacher's logits.
+        """Compute a teacher's logits, longest texts first, each text exactly once.
 
         A batch holds as many texts as fit into `batch_tokens`, or half of that, and so on, once the device
-        has said that so many need more memory than it has.
+        has said that so many need more memory than it has. A device may say so only when results are
+        fetched: that batch, and what was begun after it, is then computed again.
 
         Raises:
             StageError: The logits are NaN or infinite, or there is no memory for a single text.
         """
-        # On a device of its own the next batch is made and sent while this one is computed.
-        n_ahead = 0 if self._device.type == "cpu" else 1
         running: deque[tuple[slice, Tensor, Tensor | None]] = deque()
-        start, first_cell = 0, 0
-        while start < len(tokens):
-            n_texts = _fitting(tokens.lengths[start:], self._budget)
-            batch = slice(start, start + n_texts)
-            n_tokens = int(tokens.lengths[batch].sum())
-            cells = slice(first_cell, first_cell + n_tokens)
+        n_answers = np.zeros(len(tokens), np.int64)
+        start, n_ahead = 0, self._n_ahead
+        while running or start < len(tokens):
+            begins = start < len(tokens) and len(running) <= n_ahead
+            batch = self._next(tokens, start) if begins else running[0][0]
+            answers = None
             try:
-                running.append((batch, *self._forward(self._batch(tokens, batch, cells))))
-                start, first_cell = batch.stop, cells.stop
-                while len(running) > n_ahead or (running and start == len(tokens)):
-                    yield self._answers(tokens, *running.popleft())
-                continue
+                if begins:
+                    running.append((batch, *self._forward(self._batch(tokens, batch))))
+                else:
+                    answers = self._answers(tokens, *running[0])
             except Exception as error:
-                if not should_reduce_batch_size(error):
-                    while running:  # what is computed already
-                        yield self._answers(tokens, *running.popleft())
+                if not _is_out_of_memory(error):
+                    others = running if begins else islice(running, 1, None)
+                    yield from (self._answers(tokens, *other) for other in others)  # computed already
                     raise
-            self._back_off(int(tokens.lengths[start]), n_texts)
+            else:
+                start, n_ahead = max(start, batch.stop), self._n_ahead
+                if answers is not None:
+                    running.popleft()
+                    n_answers[batch] += 1
+                    yield answers
+                continue
+            # Here no exception holds on to the batch that failed.
+            alone = len(running) <= (0 if begins else 1)
+            if not begins:
+                running.clear()
+                start = batch.start
+            self._back_off(int(tokens.lengths[batch.start]), batch.stop - batch.start, alone=alone)
+            n_ahead = 0  # until a batch has had the memory for itself
+        if (n_answers != 1).any():
+            raise StageError(
+                f"the teacher in {self._folder} answered {int((n_answers == 1).sum())} of {len(tokens)} "
+                "texts exactly once; run the same command again"
+            )
 
-    def _batch(self, tokens: Tokens, texts: slice, cells: slice) -> dict[str, Tensor]:
+    def _next(self, tokens: Tokens, start: int) -> slice:
+        """Tell which texts are the next batch."""
+        return slice(start, start + _fitting(tokens.lengths[start:], self._budget))
+
+    def _batch(self, tokens: Tokens, texts: slice) -> dict[str, Tensor]:
         """Pad texts to the longest of them and send them to the device, each ``(B, T)``."""
         lengths = tokens.lengths[texts, None]
+        cells = tokens.cells(texts)
         width = int(lengths[0, 0])
         left = self._tokenizer.padding_side == "left"
         column = np.arange(width)
@@ -236,14 +268,21 @@ class Teacher:
                 f"try teacher.label.{instead}, or another teacher"
             )
 
-    def _back_off(self, length: int, n_texts: int) -> None:
+    def _back_off(self, length: int, n_texts: int, *, alone: bool) -> None:
         """Ask for half as much at once.
 
+        Args:
+            length: Tokens of the longest text of the batch that failed.
+            n_texts: Of that batch.
+            alone: Whether it had the device's memory for itself. A single text that had not is tried again.
+
         Raises:
-            StageError: It was a single text.
+            StageError: It was a single text, alone.
         """
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if n_texts == 1 and not alone:
+            return
         if n_texts == 1:
             raise StageError(
                 f"there is no memory for a single text of {length} tokens; lower teacher.label.max_tokens"
@@ -257,6 +296,11 @@ class Teacher:
 
     def _keep_states(self, _model: torch.nn.Module, _inputs: Any, output: Any) -> None:
         self._last_states = output[0]  # (B, T, H)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a smaller batch may do: torch says so in several ways, NumPy with its own exception."""
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
 def _few_at_once(fields: Sequence[Sequence[str]]) -> Iterator[slice]:

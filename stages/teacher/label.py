@@ -157,12 +157,14 @@ def label_part(
         CacheError: As `label`.
     """
     examples = Examples.read(task, language, part)
-    n_labelled = 0
+    n_stored = n_labelled = 0
     places = of_each_teacher(TEACHERS / language, len(teacher.all))
     for one, place in zip(teacher.all, places, strict=True):
         for model in _models(task, one, params, root, language, place, teacher.folds):
-            n_labelled += fill(params, model.store, model.folder, examples.of_fold(model.fold))[1]
-    return LabelledPart(language, part, len(teacher.all) * len(examples), n_labelled)
+            lookup, n_asked = fill(params, model.store, model.folder, examples.of_fold(model.fold))
+            n_stored += int(lookup.found.sum())
+            n_labelled += n_asked
+    return LabelledPart(language, part, n_stored, n_labelled)
 
 
 class _Model(NamedTuple):

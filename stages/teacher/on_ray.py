@@ -94,11 +94,12 @@ class OnRay:
             n_labelled = (
                 0 if lookup.found.all() else self._label_misses(params, store, lookup, folder, examples)
             )
-            if not lookup.found.all():
+            n_missing = int(np.count_nonzero(~lookup.found))
+            if n_missing:
                 raise StageError(
-                    f"the actors have labelled {n_labelled:,} examples, but not all of them are in "
-                    f"{store.folder} on this machine; cache.root must be one place for all nodes: a shared "
-                    "folder or a URL"
+                    f"the actors have written {n_labelled:,} soft labels, but {n_missing:,} of "
+                    f"{len(examples):,} are not in {store.folder} on this machine; cache.root must be one "
+                    "place for all nodes: a shared folder or a URL"
                 )
         return lookup, n_labelled
 
@@ -197,12 +198,12 @@ class _Labeller:
         try:
             for batch in teacher.answer(teacher.tokenize(fields)):
                 answers.append(batch)
-                done["examples"] += len(batch.positions)
                 done["tokens"] += batch.tokens
                 done["cells"] += batch.cells
         finally:  # an error loses nothing that is computed
             if answers:
-                append(block["example_id"].combine_chunks(), answers, self._store, self._params)
+                written = append(block["example_id"].combine_chunks(), answers, self._store, self._params)
+                done["examples"] = sum(map(len, written.values()))
 
 
 def _block(examples: Examples, positions: NDArray[np.int64]) -> pa.Table:
