@@ -13,7 +13,8 @@ classes:
     example_id         fixed_size_binary(16)            blake2b-128 of the text fields, each preceded by
                                                         its length in bytes (8 bytes, little-endian)
     logits             fixed_size_list<float32>[C]      raw, in the teacher's class order; or float16
-    hidden             fixed_size_list<float16>[H]      last state of the first token; where asked for
+    hidden             fixed_size_list<float16>[H]      last state of the first token; where asked for;
+                                                        ``hidden_token`` among the facts: of that token
 
 or, where only the k largest logits are kept, in place of ``logits``:
 

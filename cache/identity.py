@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
@@ -91,7 +92,8 @@ class Outputs:
     Attributes:
         dtype: Type of the logits on disk.
         top_k: Keep only this many logits, the largest, and the log-sum-exp of the others; None keeps all.
-        hidden: Whether the last layer's state of the first token is kept too, as float16.
+        hidden: Whether the last layer's state of a token is kept too, as float16: of the first one, unless
+            the producer's facts say otherwise.
     """
 
     dtype: Literal["float32", "float16"] = "float32"
@@ -140,6 +142,7 @@ class Producer:
         max_tokens: int,
         dtype: str,
         outputs: Outputs = Outputs(),
+        facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> Self:
         """Identify a teacher by the content of its files, without loading it.
 
@@ -149,6 +152,7 @@ class Producer:
             max_tokens: Longer inputs are truncated to this many tokens.
             dtype: Compute dtype, such as ``float32``.
             outputs: What is kept of the answers.
+            facts: JSON values: what else can change an answer, and can be known only by loading something.
 
         Raises:
             ProducerError: The folder has no configuration, no safetensors weights or no tokenizer, or the
@@ -176,6 +180,7 @@ class Producer:
                 # These two are facts only where they depart from what was once the only way.
                 **({} if outputs.dtype == "float32" else {"logits_dtype": outputs.dtype}),
                 **({} if outputs.top_k is None else {"top_k": outputs.top_k}),
+                **facts,
             }
         )
         _ = producer.columns

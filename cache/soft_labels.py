@@ -96,7 +96,7 @@ class SoftLabels:
 
     @property
     def hidden(self) -> NDArray[np.float16] | None:
-        """Last hidden state of the first token, float16, shape ``(N, H)``, where it was kept."""
+        """Last hidden state of the first token, or of a decoder's last, float16, ``(N, H)``, where kept."""
         return self.columns.get("hidden")
 
 

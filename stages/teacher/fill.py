@@ -21,6 +21,7 @@ from stages.artifacts import ARTIFACTS
 from stages.base import StageError
 from stages.task import TaskParams
 from stages.teacher.examples import Examples
+from stages.teacher.facts import facts_of
 from stages.teacher.params import LabelParams
 
 if TYPE_CHECKING:
@@ -38,13 +39,19 @@ _SHARD_TEXT = 1 << 24
 
 
 def producer_of(folder: Path, task: TaskParams, params: LabelParams) -> Producer:
-    """Identify a teacher by its files and by how it is asked."""
+    """Identify a teacher by its files and by how it is asked.
+
+    Raises:
+        StageError: transformers can make no classifier of the files.
+        ProducerError: The files are incomplete, or the teacher's classes do not fit `params`.
+    """
     return Producer.of_teacher(
         folder,
         text_fields=task.text_fields,
         max_tokens=params.max_tokens,
         dtype=params.precision,
         outputs=Outputs(dtype=params.logits, top_k=params.top_k, hidden=params.hidden),
+        facts=facts_of(folder, params),
     )
 
 

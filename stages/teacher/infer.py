@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stages.base import StageError
 from stages.source import loading, require_max_tokens
+from stages.teacher.decoders import NO_ID, LastToken, is_decoder
 from stages.teacher.params import LabelParams
 
 # What a tokenizer is given at once, at most: texts, and about so many characters.
@@ -36,7 +37,8 @@ class Answers(NamedTuple):
     Attributes:
         positions: Of the texts among those asked about, shape ``(B,)``.
         logits: Raw, float32, shape ``(B, C)``.
-        hidden: The last layer's state of the first token, float32, shape ``(B, H)``, where it is asked for.
+        hidden: The last layer's state of the first token, or of a decoder's last one, float32, shape
+            ``(B, H)``, where it is asked for.
         tokens: Tokens of the B texts together.
         cells: Tokens and padding: B times the length of the longest.
     """
@@ -117,6 +119,7 @@ class Teacher:
                 "fine-tune it first: teachers.<language>.finetune: true"
             )
         require_max_tokens(params.max_tokens, self._tokenizer, model.config, key="teacher.label.max_tokens")
+        self._last = LastToken(model) if is_decoder(model.config, type(model)) else None
         self._padding = {
             "input_ids": self._tokenizer.pad_token_id or 0,
             "token_type_ids": self._tokenizer.pad_token_type_id,
@@ -172,9 +175,10 @@ class Teacher:
         running: deque[tuple[slice, Tensor, Tensor | None]] = deque()
         n_answers = np.zeros(len(tokens), np.int64)
         start, n_ahead = 0, self._n_ahead
+        padding = self._last.unused(tokens.columns["input_ids"]) if self._last else None
         while running or start < len(tokens):
             begins = start < len(tokens) and len(running) <= n_ahead
-            batch = self._next(tokens, start) if begins else running[0][0]
+            batch = self._next(tokens, start, padding) if begins else running[0][0]
             answers = None
             try:
                 if begins:
@@ -206,16 +210,31 @@ class Teacher:
                 "texts exactly once; run the same command again"
             )
 
-    def _next(self, tokens: Tokens, start: int) -> slice:
-        """Tell which texts are the next batch."""
-        return slice(start, start + _fitting(tokens.lengths[start:], self._budget))
+    def _next(self, tokens: Tokens, start: int, padding: int | None) -> slice:
+        """Tell which texts are the next batch.
+
+        Args:
+            tokens: Of all texts.
+            start: The first text of the batch.
+            padding: For a decoder, an id that is in none of the texts; None: there is none.
+        """
+        n_texts = _fitting(tokens.lengths[start:], self._budget)
+        if self._last:
+            some = tokens.columns["input_ids"][tokens.cells(slice(start, start + n_texts))]
+            padding = self._last.unused(some) if padding is None else padding
+            if padding is None:  # not even in this batch: texts of one length need none
+                lengths = tokens.lengths[start : start + n_texts]
+                n_texts, padding = int(np.count_nonzero(lengths == lengths[0])), NO_ID
+            self._last.pad_with(padding)
+            self._padding["input_ids"] = padding
+        return slice(start, start + n_texts)
 
     def _batch(self, tokens: Tokens, texts: slice) -> dict[str, Tensor]:
         """Pad texts to the longest of them and send them to the device, each ``(B, T)``."""
         lengths = tokens.lengths[texts, None]
         cells = tokens.cells(texts)
         width = int(lengths[0, 0])
-        left = self._tokenizer.padding_side == "left"
+        left = self._tokenizer.padding_side == "left" and not self._last
         column = np.arange(width)
         is_token = column >= width - lengths if left else column < lengths
         batch = {"attention_mask": is_token.astype(np.int64)}
@@ -230,15 +249,18 @@ class Teacher:
         return values.to(self._device)
 
     def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Give logits, ``(B, C)``, and the first tokens' states, ``(B, H)``, which may still be computed."""
+        """Give logits, ``(B, C)``, and a token's states, ``(B, H)``, which may still be computed."""
         bfloat16 = self._params.precision == "bfloat16"
         autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bfloat16)
         with torch.inference_mode(), autocast:
             logits = self._model(**batch).logits
             if self._last_states is None:
                 return logits, None
-            first = batch["attention_mask"].argmax(dim=1)  # behind what is padded on the left
-            return logits, self._last_states[torch.arange(len(first), device=first.device), first]
+            if self._last:
+                token = self._last.positions(batch["input_ids"])
+            else:
+                token = batch["attention_mask"].argmax(dim=1)  # the first: behind what is padded on the left
+            return logits, self._last_states[torch.arange(len(token), device=token.device), token]
 
     def _answers(self, tokens: Tokens, texts: slice, logits: Tensor, states: Tensor | None) -> Answers:
         """Fetch what the device has computed."""

@@ -69,7 +69,8 @@ class LabelParams(Params):
     top_k: PositiveInt | None = None
     """Keep only this many logits, the largest, and the log-sum-exp of the others; null keeps all."""
     hidden: bool = False
-    """Whether to keep the last layer's state of the first token too, as float16."""
+    """Whether to keep the last layer's state of the first token too, as float16; of a decoder such as Llama,
+    whose first token has read nothing, the state of the last one."""
     batch_tokens: PositiveInt = 16384
     """Token cells, padding included, per forward pass; changes speed and memory, not the logits."""
     compile: bool = False
