@@ -30,8 +30,8 @@ def main(recipe: str, folder: Path) -> None:
                 for field in task.text_fields:
                     texts = [_detokenised(text, language) for text in table[field].to_pylist()]
                     table = table.drop_columns(field).append_column(field, pa.array(texts))
-                # A row is the same pair in every language.
-                table = table.append_column("entity", pa.array(map(str, range(table.num_rows))))
+            if recipe == "xnli-15k":  # a row is the same pair in every language
+                table = table.append_column("entity", pa.array(map(str, range(len(table)))))
             counts.append(_write(table, language, split))
         counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
         typer.echo(f"{language}: {', '.join(counts)}")

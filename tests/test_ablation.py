@@ -1,12 +1,10 @@
 """The ablation: its statistics against what is known of them, and the whole of it on the small task."""
 
-import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,125 +12,140 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 from tiny import LABEL, ROOT, Run, examples, set_bias, tiny_params, write_jsonl, write_params
 
 from cache import file_digest
 from pipeline.__main__ import main
 from pipeline.params import ParamsError, load_params
-from stages.ablation.bootstrap import interval, resampled_accuracies
+from stages.ablation.intervals import interval
 from stages.artifacts import ABLATION
-from stages.predictions import read_predictions
+from stages.examples import SPLITS, read_examples
+from stages.predictions import read_predictions, write_predictions
+from stages.prepare import prepare
 from stages.student.params import Variant
 from stages.student.variants import relevant
+from stages.task import Split, TaskParams
 
 VARIANTS: list[Variant] = ["finetune", "distill", "branches", "mblm"]
 
-# The bootstrap
+# How sure differences are
 
 
-def random_answers(
-    *sizes: int, n_models: int, n_seeds: int, share: float = 0.7, seed: int = 0
-) -> list[NDArray[np.bool_]]:
-    """Make up whether predictions are right: for each language ``(M, S, N)``."""
+def random_differences(*sizes: int, n_seeds: int, seed: int = 0) -> list[NDArray[np.int64]]:
+    """Make up differences of two models that answer by chance: for each language ``(S, N)``."""
     generator = np.random.default_rng(seed)
-    return [generator.random((n_models, n_seeds, n)) < share for n in sizes]
+    return [generator.integers(-1, 2, size=(n_seeds, n)) for n in sizes]
 
 
-def differences(right: list[NDArray[np.bool_]], *, n_resamples: int = 2000) -> NDArray[np.float64]:
-    """Give resampled differences of the second model and the first, averaged over languages, ``(R,)``."""
-    resampled = resampled_accuracies(right, n_resamples=n_resamples, seed=1).mean(axis=-1)
-    found: NDArray[np.float64] = resampled[:, 1] - resampled[:, 0]
-    return found
+def different_texts(differences: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Number the texts of all languages, none of which is a translation of another."""
+    ends = np.cumsum([part.shape[1] for part in differences])
+    return [
+        np.arange(end - part.shape[1], end, dtype=np.int64)
+        for end, part in zip(ends, differences, strict=True)
+    ]
 
 
-def every_resample(right: list[NDArray[np.bool_]]) -> NDArray[np.float64]:
-    """Do it the long way: each draw of S - 1 seeds with each draw of N examples, and all are as likely."""
-    n_seeds = right[0].shape[1]
-    found = []
-    for seeds in itertools.product(range(n_seeds), repeat=max(1, n_seeds - 1)):
-        draws = [itertools.product(range(part.shape[2]), repeat=part.shape[2]) for part in right]
-        for chosen in itertools.product(*draws):
-            by_language = []
-            for part, drawn in zip(right, chosen, strict=True):
-                values = [part[:, s, n] for s in seeds for n in drawn]
-                by_language.append(np.mean(values, axis=0))
-            found.append(np.mean(by_language, axis=0))
-    together: NDArray[np.float64] = np.array(found)  # (all, M)
-    return together
+def width(differences: list[NDArray[np.int64]], entities: list[NDArray[np.int64]]) -> float:
+    low, high = interval(differences, entities)
+    return high - low
 
 
-@pytest.mark.parametrize("n_seeds", [1, 2, 3])
-def test_resamples_are_spread_as_all_that_there_can_be(n_seeds: int) -> None:
-    right = random_answers(2, 3, n_models=3, n_seeds=n_seeds, share=0.5, seed=n_seeds)
-    expected = every_resample(right)
-    resampled = resampled_accuracies(right, n_resamples=40_000, seed=0)
-    assert resampled.shape == (40_000, 3, 2)
-    found = resampled.mean(axis=-1)
-    np.testing.assert_allclose(found.mean(axis=0), expected.mean(axis=0), atol=0.006)
-    np.testing.assert_allclose(np.cov(found.T), np.cov(expected.T), atol=0.003)
-    for model in range(3):  # the distributions, not only their moments
-        for value in np.unique(expected[:, model].round(9)):
-            share = (expected[:, model] <= value + 1e-6).mean()
-            assert (found[:, model] <= value + 1e-6).mean() == pytest.approx(share, abs=0.01)
+def test_the_interval_of_one_seed_and_language_is_that_of_a_paired_t_test() -> None:
+    differences = random_differences(31, n_seeds=1)
+    expected = stats.ttest_1samp(differences[0][0], 0).confidence_interval(0.95)
+    assert interval(differences, different_texts(differences)) == pytest.approx(tuple(expected))
 
 
-def test_models_that_answer_alike_do_not_differ() -> None:
-    right = [np.repeat(part, 2, axis=0) for part in random_answers(50, 31, n_models=1, n_seeds=5)]
-    np.testing.assert_array_equal(interval(differences(right)), [0.0, 0.0])
+def test_where_all_texts_are_alike_the_interval_is_that_of_a_t_test_of_the_seeds() -> None:
+    by_seed = np.array([1, 0, 1, -1, 1])
+    differences = [np.repeat(by_seed[:, None], n, axis=1) for n in (7, 4)]
+    expected = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
+    assert interval(differences, different_texts(differences)) == pytest.approx(tuple(expected))
 
 
-def test_a_model_that_is_better_everywhere_is_found_better_and_a_worse_one_worse() -> None:
-    right = random_answers(80, 43, n_models=2, n_seeds=5)
-    for part in right:
-        part[1] |= part[0]
-    low, high = interval(differences(right))
-    assert 0 < low < np.mean([part[1].mean() - part[0].mean() for part in right]) < high
-    swapped = interval(differences([part[::-1] for part in right]))
-    np.testing.assert_allclose(swapped, [-high, -low], atol=1e-9)
+def test_the_variance_is_that_of_the_mean_squares_of_seeds_and_texts() -> None:
+    """Two-way analysis of variance without replication, as textbooks have it."""
+    n_seeds, n = 5, 13
+    generator = np.random.default_rng(0)
+    answers = generator.normal(size=n) + generator.normal(size=(n_seeds, 1)) / 2
+    values = np.sign(answers + generator.normal(size=(n_seeds, n)) / 2).astype(np.int64)
+    of_seeds, of_texts = (values.mean(axis=axis, keepdims=True) - values.mean() for axis in (1, 0))
+    seeds = n * (of_seeds**2).sum() / (n_seeds - 1)
+    texts = n_seeds * (of_texts**2).sum() / (n - 1)
+    both = ((values - values.mean() - of_seeds - of_texts) ** 2).sum() / ((n_seeds - 1) * (n - 1))
+    assert texts > both
+    parts = np.array([seeds, texts - both]) / (n_seeds * n)
+    quantile = (parts * stats.t.ppf(0.975, [n_seeds - 1, n - 1])).sum() / parts.sum()
+    half = quantile * parts.sum() ** 0.5
+    found = interval([values], [np.arange(n)])
+    assert found == pytest.approx((values.mean() - half, values.mean() + half))
 
 
-def test_models_are_compared_on_the_same_seeds_and_examples() -> None:
-    """A hundred examples that both models find hard tell nothing of their difference."""
-    right = random_answers(40, n_models=2, n_seeds=4)
-    hard = np.zeros((2, 4, 100), bool)
-    together = np.concatenate([right[0], hard], axis=2)
-    alone, diluted = (np.diff(interval(differences([part])))[0] for part in (right[0], together))
-    assert diluted < alone * 0.4
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_translations_that_are_answered_alike_count_as_one_text(n_seeds: int) -> None:
+    one = random_differences(37, n_seeds=n_seeds)
+    alone = interval(one, [np.arange(37)])
+    order = np.random.default_rng(1).permutation(37)
+    together = interval([one[0], one[0][:, order], one[0]], [np.arange(37), order, np.arange(37)])
+    assert together == pytest.approx(alone)
+
+
+def test_different_texts_of_two_languages_have_the_variance_of_independent_means() -> None:
+    differences = random_differences(200, 50, n_seeds=1)
+    found = width(differences, different_texts(differences))
+    alone = [width([part], [np.arange(part.shape[1])]) for part in differences]
+    assert found == pytest.approx(
+        np.hypot(alone[0], alone[1]) / 2, rel=0.02
+    )  # their t quantiles differ a little
+
+
+def test_partly_aligned_texts_are_between_aligned_and_different_ones() -> None:
+    differences = random_differences(100, n_seeds=1) * 2
+    aligned = [np.arange(100), np.arange(100)]
+    half = [np.arange(100), np.where(np.arange(100) < 50, np.arange(100), np.arange(100) + 100)]
+    widths = [width(differences, entities) for entities in (different_texts(differences), half, aligned)]
+    assert widths[0] == pytest.approx(widths[2] / 2**0.5)
+    assert widths[0] < 0.95 * widths[1] < 0.95 * 0.95 * widths[2]
+
+
+def test_two_texts_of_an_entity_in_a_language_count_as_one() -> None:
+    one = random_differences(40, n_seeds=2)[0]
+    twice = interval([np.concatenate([one, one], axis=1)], [np.tile(np.arange(40), 2)])
+    assert twice == pytest.approx(interval([one], [np.arange(40)]))
 
 
 def test_languages_count_alike_whatever_their_size() -> None:
-    right = [np.ones((1, 3, 10), bool), np.zeros((1, 3, 990), bool)]
-    resampled = resampled_accuracies(right, n_resamples=10, seed=0)
-    np.testing.assert_array_equal(resampled.mean(axis=-1), np.full((10, 1), 0.5))
+    differences = [np.ones((3, 10), np.int64), np.zeros((3, 990), np.int64)]
+    assert interval(differences, different_texts(differences)) == (0.5, 0.5)
 
 
-def test_the_same_seed_draws_the_same() -> None:
-    right = random_answers(30, n_models=2, n_seeds=3)
-    one, again = (resampled_accuracies(right, n_resamples=500, seed=7) for _ in range(2))
-    other = resampled_accuracies(right, n_resamples=500, seed=8)
-    np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(one, other)
+def test_models_that_answer_alike_do_not_differ() -> None:
+    differences = [np.zeros((5, n), np.int64) for n in (50, 31, 1)]
+    assert interval(differences, different_texts(differences)) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize(("seed_effect", "least"), [(0.0, 0.97), (0.3, 0.9)])
-def test_intervals_hold_the_truth_about_as_often_as_they_say(seed_effect: float, least: float) -> None:
-    """Five seeds, four languages; a model's skill differs with the seed, and examples differ."""
-    n_worlds, n_seeds, n_languages, n = 400, 5, 4, 100
+def test_swapped_models_have_the_opposite_interval() -> None:
+    differences = random_differences(80, 43, n_seeds=5)
+    entities = different_texts(differences)
+    low, high = interval(differences, entities)
+    assert interval([-part for part in differences], entities) == pytest.approx((-high, -low))
 
-    def answers(generator: np.random.Generator, n_seeds: int, n: int) -> Iterator[NDArray[np.bool_]]:
-        skill = np.array([1.0, 1.2])[:, None] + seed_effect * generator.normal(size=(2, n_seeds))
-        for _ in range(n_languages):
-            logits = skill[..., None] + 2 * generator.normal(size=n)
-            yield generator.random((2, n_seeds, n)) < 1 / (1 + np.exp(-logits))
 
-    many = [part.mean(axis=(1, 2)) for part in answers(np.random.default_rng(0), 2000, 500)]
-    truth = np.diff(np.mean(many, axis=0))[0]
-    n_held = 0
-    for world in range(n_worlds):
-        right = list(answers(np.random.default_rng(world + 1), n_seeds, n))
-        low, high = interval(differences(right, n_resamples=500))
-        n_held += low <= truth <= high
-    assert least <= n_held / n_worlds
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    """The simulation of the documentation, with fewer runs than there."""
+    script = [sys.executable, str(ROOT / "docs/coverage.py"), "--n-runs", "300", "--seeds", "1,5"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(script, env=environment, check=True, capture_output=True, text=True).stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()[2:]]
+    assert len(rows) == 16
+    for what, texts, *cells in rows:
+        shares = [float(cell.removesuffix(" %")) for cell in cells]
+        if texts != "translations, not known":
+            assert all(92 <= share <= 98 for share in shares), (what, texts, shares)
+        elif what == "texts":
+            assert max(shares) < 85
 
 
 # What a run depends on
@@ -302,6 +315,57 @@ def test_the_tables_can_be_read(compared: Path) -> None:
     assert row[3] == f"{one['mean']:.3f} ± {one['deviation']:.3f}"
     assert row[4] == f"{one['difference']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
     assert len({len(line) for line in text.split("\n\n")[1].splitlines()}) == 1
+
+
+def entities_known(task: TaskParams, known: set[Split]) -> None:
+    """Prepare the same data again, with a row's number for its entity in the splits that are named."""
+    for language in task.languages:
+        for split in SPLITS:
+            path = Path(f"data/{language}/{split}.jsonl")
+            if path.is_file():
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                for number, row in enumerate(rows):
+                    row |= {"entity": str(number)} if split in known else {}
+                write_jsonl(path, rows)
+    prepare(task)
+
+
+def answered_alike(task: TaskParams, run: str, seed: int, right: NDArray[np.bool_]) -> None:
+    """Write predictions of a run that are right on the same rows ``(N,)`` in all languages."""
+    said = []
+    for one in read_predictions(task, f"{run}-{seed}", folder=ABLATION / "predictions").values():
+        wanted = (one.labels + ~right[: len(one.labels)]) % len(task.classes)
+        said.append(one._replace(logits=np.eye(len(task.classes), dtype=np.float32)[wanted]))
+    write_predictions(task, f"{run}-{seed}", said, folder=ABLATION / "predictions")
+
+
+def test_translations_make_an_average_no_surer_than_one_language(compared: Path, run: Run) -> None:
+    task = load_params(Path("params.yaml")).task
+    generator = np.random.default_rng(0)
+    for name in VARIANTS:
+        for seed in (0, 1):
+            answered_alike(task, name, seed, generator.random(1000) < 0.6)
+
+    def widths(split: str) -> tuple[float, float]:
+        of_run = values_of(split)["runs"]["mblm"]
+        found = [
+            one["difference"]["high"] - one["difference"]["low"]
+            for one in (of_run["supervised"], of_run["languages"]["de"])
+        ]
+        return found[0], found[1]
+
+    entities_known(task, {"test"})
+    one_seed = ("--set", "ablation.seeds=[0]", "--set", "ablation.sweep.seeds=[0]")
+    assert run("ablation", "compare", *one_seed).code == 0
+    average, language = widths("test")
+    assert average == pytest.approx(language)
+    assert "translations of a text count as one." in (ABLATION / "test.md").read_text()
+    average, language = widths("validation")
+    assert average == pytest.approx(language / 2**0.5)
+    assert "of which none is known to be a translation" in (ABLATION / "validation.md").read_text()
+    n_validation = sum(read_examples(task, x, "validation").num_rows for x in task.languages)
+    assert values_of("validation")["entities"] == n_validation
+    assert values_of("test")["entities"] == read_examples(task, "de", "test").num_rows
 
 
 def test_a_sweep_is_compared_with_its_first_run(compared: Path) -> None:

@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import write_atomically
-from stages.ablation.bootstrap import interval, resampled_accuracies
+from stages.ablation.intervals import interval
 from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION, METRICS
 from stages.base import StageError
+from stages.examples import read_entities
 from stages.predictions import Predictions, read_predictions
 from stages.task import Split, TaskParams
-
-_RESAMPLES = 10_000
 
 
 def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Path]:
@@ -59,15 +58,15 @@ def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Pa
 
 @dataclass(frozen=True)
 class Compared:
-    """Accuracies of M runs with S seeds on L languages; an average counts each language alike.
+    """Accuracies of M runs with S seeds on languages of N examples; an average counts each language alike.
 
     Attributes:
         split: Of the examples.
         runs: Names; the others are compared with the first.
         seeds: Of each run.
         groups: Languages by kind, those of a kind that has some.
-        accuracy: Shape ``(M, S, L)``.
-        resampled: What the accuracies might have been, shape ``(R, M, L)``.
+        right: By language, whether a prediction is right, 0 or 1, shape ``(M, S, N)``.
+        entities: By language, what each example is about, shape ``(N,)``; translations have the same number.
         teachers: Accuracy by supervised language.
     """
 
@@ -75,8 +74,8 @@ class Compared:
     runs: list[str]
     seeds: list[int]
     groups: dict[str, list[str]]
-    accuracy: NDArray[np.float64]
-    resampled: NDArray[np.float64]
+    right: dict[str, NDArray[np.int64]]
+    entities: dict[str, NDArray[np.int64]]
     teachers: dict[str, float]
 
     @classmethod
@@ -94,25 +93,26 @@ class Compared:
             for kind, languages in (("supervised", task.supervised), ("zero-shot", task.zero_shot))
         }
         groups = {kind: languages for kind, languages in groups.items() if languages}
-        right = [
-            np.array([[said[language].predicted == said[language].labels for said in row] for row in found])
-            for languages in groups.values()
+        languages = [language for names in groups.values() for language in names]
+        right = {
+            language: np.array(
+                [[said[language].predicted == said[language].labels for said in row] for row in found],
+                dtype=np.int64,
+            )
             for language in languages
-        ]
-        return cls(
-            split,
-            runs,
-            seeds,
-            groups,
-            accuracy=np.stack([of_language.mean(axis=-1) for of_language in right], axis=-1),
-            resampled=resampled_accuracies(right, n_resamples=_RESAMPLES, seed=0),
-            teachers={name: _teacher_accuracy(name, split) for name in groups.get("supervised", [])},
-        )
+        }
+        teachers = {name: _teacher_accuracy(name, split) for name in groups.get("supervised", [])}
+        return cls(split, runs, seeds, groups, right, _numbered_entities(languages, split), teachers)
 
     @property
     def languages(self) -> list[str]:
-        """All languages, in the order of the last axis of `accuracy`."""
-        return [language for languages in self.groups.values() for language in languages]
+        """All languages, those of a kind together."""
+        return [*self.right]
+
+    @property
+    def n_entities(self) -> int:
+        """How many different texts there are, where translations of one are not different."""
+        return len(np.unique(np.concatenate([*self.entities.values()])))
 
     def values(self) -> dict[str, Any]:
         """Give all numbers, for programs; differences are those to the first run."""
@@ -124,7 +124,7 @@ class Compared:
         return {
             "split": self.split,
             "seeds": self.seeds,
-            "resamples": len(self.resampled),
+            "entities": self.n_entities,
             "teachers": {**teachers, "languages": self.teachers},
             "runs": {
                 run: {
@@ -137,18 +137,19 @@ class Compared:
 
     def _of(self, run: int, languages: Sequence[str]) -> dict[str, Any]:
         """Give mean, standard deviation and difference to the first run, averaged over languages."""
-        columns = [self.languages.index(language) for language in languages]
-        by_seed = self.accuracy[..., columns].mean(axis=-1)
-        resampled = self.resampled[..., columns].mean(axis=-1)
-        low, high = interval(resampled[:, run] - resampled[:, 0])
+        by_seed = np.mean([self.right[name].mean(axis=-1) for name in languages], axis=0)  # (M, S)
+        low, high = interval(
+            [self.right[name][run] - self.right[name][0] for name in languages],
+            [self.entities[name] for name in languages],
+        )
         return {
             "mean": float(by_seed[run].mean()),
             "deviation": float(by_seed[run].std(ddof=1)) if len(self.seeds) > 1 else None,
             "by_seed": by_seed[run].tolist(),
             "difference": {
                 "mean": float((by_seed[run] - by_seed[0]).mean()),
-                "low": float(low),
-                "high": float(high),
+                "low": low,
+                "high": high,
             },
         }
 
@@ -176,11 +177,32 @@ class Compared:
         n_languages = " and ".join(f"{len(names)} {kind}" for kind, names in self.groups.items())
         return (
             f"{self.split.capitalize()} accuracy, {seeds}, averaged over {n_languages} languages.\n"
-            f"Differences with 95 % intervals: {_RESAMPLES:,} resamples of seeds and examples.\n\n"
+            f"Differences with 95 % intervals {self._of_what()}\n\n"
             + _table(head, averages)
             + "\n"
             + _table(["", "teacher", *self.runs], by_language)
         )
+
+    def _of_what(self) -> str:
+        """Say of what intervals are."""
+        texts = f"{self.n_entities:,} texts"
+        over = f"over {texts} alone" if len(self.seeds) == 1 else f"over seeds and {texts}"
+        if len(self.languages) == 1:
+            return f"{over}."
+        if self.n_entities == sum(map(len, self.entities.values())):
+            return f"{over}, of which none is known to be a translation of another."
+        return f"{over}; translations of a text count as one."
+
+
+def _numbered_entities(languages: Sequence[str], split: Split) -> dict[str, NDArray[np.int64]]:
+    """Give the examples' entities as numbers; a text of which the source says nothing is one of its own."""
+    numbers: dict[str | tuple[str, int], int] = {}
+    numbered = {}
+    for language in languages:
+        entities = read_entities(language, split)
+        keys = [(language, row) if entity is None else entity for row, entity in enumerate(entities)]
+        numbered[language] = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+    return numbered
 
 
 def _teacher_accuracy(language: str, split: Split) -> float:

@@ -1,0 +1,75 @@
+"""How sure differences of accuracy are. Arrays in, two numbers out; nothing is drawn at random.
+
+Axes: S seeds, N examples of a language, E entities (what texts are about, in whatever language).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+
+def interval(
+    differences: Sequence[NDArray[np.int64]], entities: Sequence[NDArray[np.int64]]
+) -> tuple[float, float]:
+    """Give the 95 % interval of a paired difference of accuracies: other seeds, and other test texts.
+
+    Both are crossed random effects, as readers and cases are in studies of readers: each seed answers each
+    text. The variance of the mean is that of seeds plus that of entities; what differs with both at once is
+    in either, and is taken out of one (Hillis, 2007, Statistics in Medicine 26, 596-619). Each part has a t
+    quantile, and the interval has the mean of the two, weighted by variance (Cochran, 1964, Biometrics 20,
+    191-195). A single seed is taken as it is: its interval says nothing of other seeds.
+
+    An entity's part is the sum of its examples' deviations from their languages' means, over all languages
+    (Liang and Zeger, 1986, Biometrika 73, 13-22). So translations count as one text, and texts that only one
+    language has count as different ones. Partly aligned data needs no strata: neither the size nor the mean
+    of a language is in the deviations.
+
+    ``docs/coverage.py`` simulates how often the truth is within: in 93 to 98 % of 1,000 runs, whether seeds,
+    texts or both decide. A bootstrap over seeds and texts is too wide where they decide at once (99 %), and
+    too narrow where a few seeds do (88 % with five); Satterthwaite's degrees of freedom (1946) in place of
+    Cochran's quantile give 92 % with three seeds and 87 % with two.
+
+    Args:
+        differences: For each language, 1 where only the model is right, -1 where only the other one is, and 0
+            elsewhere, shape ``(S, N)``; N may differ. Languages count alike.
+        entities: For each language, the entity of each example, at least 0, shape ``(N,)``.
+
+    Returns:
+        Lower and upper bound; both are the mean where neither seeds nor examples differ.
+    """
+    by_seed = np.mean([part.mean(axis=1) for part in differences], axis=0)  # (S,)
+    mean, n_seeds = float(by_seed.mean()), len(by_seed)
+    n_entities = [len(np.unique(part)) for part in entities]
+    deviations = _by_entity(differences, entities, n_entities)
+    of_seeds, of_entities = 0.0, float((deviations.mean(axis=0) ** 2).sum())
+    if n_seeds > 1:
+        of_both = float(deviations.var(axis=0, ddof=1).sum()) / n_seeds
+        of_seeds = float(by_seed.var(ddof=1)) / n_seeds
+        of_entities = max(0.0, of_entities - of_both)
+    variance = of_seeds + of_entities
+    if variance == 0:
+        return mean, mean
+    # The smallest language: where sizes differ, its variance is most of that of their average.
+    degrees = (max(1, n_seeds - 1), max(1, min(n_entities) - 1))
+    quantile = np.average(stdtrit(degrees, 0.975), weights=(of_seeds, of_entities))
+    half = float(quantile * variance**0.5)
+    return mean - half, mean + half
+
+
+def _by_entity(
+    differences: Sequence[NDArray[np.int64]],
+    entities: Sequence[NDArray[np.int64]],
+    n_entities: Sequence[int],
+) -> NDArray[np.float64]:
+    """Sum what each entity adds to the deviation of the mean over languages, shape ``(S, E)``."""
+    total = 1 + max(int(part.max()) for part in entities)
+    sums = np.zeros((len(differences[0]), total))
+    for of_language, about, n in zip(differences, entities, n_entities, strict=True):
+        # n / (n - 1) makes the variance unbiased, as it does for n independent values.
+        weight = (n / max(1, n - 1)) ** 0.5 / of_language.shape[1] / len(differences)
+        deviations = weight * (of_language - of_language.mean(axis=1, keepdims=True))
+        for seed, of_seed in enumerate(deviations):
+            sums[seed] += np.bincount(about, weights=of_seed, minlength=total)
+    return sums
