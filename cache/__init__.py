@@ -24,15 +24,18 @@ or, where only the k largest logits are kept, in place of ``logits``:
 
 The metadata ``mblm`` of Arrow's schema (JSON) or of Zarr's group holds ``schema`` (1), ``producer`` (id) and
 ``classes`` (C names). A file with a shard's name is complete; one whose bytes do not give its name is
-damaged. Nothing else is needed to read a folder, and any number of processes may add shards to it at once.
-The same example in two shards is harmless: both are of the same producer.
+damaged, one that cannot be read is not. A higher ``schema``, which facts and manifests have too, is a newer
+version's: who does not know it leaves the file alone. Nothing else is needed to read a folder, and any number
+of processes may add shards to it at once. The same example in two shards is harmless: both are of the same
+producer.
 
 ``producer.json`` holds the facts that decide a logit besides the text (digests of weights and tokenizer,
 model config, text fields, truncation, dtype, outputs); the producer id is the sha256 of their canonical JSON
 (sorted keys, no spaces, UTF-8). ``last_use.json`` says who used it last, for people and for ``cache gc``.
-``damaged/`` holds what ``cache repair`` set aside. ``manifest.json`` holds ``schema``, ``language``,
-``examples`` (a count) and ``producers``: for each its ``id``, ``facts`` and the names of its ``shards``.
-Shards that the manifest does not name are no part of the set.
+``damaged/`` holds what ``cache repair`` set aside, as it was, under its name or with a number behind it.
+``manifest.json`` holds ``schema``, ``language``, ``examples`` (a count) and ``producers``: for each its
+``id``, ``facts`` and the names of its ``shards``. Shards that the manifest does not name are no part of the
+set.
 """
 
 from cache.errors import (
@@ -43,6 +46,7 @@ from cache.errors import (
     NotFiniteError,
     ProducerError,
     StoreError,
+    UnreadableError,
 )
 from cache.files import write_atomically
 from cache.identity import ID_TYPE, Outputs, Producer, canonical_json, example_id, example_ids, file_digest
@@ -67,6 +71,7 @@ __all__ = [
     "SoftLabels",
     "Store",
     "StoreError",
+    "UnreadableError",
     "canonical_json",
     "example_id",
     "example_ids",

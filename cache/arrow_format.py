@@ -2,7 +2,8 @@
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,18 @@ def to_batch(soft_labels: SoftLabels) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=_schema(columns))
 
 
-def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.uint8], dict[str, Any]]:
+def read_metadata(data: bytes) -> Any:
+    """Give the JSON value of a shard's metadata, whatever its columns are.
+
+    Raises:
+        ValueError: This is no shard.
+    """
+    with _no_shard():
+        schema, _ = _begin(data)
+        return json.loads((schema.metadata or {}).get(_METADATA_KEY, b""))
+
+
+def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Take a shard apart; arrays are views of the bytes.
 
     The messages are read in their order, as a stream, so that what is checked is what is used: the footer,
@@ -51,20 +63,13 @@ def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.
         columns: The columns that it must have.
 
     Returns:
-        The metadata, the ids as bytes ``(N, 16)``, and the columns.
+        The ids as bytes ``(N, 16)``, and the columns.
 
     Raises:
         ValueError: This is no such shard.
     """
-    if not data.startswith(_MAGIC):
-        raise ValueError("it is not an Arrow file")
-    try:
-        messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(data).slice(len(_MAGIC)))
-        message = messages.read_next_message()
-        if message.type != "schema":  # pyarrow would take any message for one, and read out of bounds
-            raise ValueError("it does not begin with a schema")
-        schema = pa.ipc.read_schema(message)
-        metadata = json.loads((schema.metadata or {}).get(_METADATA_KEY, b""))
+    with _no_shard():
+        schema, messages = _begin(data)
         widths = {name: _with_width(column, name, schema) for name, column in columns.items()}
         if not schema.equals(_schema(widths)):
             raise ValueError("its columns are not those of the producer")
@@ -73,8 +78,6 @@ def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.
             raise ValueError("it does not begin with an uncompressed record batch")
         batch = pa.ipc.read_record_batch(message, schema)
         batch.validate(full=True)
-    except (OSError, pa.ArrowException, RecursionError, StopIteration, struct.error) as error:
-        raise ValueError(f"it is not a shard: {str(error).partition(chr(10))[0]}") from error
     flat = [array.flatten() if pa.types.is_fixed_size_list(array.type) else array for array in batch.columns]
     if any(array.null_count for array in [*batch.columns, *flat]):
         raise ValueError("it holds nulls")
@@ -83,7 +86,27 @@ def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.
     for (name, (_, width)), array in zip(widths.items(), flat[1:], strict=True):
         values = array.to_numpy()
         arrays[name] = values if width == SCALAR else values.reshape(-1, width)
-    return metadata, ids, arrays
+    return ids, arrays
+
+
+def _begin(data: bytes) -> tuple[pa.Schema, pa.ipc.MessageReader]:
+    """Read the schema; gives it and the reader of what comes after it."""
+    if not data.startswith(_MAGIC):
+        raise ValueError("it is not an Arrow file")
+    messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(data).slice(len(_MAGIC)))
+    message = messages.read_next_message()
+    if message.type != "schema":  # pyarrow would take any message for one, and read out of bounds
+        raise ValueError("it does not begin with a schema")
+    return pa.ipc.read_schema(message), messages
+
+
+@contextmanager
+def _no_shard() -> Iterator[None]:
+    """Turn what pyarrow raises for bytes in memory, an OSError too, into a ValueError."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, RecursionError, StopIteration, struct.error) as error:
+        raise ValueError(f"it is not a shard: {str(error).partition(chr(10))[0]}") from error
 
 
 def _schema(columns: Mapping[str, Column]) -> pa.Schema:

@@ -43,7 +43,8 @@ def compact(
 
     A merged shard is new, and written before its parts are deleted: whatever stops this, and whoever does the
     same at the same time, every soft label is in at least one shard. Who has listed a part that is gone finds
-    it in the merged shard, which is there by then. Damaged shards stay where they are.
+    it in the merged shard, which is there by then. Damaged shards stay where they are, and so do all others
+    that were not read.
 
     Args:
         root: The store.
@@ -52,13 +53,15 @@ def compact(
         on_bytes: Called with the size of each shard that is done.
 
     Raises:
-        ProducerError: The producer.json is absent, unreadable or not that of the id.
+        ProducerError: The producer.json is absent, no JSON or not that of the id.
+        UnreadableError: It, or a shard, cannot be read now. What was merged before is complete.
     """
     store = Store.open(root, producer_id)
     sizes = store.shards()
     n_repeated = 0
     for group in _groups(sizes):
         read = dict(store.read(group)) if len(group) > 1 else {}
+        store.require_readable()
         if len(read) > 1:
             together = SoftLabels.concatenate(list(read.values()))
             again, _ = Index(together.ids).repeats()

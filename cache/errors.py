@@ -19,6 +19,23 @@ class DamagedShardError(CacheError):
         self.reason = reason
 
 
+class UnreadableError(CacheError):
+    """A file or folder that is there, but cannot be read here and now.
+
+    Nobody knows what it holds: another user's file, a disk that fails for a moment, or what a newer version
+    wrote. So it is neither damaged nor missing, and nothing may be moved or deleted because of it.
+
+    Attributes:
+        path: The file or folder.
+        reason: Why it cannot be read.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path} cannot be read: {reason}")
+        self.path = path
+        self.reason = reason
+
+
 class NotFiniteError(CacheError):
     """Numbers that hold NaN or infinity; they are never written and never read.
 

@@ -40,7 +40,8 @@ def export(
         The number of examples.
 
     Raises:
-        ProducerError: The producer.json is absent, unreadable or not that of the id.
+        ProducerError: The producer.json is absent, no JSON or not that of the id.
+        UnreadableError: It, or a shard, cannot be read now.
         StoreError: There are no soft labels, or they changed meanwhile.
     """
     if file.is_dir():
@@ -69,6 +70,7 @@ def export(
             table = table.replace_schema_metadata({k: json.dumps(v) for k, v in facts.items()})
             writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
             writer.write_table(table)
+        store.require_readable()
         if start != len(first):
             raise StoreError(f"{store.folder} changed while it was read; run it again")
         if writer is not None:
@@ -85,6 +87,7 @@ def _first_of_each(store: Store, sizes: dict[str, int], on_bytes: Callable[[int]
     for name, soft_labels in store.read(sizes):
         ids.append(soft_labels.ids)
         on_bytes(sizes[name])
+    store.require_readable()
     if store.damaged:
         raise StoreError(
             f"{len(store.damaged)} shards of {store.folder} are damaged; "

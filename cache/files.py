@@ -1,6 +1,7 @@
 """A folder of files on this machine, or anywhere that fsspec reaches."""
 
 import errno
+import itertools
 import os
 import secrets
 import stat
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cache.errors import StoreError
+from cache.errors import CacheError, StoreError, UnreadableError
 
 _TEMPORARY = ".tmp"
 
@@ -65,12 +66,13 @@ class Folder:
 
         Raises:
             StoreError: The place cannot be reached.
+            UnreadableError: The folder is there, but cannot be listed.
         """
-        with self._reaching():
-            try:
+        try:
+            with self._reading(self.url):
                 found = self._fs.ls(self._path, detail=True)
-            except FileNotFoundError:
-                return {}
+        except FileNotFoundError:
+            return {}
         entries = {}
         for info in found:
             name = info["name"].rstrip("/").rpartition("/")[2]
@@ -94,8 +96,9 @@ class Folder:
             FileNotFoundError: It is not there, or no longer.
             ValueError: It is larger than `limit`, or no plain file.
             StoreError: The place cannot be reached.
+            UnreadableError: The file is there, but cannot be read.
         """
-        with self._reaching():
+        with self._reading(f"{self.url}/{name}"):
             if self.is_local:
                 data = _read_local(self._join(name), limit)
             else:
@@ -105,9 +108,18 @@ class Folder:
         return data
 
     def exists(self, name: str) -> bool:
-        """Tell whether a file is there now."""
-        with self._reaching():
-            return bool(self._fs.exists(self._join(name)))
+        """Tell whether a file is there now.
+
+        Raises:
+            StoreError: The place cannot be reached.
+            UnreadableError: Nobody may tell.
+        """
+        try:
+            with self._reading(f"{self.url}/{name}"):
+                self._fs.info(self._join(name))  # `exists` of fsspec takes any error for an answer
+        except FileNotFoundError:
+            return False
+        return True
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a file that is never seen half-written, and is kept when this returns.
@@ -132,10 +144,41 @@ class Folder:
             except FileNotFoundError:
                 return
 
+    def move(self, name: str, into: str) -> str:
+        """Move a file into a folder of this one. No moment, and no error, leaves its bytes without a name.
+
+        On a disk it is renamed. An object store copies it, and it is deleted once the copy is complete, if it
+        is still the file that was copied. Nothing that lies in the folder is replaced.
+
+        Args:
+            name: The file.
+            into: The folder's name.
+
+        Returns:
+            The file's name there: its own, or with a number behind it where that is taken.
+
+        Raises:
+            FileNotFoundError: It is not there, or no longer: another process may have moved it.
+            StoreError: It cannot be moved, and is where it was.
+        """
+        if self.is_local:
+            return _move_local(Path(self._join(name)), Path(self._join(into)))
+        there, source = self.folder(into), self._join(name)
+        with self._reaching():
+            before = self._fs.info(source)
+            moved = next(one for one in _numbered(name) if not there.exists(one))
+            self._fs.cp_file(source, there._join(moved))
+            if self._fs.info(there._join(moved))["size"] != before["size"]:
+                raise StoreError(f"the copy of {self.url}/{name} in {there} is not complete; run it again")
+            if self._fs.info(source) == before:  # and not what another process has written anew
+                self._fs.rm_file(source)
+        return moved
+
     def delete_if_empty(self) -> None:
         """Delete the folder itself, where folders are things of their own and this one is empty."""
         if not self.list():
-            with suppress(OSError):  # it is not there, or never was on an object store
+            # It is not there, or never was on an object store; no disk deletes what is no longer empty.
+            with suppress(OSError):
                 self._fs.rmdir(self._path)
 
     def _join(self, name: str) -> str:
@@ -146,25 +189,100 @@ class Folder:
         """Say in one line what a client of a remote place raises; its errors have no stable type."""
         try:
             yield
-        except FileNotFoundError:
+        except (CacheError, FileNotFoundError):
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.ESTALE:
-                # A network disk's word for: it was there when it was listed.
-                raise FileNotFoundError(errno.ENOENT, "gone", self.url) from error
             if self.is_local:
                 raise
-            first_line = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise StoreError(f"cannot use {self.url}: {first_line}") from error
+            raise StoreError(f"cannot use {self.url}: {_first_line(error)}") from error
+
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        """Tell what cannot be read from what is not there, and from a place that cannot be reached at all.
+
+        Of a remote place, only what may not be read is a matter of one file: whoever goes on without a file
+        because of a lost connection would go on without all of them.
+        """
+        with self._reaching():
+            try:
+                yield
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if self.is_local or isinstance(error, PermissionError):
+                    raise UnreadableError(path, error.strerror or _first_line(error)) from error
+                raise
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _read_local(path: str, limit: int) -> bytes:
-    # Not blocking: opening a pipe that has a file's name would wait for a writer for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is no plain file")
-        return file.read(limit + 1)
+    try:
+        # Not blocking: opening a pipe that has a file's name would wait for a writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError("it is no plain file")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(limit + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # a network disk's word for: it was there when it was listed
+            raise FileNotFoundError(errno.ENOENT, "gone", path) from error
+        raise
+
+
+def _move_local(source: Path, folder: Path) -> str:
+    try:
+        folder.mkdir(exist_ok=True)
+        target = _new_file(folder, source.name)  # a rename replaces whatever has the name
+        taken = target.stat()
+        try:
+            source.replace(target)
+        except BaseException:
+            if os.path.samestat(taken, target.lstat()):  # it is not the source by now
+                target.unlink()
+            raise
+        _flush(folder)
+        _flush(source.parent)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot move {source} to {folder}: {error.strerror}") from error
+    return target.name
+
+
+def _new_file(folder: Path, name: str) -> Path:
+    """Make an empty file of this name, or the first numbered one that nobody has taken."""
+    for one in _numbered(name):
+        with suppress(FileExistsError):
+            (folder / one).touch(exist_ok=False)
+            break
+    return folder / one
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """Give a name, and then the same with a number behind it, from 1 on."""
+    yield name
+    yield from (f"{name}.{number}" for number in itertools.count(1))
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file on this machine that is no part of a store.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        UnreadableError: It is there, but cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableError(str(path), error.strerror or str(error)) from error
 
 
 def is_temporary(name: str) -> bool:
@@ -187,7 +305,12 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
+    _flush(path.parent)
+
+
+def _flush(folder: Path) -> None:
+    """Let a folder's names be on disk when this returns."""
+    directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
     except OSError as error:

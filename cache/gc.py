@@ -1,8 +1,11 @@
 """Delete producers that nobody needs: unused for long, above a size, or referred to by no experiment."""
 
 import json
+import os
+import re
 import subprocess
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,12 +14,13 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from cache.errors import StoreError
-from cache.files import Folder, is_temporary
+from cache.errors import ProducerError, StoreError, UnreadableError
+from cache.files import Folder, is_temporary, read_file
+from cache.identity import require_known_schema
 from cache.label_set import MANIFEST
 from cache.ls import Listed, describe, ls
 from cache.shards import ShardName
-from cache.store import FACTS, LAST_USE, SET_ASIDE
+from cache.store import FACTS, LAST_USE, SET_ASIDE, Store
 
 GRACE = timedelta(days=1)
 """What was used more recently is kept where references decide: its experiment may still be running."""
@@ -47,6 +51,10 @@ def plan(
         max_size: Then also choose the longest unused ones until the store has at most so many bytes.
         referenced: Never choose these producers; without `unused_for` and `max_size`, choose all others that
             nobody used within ``GRACE``.
+
+    Raises:
+        UnreadableError: It is not known when a producer was used last, or one of those that would go has
+            files that cannot be read: they may be somebody's who keeps them, or a newer version's.
     """
     now = datetime.now(UTC)
     listed = ls(root)
@@ -64,7 +72,20 @@ def plan(
             if size > max_size and one.producer not in victims:
                 victims[one.producer] = Victim(one, "longest unused, and the store is too large")
                 size -= one.size
+    for producer in victims:
+        _require_readable(root, producer)
     return list(victims.values())
+
+
+def _require_readable(root: str | Path, producer: str) -> None:
+    """Look at the producer.json and the first byte of each shard."""
+    folder = Folder(root).folder(producer)
+    with suppress(ProducerError):
+        Store.open(root, producer)
+    for name in folder.list():
+        if ShardName.parse(name) is not None:
+            with suppress(FileNotFoundError, ValueError):  # it is gone, or has more bytes
+                folder.read(name, limit=1)
 
 
 def delete(root: str | Path, victim: Victim) -> bool:
@@ -81,18 +102,17 @@ def delete(root: str | Path, victim: Victim) -> bool:
     entries = folder.list()
     if SET_ASIDE in entries and entries[SET_ASIDE].is_folder:
         aside = folder.folder(SET_ASIDE)
-        _delete_ours(aside)
+        for name, entry in aside.list().items():
+            moved = re.sub(r"\.[0-9]+$", "", name)  # the number is put behind a name that was taken
+            if not entry.is_folder and (ShardName.parse(moved) or moved == FACTS or is_temporary(name)):
+                aside.delete(name)
         aside.delete_if_empty()
-    _delete_ours(folder)
-    folder.delete(FACTS)
-    folder.delete_if_empty()
-    return True
-
-
-def _delete_ours(folder: Folder) -> None:
     for name, entry in folder.list().items():
         if not entry.is_folder and (ShardName.parse(name) or is_temporary(name) or name == LAST_USE):
             folder.delete(name)
+    folder.delete(FACTS)
+    folder.delete_if_empty()
+    return True
 
 
 def referenced_by(clone: Path, *, ignore_missing: bool = False) -> set[str]:
@@ -108,9 +128,10 @@ def referenced_by(clone: Path, *, ignore_missing: bool = False) -> set[str]:
     Raises:
         StoreError: It is none, or the soft labels of an experiment are not in its DVC cache, so that nobody
             can tell whose they are.
+        UnreadableError: Something of it is there, but cannot be read, which is not the same.
     """
-    manifests = [path.read_bytes() for path in clone.glob(f"{_SOFT_LABELS}**/{MANIFEST}")]
-    found = set().union(*map(_producers_of, manifests))
+    here = [path for path in _files(clone / _SOFT_LABELS) if path.name == MANIFEST]
+    found = set().union(*map(_producers_of, here))
     digests = set()
     for lock in _locks(clone):
         try:
@@ -147,11 +168,16 @@ def _locks(clone: Path) -> list[Any]:
         raise StoreError(f"{clone} is not the top folder of a clone")
     if git("rev-parse", "--is-shallow-repository") == "true":
         raise StoreError(f"{clone} has not its whole history; get it with: git fetch --unshallow")
+    # Git takes references and their logs for absent where it may not read them, and says nothing.
+    common = clone / git("rev-parse", "--git-common-dir")
+    for path in (path for part in ("logs", "refs", "worktrees") for path in _files(common / part)):
+        with suppress(FileNotFoundError):  # Git has just deleted it
+            read_file(path)
     commits = git("log", "--all", "--reflog", "--full-history", "-m", "--format=%H", "--", "dvc.lock").split()
     trees = [line for commit in set(commits) for line in git("ls-tree", commit, "dvc.lock").splitlines()]
     texts = [git("cat-file", "blob", blob) for blob in sorted({line.split()[2] for line in trees})]
-    if (clone / "dvc.lock").is_file():
-        texts.append((clone / "dvc.lock").read_text(encoding="utf-8"))
+    with suppress(FileNotFoundError):
+        texts.append(read_file(clone / "dvc.lock").decode())
     if not texts:
         raise StoreError(f"{clone} has no dvc.lock in any commit, so nothing tells what it refers to")
     try:
@@ -161,25 +187,53 @@ def _locks(clone: Path) -> list[Any]:
         raise StoreError(f"{clone}: a version of dvc.lock is not YAML: {line}") from error
 
 
-def _manifests(clone: Path, digest: str) -> list[bytes]:
-    """Read the manifests of a language's soft-label sets from the clone's DVC cache; all or none."""
+def _files(top: Path) -> Iterator[Path]:
+    """Find all files in a folder, if it is there; `Path.glob` takes what it may not list for empty."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise UnreadableError(str(error.filename), error.strerror or str(error)) from error
+
+    for folder, _, names in os.walk(top, onerror=refuse):
+        yield from (Path(folder, name) for name in names)
+
+
+def _manifests(clone: Path, digest: str) -> list[Path]:
+    """Find the manifests of a language's soft-label sets in the clone's DVC cache; all or none."""
     from dvc.exceptions import DvcException  # slow imports
     from dvc.repo import Repo
 
     try:
         with Repo(str(clone)) as repo:
             path = repo.cache.local.oid_to_path
-            files = json.loads(Path(path(digest)).read_bytes())
-            inside = [file["md5"] for file in files if Path(file["relpath"]).name == MANIFEST]
-            return [Path(path(manifest)).read_bytes() for manifest in inside]
     except DvcException as error:
         raise StoreError(f"{clone} is not a clone with DVC: {error}") from error
-    except (OSError, ValueError):
-        return []
-
-
-def _producers_of(manifest: bytes) -> set[str]:
+    listed = Path(path(digest))
     try:
-        return {str(producer["id"]) for producer in json.loads(manifest)["producers"]}
+        files = json.loads(read_file(listed))
+        inside = [Path(path(file["md5"])) for file in files if Path(file["relpath"]).name == MANIFEST]
+    except FileNotFoundError:
+        return []
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"a manifest of soft labels is not readable ({error!r})") from error
+        raise StoreError(
+            f"{listed} in the DVC cache of {clone} is no list of files ({error!r}); delete it, and get "
+            "it again with: dvc fetch --all-commits"
+        ) from error
+    return inside if all(map(_is_there, inside)) else []
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        read_file(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _producers_of(manifest: Path) -> set[str]:
+    try:
+        values = json.loads(read_file(manifest))
+        require_known_schema(str(manifest), values)
+        return {str(producer["id"]) for producer in values["producers"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{manifest}, a manifest of soft labels, is not readable ({error!r})") from error

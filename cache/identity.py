@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
-from cache.errors import ProducerError
+from cache.errors import ProducerError, UnreadableError
 
 ID_TYPE = pa.binary(16)
 """Arrow type of an example id."""
 
 SCHEMA_VERSION = 1
+"""The schema that is written, of shards, manifests and facts; all up to it are read."""
 
 # The files that transformers' tokenizers read; those that tokenizer_config.json names come to them.
 _TOKENIZER_FILES = (
@@ -37,6 +38,25 @@ _VOLATILE_KEYS = frozenset(
     {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "label2id"}
     | {"_commit_hash", "is_local", "local_files_only", "use_cache"}
 )
+
+
+def require_known_schema(path: str, values: Any) -> None:
+    """Refuse what a newer version wrote. What names no schema is left to those who know what it must hold.
+
+    Args:
+        path: The file, for the message.
+        values: JSON values: metadata of a shard, a manifest, or the facts of a producer.
+
+    Raises:
+        UnreadableError: Their ``schema`` is above ``SCHEMA_VERSION``.
+    """
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        found = schema if schema < 10**6 else "above a million"  # a number in a file can have any length
+        raise UnreadableError(
+            path,
+            f"written by a newer version (schema {found}; this one reads up to {SCHEMA_VERSION}); upgrade",
+        )
 
 
 def example_id(*fields: str) -> bytes:

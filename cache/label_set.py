@@ -9,9 +9,9 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from cache.errors import CacheError, ManifestError, MissingSoftLabelsError
-from cache.files import Folder, is_temporary, write_atomically
-from cache.identity import SCHEMA_VERSION, Producer, canonical_json
+from cache.errors import CacheError, ManifestError, MissingSoftLabelsError, ProducerError, UnreadableError
+from cache.files import Folder, is_temporary, read_file, write_atomically
+from cache.identity import SCHEMA_VERSION, Producer, canonical_json, require_known_schema
 from cache.lookup import Lookup
 from cache.shards import ShardName, read_shard, write_shard
 from cache.soft_labels import SoftLabels
@@ -93,17 +93,14 @@ class SoftLabelSet:
 
         Raises:
             ManifestError: There is no manifest, or it does not match what lies beside it.
+            UnreadableError: It cannot be read now, or a newer version wrote it.
         """
 
         def refuse(reason: str) -> ManifestError:
             return ManifestError(folder=str(folder), language=language, reason=reason)
 
         try:
-            data = (folder / MANIFEST).read_bytes()
-        except FileNotFoundError:
-            raise refuse("there are no soft labels") from None
-        try:
-            manifest: dict[str, Any] = json.loads(data)
+            manifest = _load(folder / MANIFEST)
             n_examples, found_language = manifest["examples"], manifest["language"]
             entries = manifest["producers"]
             producers = [Producer(entry["facts"]) for entry in entries]
@@ -114,7 +111,9 @@ class SoftLabelSet:
             }
             ids = [entry["id"] for entry in entries]
             kinds = [(producer.classes, producer.columns) for producer in producers]
-        except (AttributeError, CacheError, KeyError, RecursionError, TypeError, ValueError) as error:
+        except FileNotFoundError:
+            raise refuse("there are no soft labels") from None
+        except (AttributeError, KeyError, ProducerError, RecursionError, TypeError, ValueError) as error:
             raise refuse(f"the manifest is not readable ({error!r})") from error
         if found_language != language:
             raise refuse(f"the soft labels are of language '{found_language}'")
@@ -122,12 +121,12 @@ class SoftLabelSet:
             raise refuse("a producer id of the manifest is not that of its facts")
         if not kinds or any(kind != kinds[0] for kind in kinds):
             raise refuse("its producers do not fit together")
+        rows = _rows_by_shard(folder)
         n_found = 0
         for name in shards:
-            parsed = ShardName.parse(name)
-            if parsed is None or not (folder / name).is_file():
+            if name not in rows:
                 raise refuse(f"shard {name} of the manifest is not there")
-            n_found += parsed.rows
+            n_found += rows[name]
         if n_found != n_examples:
             raise refuse(f"{n_found} soft labels where the manifest says {n_examples}")
         return cls(folder, language, producers, shards)
@@ -147,6 +146,7 @@ class SoftLabelSet:
 
         Raises:
             ManifestError: A shard is damaged.
+            UnreadableError: A shard cannot be read now, or a newer version wrote it.
             MissingSoftLabelsError: An example has no soft label.
         """
         if isinstance(ids, pa.ChunkedArray):
@@ -155,6 +155,8 @@ class SoftLabelSet:
         for name, producer in self.shards.items():
             try:
                 lookup.fill(read_shard(Folder(self.folder), name, producer=producer))
+            except UnreadableError:
+                raise  # to write the soft labels again is no answer to it
             except (CacheError, OSError, ValueError) as error:
                 raise ManifestError(
                     folder=str(self.folder), language=self.language, reason=str(error)
@@ -165,3 +167,18 @@ class SoftLabelSet:
                 language=self.language, missing=n_missing, total=len(ids), folder=str(self.folder)
             )
         return lookup.soft_labels()
+
+
+def _load(path: Path) -> Any:
+    """Read a manifest, unless it or the facts in it are of a newer version."""
+    manifest = json.loads(read_file(path))
+    require_known_schema(str(path), manifest)
+    for producer in manifest["producers"]:
+        require_known_schema(str(path), producer["facts"])
+    return manifest
+
+
+def _rows_by_shard(folder: Path) -> dict[str, int]:
+    entries = Folder(folder).list().items()
+    parsed = {name: ShardName.parse(name) for name, entry in entries if not entry.is_folder}
+    return {name: shard.rows for name, shard in parsed.items() if shard is not None}

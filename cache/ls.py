@@ -1,9 +1,11 @@
 """What lies in a store: its producers, by their last use."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cache.errors import UnreadableError
 from cache.files import Folder
 from cache.shards import ShardName
 from cache.store import LAST_USE, LastUse, producer_ids
@@ -34,13 +36,45 @@ class Listed:
     last_use: datetime
 
 
-def ls(root: str | Path) -> list[Listed]:
-    """List a store's producers, the last used first. Nothing but names and ``last_use.json`` is read."""
-    return sorted((describe(root, one) for one in producer_ids(root)), key=lambda one: one.last_use)[::-1]
+OnUnreadable = Callable[[UnreadableError], None]
+"""Called with what cannot be read, for those who want to know the rest nevertheless."""
 
 
-def describe(root: str | Path, producer: str) -> Listed:
-    """Tell what names and ``last_use.json`` tell of a producer."""
+def refuse(error: UnreadableError) -> None:
+    """Raise it: the answer of all who decide by what is listed."""
+    raise error
+
+
+def ls(root: str | Path, *, on_unreadable: OnUnreadable = refuse) -> list[Listed]:
+    """List a store's producers, the last used first. Nothing but names and ``last_use.json`` is read.
+
+    Args:
+        root: The store.
+        on_unreadable: Unless it raises, a producer whose folder cannot be listed is left out.
+
+    Raises:
+        UnreadableError: A folder or a ``last_use.json`` is there, but cannot be read.
+    """
+    found = []
+    for producer in producer_ids(root):
+        try:
+            found.append(describe(root, producer, on_unreadable=on_unreadable))
+        except UnreadableError as error:
+            on_unreadable(error)
+    return sorted(found, key=lambda one: one.last_use)[::-1]
+
+
+def describe(root: str | Path, producer: str, *, on_unreadable: OnUnreadable = refuse) -> Listed:
+    """Tell what names and ``last_use.json`` tell of a producer.
+
+    Args:
+        root: The store.
+        producer: Its id.
+        on_unreadable: Unless it raises, a ``last_use.json`` that cannot be read counts as absent.
+
+    Raises:
+        UnreadableError: The folder is there, but cannot be listed.
+    """
     folder = Folder(root).folder(producer)
     entries = folder.list()
     shards = {
@@ -50,7 +84,10 @@ def describe(root: str | Path, producer: str) -> Listed:
     }
     use = None
     if LAST_USE in entries:
-        use = LastUse.read(folder)
+        try:
+            use = LastUse.read(folder)
+        except UnreadableError as error:
+            on_unreadable(error)
     written = [entries[name].modified for name in shards]
     return Listed(
         producer=producer,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cache.errors import DamagedShardError, ProducerError
 from cache.files import Folder, is_temporary
-from cache.shards import MAX_BYTES, ShardName, read_bytes
+from cache.shards import ShardName, read_bytes
 from cache.store import FACTS, SET_ASIDE, Store
 
 _ABANDONED = timedelta(days=1)
@@ -34,20 +34,31 @@ def repair(root: str | Path, producer_id: str) -> Repaired:
     The good shards stay as they are; what killed writers left half-written is deleted after a day. Without
     a producer.json, shards are checked by their digests alone; the next run of stage one writes it again
     and checks the rest.
+
+    Raises:
+        UnreadableError: A file cannot be read, so that nobody knows whether it is damaged. Nothing was moved.
     """
     folder = Folder(root).folder(producer_id)
+    before = folder.list()
     try:
         store = Store.open(root, producer_id)
     except ProducerError as error:
-        damaged = {FACTS: str(error)} if FACTS in folder.list() else {}
+        damaged = {FACTS: str(error)} if FACTS in before else {}
         damaged |= _by_digest(folder)
     else:
         for _ in store.read(store.shards()):
             pass
+        store.require_readable()
         damaged = {name: error.reason for name, error in store.damaged.items()}
-    for name in damaged:
-        with suppress(FileNotFoundError):  # another process repairs, too
-            _set_aside(folder, name)
+    # Another process may have set aside and labelled again meanwhile, which gives good files of these names.
+    damaged = {name: reason for name, reason in damaged.items() if name in before}
+    for name in list(damaged):
+        now = folder.list().get(name)
+        if now == before[name]:
+            with suppress(FileNotFoundError):  # another process repairs, too
+                folder.move(name, SET_ASIDE)
+        elif now:
+            del damaged[name]
     for name, entry in folder.list().items():
         if is_temporary(name) and entry.modified and datetime.now(UTC) - entry.modified > _ABANDONED:
             folder.delete(name)
@@ -66,14 +77,3 @@ def _by_digest(folder: Folder) -> dict[str, str]:
             except FileNotFoundError:
                 continue
     return damaged
-
-
-def _set_aside(folder: Folder, name: str) -> None:
-    try:
-        data = folder.read(name, limit=MAX_BYTES)
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        data = b""  # nothing that can be kept
-    folder.folder(SET_ASIDE).write(name, data)
-    folder.delete(name)

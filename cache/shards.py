@@ -11,7 +11,7 @@ import pyarrow as pa
 from cache import arrow_format, zarr_format
 from cache.errors import DamagedShardError, NotFiniteError
 from cache.files import Folder
-from cache.identity import ID_TYPE, SCHEMA_VERSION, Producer
+from cache.identity import ID_TYPE, SCHEMA_VERSION, Producer, require_known_schema
 from cache.soft_labels import SoftLabels
 
 MAX_BYTES = 1 << 30
@@ -88,6 +88,7 @@ def read_shard(folder: Folder, name: str, *, producer: Producer) -> SoftLabels:
     Raises:
         DamagedShardError: The bytes are not those that the name's digest was made from, or they are not a
             shard of this producer.
+        UnreadableError: It cannot be read now, or a newer version wrote it.
         FileNotFoundError: It is not there, or no longer.
     """
     path = f"{folder}/{name}"
@@ -97,9 +98,11 @@ def read_shard(folder: Folder, name: str, *, producer: Producer) -> SoftLabels:
         if parsed is None:
             raise ValueError("its name is not a shard's")
         codec = next(codec for codec in _FORMATS.values() if parsed.extension == codec.EXTENSION)
-        metadata, ids, columns = codec.decode(data, producer.columns)
-        if not isinstance(metadata, dict) or metadata.get("schema") != SCHEMA_VERSION:
-            raise ValueError(f"it is not of schema version {SCHEMA_VERSION}")
+        metadata = codec.read_metadata(data)
+        require_known_schema(path, metadata)  # before its columns are looked at, which may be other ones
+        if not isinstance(metadata, dict) or metadata.get("schema") not in range(1, SCHEMA_VERSION + 1):
+            raise ValueError("it names no schema version")
+        ids, columns = codec.decode(data, producer.columns)
         if metadata.get("producer") != producer.id:
             raise ValueError(f"it belongs to producer {metadata.get('producer')}")
         if metadata.get("classes") != producer.classes:
@@ -127,16 +130,13 @@ def read_bytes(folder: Folder, name: str) -> bytes:
     """Read a shard's bytes and check that they are those that its name promises.
 
     Raises:
-        DamagedShardError: They are not.
+        DamagedShardError: They are not, or this is no file that can be a shard.
+        UnreadableError: It cannot be read now.
         FileNotFoundError: It is not there, or no longer.
     """
     path = f"{folder}/{name}"
     try:
         data = folder.read(name, limit=MAX_BYTES)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise DamagedShardError(path, f"it cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise DamagedShardError(path, str(error)) from error
     parsed = ShardName.parse(name)

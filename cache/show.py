@@ -34,7 +34,8 @@ def show(root: str | Path, producer_id: str) -> Shown:
     """Describe a producer.
 
     Raises:
-        ProducerError: Its producer.json is absent, unreadable or not that of the id.
+        ProducerError: Its producer.json is absent, no JSON or not that of the id.
+        UnreadableError: It cannot be read now, or a newer version wrote it.
     """
     store = Store.open(root, producer_id)
     shards = {}

@@ -13,9 +13,9 @@ from typing import Any, Self
 import platformdirs
 import pyarrow as pa
 
-from cache.errors import CacheError, DamagedShardError, ProducerError, StoreError
+from cache.errors import CacheError, DamagedShardError, ProducerError, StoreError, UnreadableError
 from cache.files import Folder, is_temporary
-from cache.identity import Producer, canonical_json
+from cache.identity import Producer, canonical_json, require_known_schema
 from cache.lookup import Lookup
 from cache.shards import ShardName, read_shard, write_shard
 from cache.soft_labels import SoftLabels
@@ -66,7 +66,11 @@ class LastUse:
 
     @classmethod
     def read(cls, folder: Folder) -> Self | None:
-        """Read a producer's ``last_use.json``; None where it is absent or makes no sense."""
+        """Read a producer's ``last_use.json``; None where it is absent or makes no sense.
+
+        Raises:
+            UnreadableError: It is there, but cannot be read.
+        """
         try:
             values = json.loads(folder.read(LAST_USE, limit=MAX_JSON))
             at = datetime.fromisoformat(values["at"]).astimezone(UTC)
@@ -88,6 +92,7 @@ class Store:
         folder: ``<root>/<producer id>``.
         producer: Whose soft labels these are.
         damaged: The damaged shards that were met, by name.
+        unreadable: The shards that were met and could not be read, by name, and so a producer.json.
     """
 
     def __init__(self, root: str | Path, producer: Producer) -> None:
@@ -95,6 +100,7 @@ class Store:
         self.folder = Folder(root).folder(producer.id)
         self.producer = producer
         self.damaged: dict[str, DamagedShardError] = {}
+        self.unreadable: dict[str, UnreadableError] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     @classmethod
@@ -102,7 +108,8 @@ class Store:
         """Open what lies in a store, by its producer's id.
 
         Raises:
-            ProducerError: Its producer.json is absent, unreadable or not that of the id.
+            ProducerError: Its producer.json is absent, no JSON or not that of the id.
+            UnreadableError: It cannot be read now, or a newer version wrote it.
         """
         folder = Folder(root).folder(producer_id)
         return cls(root, _read_producer(folder, producer_id))
@@ -119,16 +126,16 @@ class Store:
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, SoftLabels]]:
         """Read and check shards, a few at once, in the order of their names.
 
-        A damaged shard counts as absent and is listed in `damaged`; one that vanished, because another
-        process merged or deleted it since it was listed, is left out.
+        A damaged shard counts as absent and is listed in `damaged`, one that cannot be read in `unreadable`;
+        one that vanished, because another process merged or deleted it since it was listed, is left out.
         """
 
-        def read_one(name: str) -> SoftLabels | DamagedShardError | None:
+        def read_one(name: str) -> SoftLabels | DamagedShardError | UnreadableError | None:
             try:
                 return read_shard(self.folder, name, producer=self.producer)
             except FileNotFoundError:
                 return None
-            except DamagedShardError as error:
+            except (DamagedShardError, UnreadableError) as error:
                 return error
 
         ordered = sorted(names)
@@ -137,16 +144,41 @@ class Store:
             for start in range(0, len(ordered), at_once):
                 some = ordered[start : start + at_once]
                 for name, result in zip(some, pool.map(read_one, some), strict=True):
-                    if isinstance(result, SoftLabels) and result.shapes() != self._shapes:
-                        if self._shapes:
-                            reason = "its columns are not those of the producer's other shards"
-                            result = DamagedShardError(f"{self.folder}/{name}", reason)
-                        else:
-                            self._shapes = result.shapes()
+                    if isinstance(result, SoftLabels):
+                        result = self._fitting(name, result)
                     if isinstance(result, DamagedShardError):
                         self.damaged[name] = result
+                    elif isinstance(result, UnreadableError):
+                        self.unreadable[name] = result
                     elif result is not None:
                         yield name, result
+
+    def _fitting(self, name: str, soft_labels: SoftLabels) -> SoftLabels | DamagedShardError:
+        """Compare a shard's columns with those of the producer's other shards."""
+        self._shapes = self._shapes or soft_labels.shapes()
+        if soft_labels.shapes() == self._shapes:
+            return soft_labels
+        reason = "its columns are not those of the producer's other shards"
+        return DamagedShardError(f"{self.folder}/{name}", reason)
+
+    def require_readable(self) -> None:
+        """Refuse to go on where nobody knows what some shards hold.
+
+        Raises:
+            UnreadableError: A shard that was met could not be read.
+        """
+        for error in self.unreadable.values():
+            raise error
+
+    def require_own(self) -> None:
+        """Refuse a folder that belongs to another producer; it may also be nobody's yet.
+
+        Raises:
+            ProducerError: Its producer.json is no JSON, or another producer's.
+            UnreadableError: Its producer.json cannot be read now, or a newer version wrote it.
+        """
+        if self.folder.exists(FACTS):
+            _read_producer(self.folder, self.producer.id)
 
     def look_up(self, ids: pa.FixedSizeBinaryArray, *, overflow: Path | None = None) -> Lookup:
         """Find the soft labels of examples.
@@ -158,8 +190,10 @@ class Store:
         Raises:
             ProducerError: The folder's producer.json belongs to another producer.
         """
-        if self.folder.exists(FACTS):  # it is not where nobody has appended yet
-            _read_producer(self.folder, self.producer.id)
+        try:
+            self.require_own()
+        except UnreadableError as error:  # each shard says whose it is
+            self.unreadable[FACTS] = error
         lookup = Lookup(ids, overflow=overflow)
         self.update(lookup)
         return lookup
@@ -175,8 +209,12 @@ class Store:
                 lookup.fill(soft_labels)
 
     def create(self) -> None:
-        """Write producer.json: a store that cannot be written to is noticed before the work."""
-        self.folder.write(FACTS, canonical_json(self.producer.facts))
+        """Write producer.json: a store that cannot be written to is noticed before the work.
+
+        One that was met and could not be read stays as it is.
+        """
+        if FACTS not in self.unreadable:
+            self.folder.write(FACTS, canonical_json(self.producer.facts))
 
     def append(self, soft_labels: SoftLabels, *, format_: str = "arrow", unique: bool = False) -> str:
         """Add soft labels as one new shard. They are on disk when this returns.
@@ -215,11 +253,18 @@ class Store:
 
 
 def producer_ids(root: str | Path) -> list[str]:
-    """List the producers in a store: the folders of an id's name that hold a shard or a producer.json."""
+    """List the producers in a store: the folders of an id's name that hold a shard or a producer.json.
+
+    One that cannot be listed is among them: whoever opens it will say so.
+    """
     found = []
     for name, entry in Folder(root).list().items():
         if entry.is_folder and _PRODUCER_ID.fullmatch(name):
-            inside = Folder(root).folder(name).list()
+            try:
+                inside = Folder(root).folder(name).list()
+            except UnreadableError:
+                found.append(name)
+                continue
             if FACTS in inside or any(ShardName.parse(one) for one in inside):
                 found.append(name)
     return found
@@ -250,11 +295,16 @@ def _read_producer(folder: Folder, producer_id: str) -> Producer:
         raise ProducerError(f"{path} is not there; {mend}") from None
     except (RecursionError, ValueError) as error:
         raise ProducerError(f"{path} is not JSON ({error}); {mend}") from error
+    require_known_schema(path, facts)
     try:
         producer = Producer(facts)
-        _ = producer.columns
-        if producer.id == producer_id:
-            return producer
+        is_own = producer.id == producer_id
     except (ProducerError, RecursionError, TypeError, ValueError):
-        pass
-    raise ProducerError(f"{path} describes another producer; {mend}")
+        is_own = False
+    if not is_own:
+        raise ProducerError(f"{path} describes another producer; {mend}")
+    try:
+        _ = producer.columns
+    except (ProducerError, TypeError, ValueError) as error:  # these are the producer's facts nevertheless
+        raise UnreadableError(path, str(error)) from error
+    return producer

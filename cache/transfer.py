@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.errors import DamagedShardError
+from cache.errors import DamagedShardError, UnreadableError
 from cache.files import Folder
 from cache.shards import read_bytes
 from cache.store import LAST_USE, LastUse, Store
@@ -40,12 +40,16 @@ def compare(source: str | Path, target: str | Path, producer_ids: Iterable[str])
     """Find the shards that a target lacks, or has in another size, which is a copy that was cut off.
 
     Raises:
-        ProducerError: A producer.json of the source is absent, unreadable or not that of the id.
+        ProducerError: A producer.json of the source is absent, or one here or there is no JSON or not that of
+            the id.
+        UnreadableError: A producer.json cannot be read now, or a newer version wrote it.
     """
     missing, present = {}, 0
     for producer_id in producer_ids:
         store = Store.open(source, producer_id)
-        here, there = store.shards(), Store(target, store.producer).shards()
+        copied = Store(target, store.producer)
+        copied.require_own()
+        here, there = store.shards(), copied.shards()
         missing[producer_id] = {name: size for name, size in here.items() if there.get(name) != size}
         present += len(here) - len(missing[producer_id])
     return Plan(missing, present)
@@ -53,7 +57,7 @@ def compare(source: str | Path, target: str | Path, producer_ids: Iterable[str])
 
 def copy(
     source: str | Path, target: str | Path, todo: Plan, *, on_bytes: Callable[[int], None]
-) -> tuple[list[DamagedShardError], list[str]]:
+) -> tuple[list[DamagedShardError | UnreadableError], list[str]]:
     """Copy shards. What is stopped goes on where it was, for a shard that arrived is no longer missing.
 
     A shard that vanishes meanwhile, because another process merged it, is left out: what replaces it is
@@ -66,10 +70,11 @@ def copy(
         on_bytes: Called with the size of each shard that is done.
 
     Returns:
-        The shards that are damaged in the source, and so were not copied; and the names of those that
-        vanished.
+        Why shards were not copied: they are damaged in the source, or cannot be read there, as a
+        ``last_use.json`` may be, here or there; and the names of those that vanished.
     """
-    damaged, vanished = [], []
+    failed: list[DamagedShardError | UnreadableError] = []
+    vanished = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for producer_id, sizes in todo.missing.items():
             store = Store.open(source, producer_id)
@@ -85,13 +90,16 @@ def copy(
                 for name, done in [(name, pool.submit(copy_one, name)) for name in some]:
                     try:
                         done.result()
-                    except DamagedShardError as error:
-                        damaged.append(error)
+                    except (DamagedShardError, UnreadableError) as error:
+                        failed.append(error)
                     except FileNotFoundError:
                         vanished.append(name)
                     on_bytes(sizes[name])
-            _copy_last_use(store.folder, there.folder)
-    return damaged, vanished
+            try:
+                _copy_last_use(store.folder, there.folder)
+            except UnreadableError as error:
+                failed.append(error)
+    return failed, vanished
 
 
 def _copy_last_use(source: Folder, target: Folder) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cache.errors import ProducerError
+from cache.errors import ProducerError, UnreadableError
 from cache.identity import ID_TYPE
 from cache.lookup import Index
 from cache.soft_labels import SoftLabels
@@ -30,6 +30,8 @@ class Verified:
         contradicting: Of these, how many differ by more than ``TOLERANCE``.
         damaged: Reasons, by the file's name; without its producer.json a producer is not checked further.
         foreign: Names in the folder that are nobody's; they are not read.
+        unreadable: Reasons, by the names of files that cannot be read now, or by none where that is the
+            folder. They may be whole.
     """
 
     producer: str
@@ -39,6 +41,7 @@ class Verified:
     contradicting: int
     damaged: dict[str, str]
     foreign: list[str]
+    unreadable: dict[str, str]
 
 
 def verify(root: str | Path, producer_id: str, *, on_bytes: Callable[[int], None]) -> Verified:
@@ -48,20 +51,24 @@ def verify(root: str | Path, producer_id: str, *, on_bytes: Callable[[int], None
         root: The store.
         producer_id: Whose shards to check.
         on_bytes: Called with the size of each shard when it is checked.
-
     """
+    damaged, unreadable = {}, {}
     try:
         store = Store.open(root, producer_id)
+        sizes, foreign = store.shards(), store.foreign()
     except ProducerError as error:
-        return Verified(producer_id, 0, 0, 0, 0, damaged={FACTS: str(error)}, foreign=[])
-    sizes = store.shards()
+        damaged = {FACTS: str(error)}
+    except UnreadableError as error:
+        unreadable = {FACTS if error.path.endswith(FACTS) else "": error.reason}
+    if damaged or unreadable:
+        return Verified(producer_id, 0, 0, 0, 0, damaged=damaged, foreign=[], unreadable=unreadable)
     ids = [pa.array([], ID_TYPE)]
     good = []
     for name, soft_labels in store.read(sizes):
         ids.append(soft_labels.ids)
         good.append(name)
         on_bytes(sizes[name])
-    on_bytes(sum(sizes[name] for name in store.damaged))
+    on_bytes(sum(sizes[name] for name in [*store.damaged, *store.unreadable]))
     all_ids = pa.concat_arrays(ids)
     again, _ = Index(all_ids).repeats()
     return Verified(
@@ -71,7 +78,8 @@ def verify(root: str | Path, producer_id: str, *, on_bytes: Callable[[int], None
         repeated=len(again),
         contradicting=_contradicting(store, good, all_ids.take(pa.array(again))) if len(again) else 0,
         damaged={name: error.reason for name, error in store.damaged.items()},
-        foreign=store.foreign(),
+        foreign=foreign,
+        unreadable={name: error.reason for name, error in store.unreadable.items()},
     )
 
 
@@ -103,6 +111,8 @@ def _contradicting(store: Store, names: list[str], ids: pa.FixedSizeBinaryArray)
     parts = []
     for _, soft_labels in store.read(names):
         parts.append(soft_labels.take(np.flatnonzero(index.positions(soft_labels.ids) >= 0)))
+    if not parts:  # what was read a moment ago cannot be read again
+        return 0
     together = SoftLabels.concatenate(parts)
     first = together.take(Index(together.ids).positions(together.ids))
     return int(differing(together, first, precision=store.producer.facts.get("dtype", "float32")).sum())

@@ -7,7 +7,8 @@ plain bytes, no entry but the expected ones, no size but the declared one.
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,27 @@ def encode(soft_labels: SoftLabels, metadata: Mapping[str, Any]) -> memoryview:
     return sink.getbuffer()
 
 
-def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.uint8], dict[str, Any]]:
+def read_metadata(data: bytes) -> Any:
+    """Give the JSON value of a shard's metadata, whatever its columns are and however they are packed.
+
+    Raises:
+        ValueError: This is no shard.
+    """
+    with _no_zip(), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        member = {member.filename: member for member in _members(archive, len(data))}.get("zarr.json")
+        if member is None:
+            raise ValueError("it has no zarr.json")
+        _require_stored([member])
+        described = archive.read(member)
+    try:
+        return json.loads(described)["attributes"][_METADATA_KEY]
+    except KeyError as error:
+        raise ValueError(f"it has no {error}") from error
+    except (AttributeError, IndexError, RecursionError, TypeError) as error:
+        raise ValueError(f"it is not a shard: {error}") from error
+
+
+def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Take a shard apart.
 
     Args:
@@ -52,14 +73,13 @@ def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.
         columns: The columns that it must have.
 
     Returns:
-        The metadata, the ids as bytes ``(N, 16)``, and the columns.
+        The ids as bytes ``(N, 16)``, and the columns.
 
     Raises:
         ValueError: This is no such shard.
     """
     entries = _entries(data)
     try:
-        metadata = json.loads(entries["zarr.json"])["attributes"][_METADATA_KEY]
         arrays = {
             name: _array(entries, name, column)
             for name, column in {"example_id": Column("uint8", 16), **columns}.items()
@@ -72,18 +92,35 @@ def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[Any, NDArray[np.
         raise ValueError("its columns are not of one length")
     if len(entries) != 1 + 2 * len(arrays):
         raise ValueError("it holds more than the columns of the producer")
-    return metadata, arrays.pop("example_id"), arrays
+    return arrays.pop("example_id"), arrays
 
 
 def _entries(data: bytes) -> dict[str, bytes]:
+    with _no_zip(), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = _members(archive, len(data))
+        _require_stored(members)
+        return {member.filename: archive.read(member) for member in members}
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
+    """List the entries of a file of `size` bytes, unless they overlap."""
+    members = archive.infolist()
+    if sum(member.compress_size for member in members) > size:
+        raise ValueError("its entries are larger than the file")
+    return members
+
+
+def _require_stored(members: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse entries that would unpack to more bytes than they have in the file."""
+    if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
+        raise ValueError("it holds compressed entries")
+
+
+@contextmanager
+def _no_zip() -> Iterator[None]:
+    """Turn what zipfile raises for bytes in memory, an OSError too, into a ValueError."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
-                raise ValueError("it holds compressed entries")
-            if sum(member.file_size for member in members) > len(data):
-                raise ValueError("its entries are larger than the file")
-            return {member.filename: archive.read(member) for member in members}
+        yield
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, OverflowError, RuntimeError) as error:
         raise ValueError(f"it is not a zip file: {error}") from error
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,9 @@ from pipeline.options import Changes, ParamsFile, load
 from pipeline.terminal import bytes_bar, counted, in_bytes, print_json, print_line, print_table
 
 if TYPE_CHECKING:
+    from cache import CacheError, UnreadableError
     from cache.ls import Listed
+    from cache.repair import Repaired
     from cache.verify import Verified
     from stages.teacher.current import Rechecked
 
@@ -46,12 +49,14 @@ def ls(
     from cache.ls import ls as run
 
     root = _root(store, params, changes)
-    found = run(root)
+    unreadable: list[CacheError] = []
+    found = run(root, on_unreadable=unreadable.append)
     if as_json:
         print_json(found)
-        return
-    print_table(_LISTED, [_describe(one) for one in found])
-    typer.echo(f"{counted(len(found), 'producer')}, {in_bytes(sum(one.size for one in found))} in {root}")
+    else:
+        print_table(_LISTED, [_describe(one) for one in found])
+        typer.echo(f"{counted(len(found), 'producer')}, {in_bytes(sum(one.size for one in found))} in {root}")
+    _require_none(unreadable)
 
 
 @app.command(epilog="Example: `python -m pipeline cache show 3f2a`")
@@ -73,8 +78,10 @@ def show(
     opened = Store.open(root, found.producer)
     covered = coverage(loaded.task, opened)
     damaged = {name: error.reason for name, error in opened.damaged.items()}
+    unreadable = {name: error.reason for name, error in opened.unreadable.items()}
     if as_json:
-        print_json({**dataclasses.asdict(found), "coverage": covered, "damaged": damaged})
+        told = {"coverage": covered, "damaged": damaged, "unreadable": unreadable}
+        print_json({**dataclasses.asdict(found), **told})
         return
     facts = {key: value for key, value in found.facts.items() if key not in ("config", "tokenizer")}
     print_line(f"producer {found.producer}")
@@ -90,6 +97,8 @@ def show(
         print_line(f"foreign files, which are never read: {', '.join(found.foreign)}")
     for name, reason in damaged.items():
         print_line(f"damaged: {name}: {reason}; mend with: python -m pipeline cache repair --store {root}")
+    for name, reason in unreadable.items():
+        print_line(f"unreadable: {name}: {reason}")
     rows = [
         [row["language"], row["split"], f"{row['labelled']:,}", f"{row['examples']:,}"] for row in covered
     ]
@@ -144,12 +153,13 @@ def repair(
     params: ParamsFile = _DEFAULT,
     changes: Changes = [],  # noqa: B006
 ) -> None:
-    """Set damaged files aside, then label what the store lacks of the current data."""
-    from cache.repair import repair as run
+    """Set damaged files aside, then label what the store lacks of the current data.
 
+    A producer with files that cannot be read is left as it is, and the exit code is 1.
+    """
     loaded = load(params, changes)
     root = _root(store, params, changes)
-    found = [done for one in _chosen(root, producers) if (done := run(root, one)).damaged]
+    found, unreadable = _repair_each(root, _chosen(root, producers))
     if not as_json:
         for done in found:
             for name, reason in done.damaged.items():
@@ -162,11 +172,12 @@ def repair(
         labelled = relabel(loaded.task, loaded.teacher.label, root, [done.producer for done in found])
     if as_json:
         print_json({"set_aside": found, "labelled": labelled})
-        return
-    for producer, count in labelled.items():
-        print_line(f"{producer[:12]}: {count:,} examples of the current data labelled")
-    if len(found) > len(labelled):
-        print_line("other experiments label again what they miss when they run next")
+    else:
+        for producer, count in labelled.items():
+            print_line(f"{producer[:12]}: {count:,} examples of the current data labelled")
+        if len(found) > len(labelled):
+            print_line("other experiments label again what they miss when they run next")
+    _require_none(unreadable, "; nothing of its producer was set aside")
 
 
 @app.command(epilog="Example: `python -m pipeline cache gc --unused-for 90d --clone . --dry-run`")
@@ -311,6 +322,20 @@ def compact(
     print_table(["producer", "shards before>", "after>", "repeated, left out>"], rows)
 
 
+def _repair_each(root: str, ids: Sequence[str]) -> "tuple[list[Repaired], list[UnreadableError]]":
+    """Repair producers; gives what was set aside, and why others were left as they are."""
+    from cache import UnreadableError
+    from cache.repair import repair
+
+    found, unreadable = [], []
+    for one in ids:
+        try:
+            found.append(repair(root, one))
+        except UnreadableError as error:
+            unreadable.append(error)
+    return [done for done in found if done.damaged], unreadable
+
+
 _LISTED = ("producer", "teacher", "language", "examples>", "shards>", "size>", "last use (UTC)")
 
 
@@ -321,7 +346,7 @@ def _describe(one: "Listed") -> list[str]:
 
 
 def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]", *, sample: int) -> None:
-    heads = ["shards>", "examples>", "repeated>", "contradicting>", "damaged>", "foreign>"]
+    heads = ["shards>", "examples>", "repeated>", "contradicting>", "damaged>", "unreadable>", "foreign>"]
     rows = []
     for one in found:
         counts = (
@@ -330,6 +355,7 @@ def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]"
             one.repeated,
             one.contradicting,
             len(one.damaged),
+            len(one.unreadable),
             len(one.foreign),
         )
         rows.append([one.producer[:12], *(f"{count:,}" for count in counts)])
@@ -337,6 +363,8 @@ def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]"
     for one in found:
         for name, reason in one.damaged.items():
             print_line(f"damaged: {root}/{one.producer}/{name}: {reason}")
+        for name, reason in one.unreadable.items():
+            print_line(f"unreadable: {root}/{one.producer}/{name}: {reason}")
         for name in one.foreign:
             print_line(f"foreign, never read: {root}/{one.producer}/{name}")
     for asked in again:
@@ -353,6 +381,10 @@ def _require_good(root: str, found: "list[Verified]", again: "list[Rechecked]") 
 
     if not found:
         raise CacheError(f"there are no producers in {root}")
+    unreadable = [(f"{one.producer}/{name}", why) for one in found for name, why in one.unreadable.items()]
+    if unreadable:
+        first, why = unreadable[0]
+        raise CacheError(f"{counted(len(unreadable), 'file')} cannot be read, first {root}/{first}: {why}")
     n_damaged = sum(len(one.damaged) for one in found)
     if n_damaged:
         raise CacheError(
@@ -373,20 +405,25 @@ def _require_good(root: str, found: "list[Verified]", again: "list[Rechecked]") 
 
 
 def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title: str) -> None:
-    from cache import CacheError
+    from cache import CacheError, UnreadableError
+    from cache.store import LAST_USE
     from cache.transfer import compare, copy
 
     plan = compare(source, target, ids)
     with bytes_bar(title, plan.size) as on_bytes:
-        damaged, vanished = copy(source, target, plan, on_bytes=on_bytes)
-    n_copied = plan.shards - len(damaged) - len(vanished)
+        failed, vanished = copy(source, target, plan, on_bytes=on_bytes)
+    unreadable = [error for error in failed if isinstance(error, UnreadableError)]
+    damaged = [error for error in failed if not isinstance(error, UnreadableError)]
+    n_copied = plan.shards - sum(not e.path.endswith(LAST_USE) for e in failed) - len(vanished)
     if as_json:
-        print_json({"copied": n_copied, "present": plan.present, "damaged": [e.path for e in damaged]})
+        paths = {"damaged": [e.path for e in damaged], "unreadable": [e.path for e in unreadable]}
+        print_json({"copied": n_copied, "present": plan.present, **paths})
     else:
         typer.echo(
             f"{counted(n_copied, 'shard')} of {counted(len(ids), 'producer')} copied to {target}; "
             f"{plan.present} there already"
         )
+    _require_none(unreadable)
     if vanished:
         raise CacheError(f"{source} was compacted or cleaned meanwhile; run the same command again")
     if damaged:
@@ -394,6 +431,15 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
             f"{counted(len(damaged), 'damaged shard')} not copied, first {damaged[0].path}; mend with: "
             f"python -m pipeline cache repair --store {source}"
         )
+
+
+def _require_none(unreadable: "Sequence[CacheError]", more: str = "") -> None:
+    """End with one line where something cannot be read: it names the first."""
+    from cache import CacheError
+
+    if unreadable:
+        others = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        raise CacheError(f"{unreadable[0]}{others}{more}")
 
 
 def _root(store: str | None, params: Path, changes: list[str]) -> str:
@@ -409,9 +455,14 @@ def _chosen(root: str, prefixes: Sequence[str] | None) -> list[str]:
 
 
 def _total_size(root: str, ids: Sequence[str]) -> int:
+    from cache import UnreadableError
     from cache.ls import describe
 
-    return sum(describe(root, one).size for one in ids)
+    total = 0
+    for one in ids:
+        with suppress(UnreadableError):  # who reads it will say so
+            total += describe(root, one, on_unreadable=lambda _: None).size
+    return total
 
 
 def _parse_age(text: str) -> timedelta:

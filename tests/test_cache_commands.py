@@ -531,6 +531,7 @@ def test_two_clones_share_what_is_pushed_and_pulled(finished: Path, run: Run, tm
         "copied": 1,
         "present": 0,
         "damaged": [],
+        "unreadable": [],
     }
     assert "57 cached, 0 to label" in run(*LABEL).err
     assert left(run) == {producer_of("de")}

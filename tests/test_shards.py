@@ -262,7 +262,7 @@ def with_metadata(table: pa.Table, **values: Any) -> pa.Table:
 
 ARROW: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "another producer": (lambda t: with_metadata(t, producer="0" * 64), "belongs to producer 000"),
-    "another schema": (lambda t: with_metadata(t, schema=2), "schema version"),
+    "no schema": (lambda t: with_metadata(t, schema="1"), "schema version"),
     "other classes": (lambda t: with_metadata(t, classes=["a", "c", "b"]), "classes are not those"),
     "no metadata": (lambda t: t.replace_schema_metadata(None), "Expecting value"),
     "a list as metadata": (lambda t: t.replace_schema_metadata({"mblm": "[1]"}), "schema version"),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache import CacheError, Lookup, Outputs, Producer, SoftLabels, Store
+from cache.store import FACTS
 from stages.artifacts import ARTIFACTS
 from stages.base import StageError
 from stages.task import TaskParams
@@ -86,16 +87,28 @@ def fill(params: LabelParams, store: Store, folder: Path, examples: Examples) ->
 
 @contextmanager
 def told(store: Store, lookup: Lookup, examples: Examples) -> Iterator[None]:
-    """Say what the store has before the work, and what it has kept where the work ends early."""
+    """Say what the store has before the work, and what it has kept where the work ends early.
+
+    What is damaged or cannot be read is told once, whether it was met before the work or during it.
+    """
+    already = set()
+
+    def tell_what_is_left_out() -> None:
+        for name, error in [*store.damaged.items(), *store.unreadable.items()]:
+            if name not in already:
+                already.add(name)
+                without = "going on without it" if name == FACTS else "its examples are labelled again"
+                tqdm.write(f"{error}; {without}", file=sys.stderr)
+
     n_cached = int(lookup.found.sum())
-    for damaged in store.damaged.values():
-        tqdm.write(f"{damaged}; its examples are labelled again", file=sys.stderr)
+    tell_what_is_left_out()
     tqdm.write(
         f"{examples.language}: {n_cached:,} cached, {len(examples) - n_cached:,} to label", file=sys.stderr
     )
     try:
         yield
     finally:
+        tell_what_is_left_out()
         n_kept = int(lookup.found.sum())
         if n_kept < len(examples):
             tqdm.write(f"stopped; {n_kept:,} of {len(examples):,} soft labels are kept", file=sys.stderr)
