@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from labels import only_shard, producer, shard_files, soft_labels, texts
 from tiny import LABEL, ROOT, Run, examples, set_bias, use_ready_teacher, write_jsonl
+from unreadable import fail_to_read, needs_proc, pipeline_where_modes_hold
 
-from cache import Outputs, SoftLabelSet, Store, example_id, example_ids
+from cache import Outputs, SoftLabelSet, Store, UnreadableError, example_id, example_ids
 from cache.gc import delete, plan
 from cache.store import LAST_USE, LastUse
 from cache.verify import differing
@@ -324,6 +325,97 @@ def test_repair_deletes_what_killed_writers_left_a_day_ago(finished: Path, run: 
     assert (old.exists(), new.exists()) == (False, True)
 
 
+# What cannot be read
+
+
+@pytest.mark.parametrize("command", ["repair", "compact", "push there", "export ID out.parquet", "gc"])
+def test_a_colleagues_closed_shard_stops_a_command_and_stays(finished: Path, command: str) -> None:
+    folder = finished / "store" / producer_of("de")
+    closed = only_shard(folder)
+    Store.open(finished / "store", producer_of("de")).append(soft_labels(texts(3)))
+    closed.chmod(0)
+    command = {"gc": "gc --max-size 0B --yes"}.get(command, command).replace("ID", producer_of("de"))
+    done = pipeline_where_modes_hold("cache", *command.split())
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert line.startswith(f"error: {closed} cannot be read: Permission denied")
+    assert "Traceback" not in done.stderr
+    closed.chmod(0o644)
+    assert len(shard_files(folder)) == 2
+    assert not (folder / "damaged").exists()
+    assert len(Store.open(finished / "store", producer_of("en")).shards()) == 1
+    assert not Path("out.parquet").exists()
+
+
+def test_verify_lists_what_cannot_be_read_apart_from_what_is_damaged(finished: Path) -> None:
+    closed = only_shard(finished / "store" / producer_of("de"))
+    damaged = only_shard(finished / "store" / producer_of("en"))
+    flip_a_bit(damaged)
+    closed.chmod(0)
+    done = pipeline_where_modes_hold("cache", "verify")
+    assert done.returncode == 1
+    assert f"unreadable: {closed}: Permission denied" in done.stdout
+    assert f"damaged: {damaged}: its content" in done.stdout
+    assert f"damaged: {closed}" not in done.stdout
+    assert f"error: 1 file cannot be read, first {closed}: Permission denied" in done.stderr
+
+
+def test_stage_one_tells_once_what_it_cannot_read_and_labels_it_again(finished: Path) -> None:
+    closed = only_shard(finished / "store" / producer_of("de"))
+    closed.chmod(0)
+    done = pipeline_where_modes_hold(*LABEL)
+    assert done.returncode == 0
+    told = f"{closed} cannot be read: Permission denied; its examples are labelled again"
+    assert done.stderr.count(str(closed)) == done.stderr.count(told) == 1
+    assert "0 cached, 57 to label" in done.stderr
+
+
+def test_ls_names_what_it_cannot_look_at_and_lists_the_others(
+    finished: Path, run: Run, strangers: list[str]
+) -> None:
+    folder, note = finished / "store" / strangers[0], finished / "store" / strangers[1] / LAST_USE
+    folder.chmod(0)
+    note.chmod(0)
+    done = pipeline_where_modes_hold("cache", "ls")
+    checked = pipeline_where_modes_hold("cache", "verify")
+    cleaned = pipeline_where_modes_hold("cache", "gc", "--unused-for", "1d", "--yes")
+    folder.chmod(0o755)
+    assert done.returncode == checked.returncode == cleaned.returncode == 1
+    listed = {line.split()[0] for line in done.stdout.splitlines()[1:-1]}
+    assert listed == {one[:12] for one in (producer_of("de"), producer_of("en"), strangers[1])}
+    assert "(and 1 more)" in done.stderr
+    assert f"unreadable: {folder}" in checked.stdout
+    assert "cannot be read: Permission denied" in cleaned.stderr
+    assert len(left(run)) == 4
+
+
+@needs_proc
+def test_repair_mends_the_producers_that_it_can_read(finished: Path, run: Run) -> None:
+    failing = only_shard(finished / "store" / producer_of("de"))
+    fail_to_read(failing)
+    flip_a_bit(only_shard(finished / "store" / producer_of("en")))
+    done = run("cache", "repair")
+    assert done.code == 1
+    assert f"{producer_of('en')[:12]}: 57 examples of the current data labelled" in done.out
+    assert f"error: {failing} cannot be read: Input/output error; nothing of its producer" in done.err
+    assert failing.is_symlink()
+
+
+def test_a_store_of_a_newer_version_is_told_and_kept(finished: Path, run: Run) -> None:
+    folder = finished / "store" / producer_of("de")
+    facts = json.loads((folder / "producer.json").read_text())
+    (folder / "producer.json").write_text(json.dumps(facts | {"schema": 2}))
+    before = sorted(folder.iterdir())
+    newer = f"{folder}/producer.json cannot be read: written by a newer version (schema 2; this one reads up"
+    for command in ("repair", "compact", "push there", "gc --max-size 0B --yes", "verify"):
+        done = run("cache", *command.split())
+        assert (done.code, newer in done.err or "first" in done.err) == (1, True), command
+        assert sorted(folder.iterdir()) == before
+    found = {one["producer"]: one for one in read_json(run, "verify", code=1)["producers"]}
+    assert found[producer_of("de")]["damaged"] == {}
+    assert found[producer_of("de")]["unreadable"].keys() == {"producer.json"}
+
+
 # Cleaning
 
 
@@ -490,6 +582,39 @@ def test_gc_refuses_to_guess_what_an_experiment_refers_to(
     assert {victim["listed"]["producer"] for victim in found} == set(strangers)
     (clone / "dvc.lock").write_text("<<<<<<< ours\n: [")
     assert "a version of dvc.lock is not YAML" in run("cache", "gc", "--clone", str(clone)).err
+
+
+@needs_proc
+def test_gc_takes_nothing_of_a_clone_for_missing_that_it_cannot_read(
+    clone: Path, run: Run, strangers: list[str]
+) -> None:
+    from cache.gc import referenced_by
+
+    known = referenced_by(clone)
+    for path in clone.glob(".dvc/cache/files/md5/*/*.dir"):
+        content = fail_to_read(path)
+        with pytest.raises(UnreadableError, match=f"{path} cannot be read: Input/output error"):
+            referenced_by(clone, ignore_missing=True)
+        path.unlink()
+        path.write_bytes(content)
+    manifests = [
+        path for path in clone.glob(".dvc/cache/files/md5/*/*") if b'"producers"' in path.read_bytes()
+    ]
+    logs = [path for path in clone.glob(".git/logs/**/*") if path.is_file()]
+    for path in (*manifests, *logs, clone / "artifacts/soft_labels/de/manifest.json", clone / "dvc.lock"):
+        content = fail_to_read(path)
+        with pytest.raises(UnreadableError, match=f"{path} cannot be read: Input/output error"):
+            referenced_by(clone, ignore_missing=True)
+        path.unlink()
+        path.write_bytes(content)
+    assert manifests
+    assert logs
+    assert referenced_by(clone) == known
+    (clone / "artifacts/soft_labels/de").chmod(0)
+    done = pipeline_where_modes_hold("cache", "gc", "--clone", str(clone), "--ignore-missing", "--yes")
+    (clone / "artifacts/soft_labels/de").chmod(0o755)
+    assert done.returncode == 1
+    assert "artifacts/soft_labels/de cannot be read: Permission denied" in done.stderr
 
 
 def test_gc_leaves_what_is_used_while_its_question_is_open(

@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 from labels import CLASS_NAMES, FORMATS, only_shard, producer, shard_files, soft_labels, texts
+from unreadable import fail_to_read, needs_proc
 
-from cache import ManifestError, MissingSoftLabelsError, Outputs, SoftLabelSet, example_ids
+from cache import (
+    ManifestError,
+    MissingSoftLabelsError,
+    Outputs,
+    SoftLabelSet,
+    UnreadableError,
+    example_ids,
+)
 
 
 @pytest.fixture(params=FORMATS)
@@ -86,4 +94,34 @@ def test_a_damaged_shard_of_a_set_is_refused(written: Path) -> None:
         found.join(example_ids([texts(1)]))
     shard.unlink()
     with pytest.raises(ManifestError, match="is not there"):
+        SoftLabelSet.read(written, language="de")
+
+
+@pytest.mark.parametrize("where", ["manifest", "facts"])
+def test_a_set_of_a_newer_version_is_refused_and_nobody_is_told_to_write_over_it(
+    written: Path, where: str
+) -> None:
+    path = written / "manifest.json"
+    manifest = json.loads(path.read_text())
+    newer = manifest if where == "manifest" else manifest["producers"][0]["facts"]
+    newer["schema"] = 2
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UnreadableError) as caught:
+        SoftLabelSet.read(written, language="de")
+    assert str(caught.value) == (
+        f"{path} cannot be read: written by a newer version (schema 2; this one reads up to 1); upgrade"
+    )
+
+
+@needs_proc
+def test_a_set_that_cannot_be_read_is_neither_damaged_nor_missing(written: Path) -> None:
+    found = SoftLabelSet.read(written, language="de")
+    shard = only_shard(written)
+    content = fail_to_read(shard)
+    with pytest.raises(UnreadableError, match=f"^{shard} cannot be read: Input/output error$"):
+        found.join(example_ids([texts(1)]))
+    shard.unlink()
+    shard.write_bytes(content)
+    fail_to_read(written / "manifest.json")
+    with pytest.raises(UnreadableError, match=r"manifest\.json cannot be read: Input/output error$"):
         SoftLabelSet.read(written, language="de")

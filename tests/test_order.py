@@ -47,7 +47,8 @@ def stop_at(patch: pytest.MonkeyPatch, number: int) -> None:
         patch.setattr(Folder, name, counted(getattr(Folder, name)))
     for module in ("cache.label_set", "cache.files"):
         patch.setattr(f"{module}.write_atomically", counted(__import__("cache").write_atomically))
-    patch.setattr(Path, "unlink", counted(Path.unlink))
+    for name in ("unlink", "replace", "touch"):
+        patch.setattr(Path, name, counted(getattr(Path, name)))
 
 
 @pytest.fixture

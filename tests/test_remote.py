@@ -14,7 +14,7 @@ from labels import FORMATS, producer, soft_labels, texts
 from moto.server import ThreadedMotoServer
 from tiny import LABEL, ROOT, Run, may_unshare
 
-from cache import Store, example_ids
+from cache import Store, StoreError, UnreadableError, example_ids
 from cache.compact import compact
 from cache.gc import Victim, delete
 from cache.ls import ls
@@ -95,6 +95,84 @@ def test_a_damaged_shard_is_noticed_and_set_aside_anywhere(place: str) -> None:
     assert verify(place, producer().id, on_bytes=ignore).damaged == {}
     assert list(store.shards()) == [good]
     assert bad in store.folder.folder("damaged").list()
+
+
+def test_what_is_set_aside_anywhere_is_whole_and_replaces_nothing(place: str) -> None:
+    store = Store(place, producer())
+    bad = store.append(soft_labels(texts(3)))
+    file_system, folder = fsspec.url_to_fs(str(store.folder))
+    for content in (b"first", b"second"):
+        file_system.pipe_file(f"{folder}/{bad}", content)
+        repair(place, producer().id)
+    for name, content in ((bad, b"first"), (f"{bad}.1", b"second")):
+        assert file_system.cat_file(f"{folder}/damaged/{name}") == content
+    assert bad not in store.folder.list()
+
+
+@pytest.mark.parametrize("stopped_at", ["cp_file", "rm_file"])
+def test_a_move_on_an_object_store_that_is_stopped_loses_nothing_and_is_made_again(
+    s3: str, monkeypatch: pytest.MonkeyPatch, stopped_at: str
+) -> None:
+    store = Store(s3, producer())
+    bad = store.append(soft_labels(texts(3)))
+    store.folder.write(bad, b"damaged")
+
+    def stop(*_: object) -> None:
+        raise ConnectionError("the line is dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.folder._fs, stopped_at, stop)
+        with pytest.raises(StoreError, match="the line is dead"):
+            repair(s3, producer().id)
+        assert store.folder.read(bad, limit=100) == b"damaged"
+    assert repair(s3, producer().id).damaged.keys() == {bad}
+    aside = store.folder.folder("damaged")
+    assert bad not in store.folder.list()
+    assert {aside.read(name, limit=100) for name in aside.list()} == {b"damaged"}
+
+
+def test_a_file_that_is_written_anew_while_it_is_moved_stays_in_an_object_store(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(s3, producer())
+    labels = soft_labels(texts(3))
+    bad = store.append(labels)
+    store.folder.write(bad, b"damaged")
+    file_system = store.folder._fs
+    copy_file = file_system.cp_file
+
+    def labelled_meanwhile(source: str, target: str) -> None:
+        copy_file(source, target)
+        store.append(labels)
+
+    monkeypatch.setattr(file_system, "cp_file", labelled_meanwhile)
+    repair(s3, producer().id)
+    assert store.look_up(labels.ids).found.all()
+    assert store.folder.folder("damaged").read(bad, limit=100) == b"damaged"
+
+
+def test_an_object_that_may_not_be_read_is_no_damaged_one_and_is_not_pushed(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(s3, producer())
+    closed, open_ = (store.append(soft_labels(texts(2, first=2 * i))) for i in range(2))
+    file_system = store.folder._fs
+    read = file_system.cat_file
+
+    def refuse(path: str, **options: int) -> bytes:
+        if path.endswith(closed):  # as a server answers 403 for an object that is archived, or another's
+            raise PermissionError("Access Denied")
+        data: bytes = read(path, **options)
+        return data
+
+    monkeypatch.setattr(file_system, "cat_file", refuse)
+    checked = verify(s3, producer().id, on_bytes=ignore)
+    assert (checked.shards, checked.damaged, checked.unreadable) == (1, {}, {closed: "Access Denied"})
+    with pytest.raises(UnreadableError, match=f"{closed} cannot be read: Access Denied"):
+        repair(s3, producer().id)
+    (error,), _ = copy(s3, tmp_path, compare(s3, tmp_path, [producer().id]), on_bytes=ignore)
+    assert isinstance(error, UnreadableError)
+    assert list(Store(tmp_path, producer()).shards()) == [open_]
 
 
 def test_push_and_pull_copy_only_what_is_missing(place: str, tmp_path: Path) -> None:

@@ -354,6 +354,36 @@ def test_bytes_that_are_no_shard_are_not_read(store: Store, data: bytes, extensi
     assert refused(store)
 
 
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_shard_of_a_newer_version_is_not_damaged_whatever_else_is_new_in_it(
+    store: Store, format_: str
+) -> None:
+    store.append(soft_labels(texts(7)), format_=format_)
+    path = only_shard(Path(str(store.folder)))
+    if format_ == "arrow":
+        table = with_metadata(pa.ipc.open_file(path.read_bytes()).read_all(), schema=2)
+        data = arrow_file(table.append_column("more", pa.array(range(7))), compression="zstd")
+        put(store, data)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            found = {name: archive.read(name) for name in archive.namelist()}
+        attributes = json.loads(found["zarr.json"])["attributes"]
+        attributes["mblm"]["schema"] = 2
+        described = edited(found, "zarr.json", attributes=attributes)["zarr.json"]
+        sink = io.BytesIO()
+        with zipfile.ZipFile(sink, "w") as archive:
+            archive.writestr("zarr.json", described)
+            archive.writestr("more/c/0", bytes(10**6), zipfile.ZIP_DEFLATED)
+        put(store, sink.getvalue(), extension="zarr.zip")
+    assert read_all(store) == []
+    assert store.damaged == {}
+    (error,) = store.unreadable.values()
+    assert str(error) == (
+        f"{only_shard(Path(str(store.folder)))} cannot be read: written by a newer version "
+        "(schema 2; this one reads up to 1); upgrade"
+    )
+
+
 def zip_file(entries: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w", compression) as archive:

@@ -13,8 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from labels import FORMATS, only_shard, producer, shard_files, soft_labels, texts
+from unreadable import fail_to_read, needs_proc
 
-from cache import Index, Outputs, Producer, ProducerError, Store, StoreError, example_ids, store_root
+from cache import (
+    Index,
+    Outputs,
+    Producer,
+    ProducerError,
+    Store,
+    StoreError,
+    UnreadableError,
+    example_ids,
+    store_root,
+)
+from cache.files import Folder
 from cache.store import LastUse, find_producer, producer_ids
 from cache.verify import verify
 
@@ -135,6 +147,57 @@ def test_a_damaged_shard_counts_as_absent_and_is_reported(tmp_path: Path) -> Non
     lookup = store.look_up(example_ids([texts(5)]))
     assert lookup.found.tolist() == [False] * 3 + [True] * 2
     assert str(store.damaged[damaged.name]).startswith(f"{damaged} is damaged: its content")
+
+
+@needs_proc
+def test_a_shard_that_cannot_be_read_counts_as_absent_but_not_as_damaged(tmp_path: Path) -> None:
+    store = Store(tmp_path, producer())
+    store.append(soft_labels(texts(3)))
+    failing = only_shard(tmp_path)
+    fail_to_read(failing)
+    store.append(soft_labels(texts(2, first=3)))
+    lookup = store.look_up(example_ids([texts(5)]))
+    assert lookup.found.tolist() == [False] * 3 + [True] * 2
+    assert store.damaged == {}
+    assert str(store.unreadable[failing.name]) == f"{failing} cannot be read: Input/output error"
+    checked = verify(tmp_path, producer().id, on_bytes=lambda _: None)
+    assert (checked.damaged, checked.unreadable) == ({}, {failing.name: "Input/output error"})
+
+
+@needs_proc
+def test_a_look_up_goes_on_without_a_producer_json_that_it_cannot_read(tmp_path: Path) -> None:
+    store = Store(tmp_path, producer())
+    store.append(soft_labels(texts(3)))
+    path = only_shard(tmp_path).with_name("producer.json")
+    fail_to_read(path)
+    assert store.look_up(example_ids([texts(3)])).found.all()
+    assert store.unreadable.keys() == {"producer.json"}
+    store.create()
+    assert path.is_symlink()  # nobody has replaced it
+    with pytest.raises(UnreadableError, match=r"producer\.json cannot be read: Input/output error"):
+        Store.open(tmp_path, producer().id)
+
+
+def test_facts_that_this_version_does_not_understand_are_not_another_producers(tmp_path: Path) -> None:
+    newer = Producer({**producer().facts, "outputs": ["logits", "attentions"]})
+    Store(tmp_path, newer).create()
+    with pytest.raises(UnreadableError, match="which is not known here"):
+        Store.open(tmp_path, newer.id)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_listed_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    Store(tmp_path, producer()).append(soft_labels(texts(3)))
+
+    def fail(path: str) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail)
+        with pytest.raises(UnreadableError, match=f"{tmp_path} cannot be read: {os.strerror(number)}"):
+            Folder(tmp_path).list()
 
 
 def test_shards_whose_columns_do_not_fit_together_are_damaged(tmp_path: Path) -> None:
