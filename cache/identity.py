@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
@@ -38,6 +37,8 @@ _VOLATILE_KEYS = frozenset(
     {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "label2id"}
     | {"_commit_hash", "is_local", "local_files_only", "use_cache"}
 )
+# Keys of adapter_config.json likewise: the adapter is loaded into the model that it lies beside.
+_VOLATILE_ADAPTER_KEYS = frozenset({"base_model_name_or_path", "inference_mode", "peft_version", "revision"})
 
 
 def require_known_schema(path: str, values: Any) -> None:
@@ -162,7 +163,6 @@ class Producer:
         max_tokens: int,
         dtype: str,
         outputs: Outputs = Outputs(),
-        facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> Self:
         """Identify a teacher by the content of its files, without loading it.
 
@@ -172,11 +172,10 @@ class Producer:
             max_tokens: Longer inputs are truncated to this many tokens.
             dtype: Compute dtype, such as ``float32``.
             outputs: What is kept of the answers.
-            facts: JSON values: what else can change an answer, and can be known only by loading something.
 
         Raises:
-            ProducerError: The folder has no configuration, no safetensors weights or no tokenizer, or the
-                teacher has too few or too many classes for `outputs`.
+            ProducerError: The folder has no configuration, no safetensors weights or no tokenizer, an adapter
+                has no safetensors weights, or the teacher has too few or too many classes for `outputs`.
         """
         for names, what in (
             (["config.json"], "config.json"),
@@ -193,6 +192,7 @@ class Producer:
                 **_weights(folder),
                 "config": config,
                 "tokenizer": _tokenizer(folder),
+                **_adapter(folder),
                 "text_fields": list(text_fields),
                 "max_tokens": max_tokens,
                 "truncation": "longest_first",
@@ -200,11 +200,14 @@ class Producer:
                 # These two are facts only where they depart from what was once the only way.
                 **({} if outputs.dtype == "float32" else {"logits_dtype": outputs.dtype}),
                 **({} if outputs.top_k is None else {"top_k": outputs.top_k}),
-                **facts,
             }
         )
         _ = producer.columns
         return producer
+
+    def with_facts(self, facts: Mapping[str, Any]) -> Self:
+        """Add what else can change an answer and is not in the files: JSON values that stages find out."""
+        return type(self)({**self.facts, **facts})
 
     @property
     def id(self) -> str:
@@ -302,6 +305,17 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
         if path.is_file():
             facts[name] = _stable_json(path) if name == "tokenizer_config.json" else file_digest(path)
     return facts
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    """Give the facts of a PEFT adapter, which transformers loads by itself where its configuration lies."""
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if not config.is_file():
+        return {}
+    if not weights.is_file():
+        raise ProducerError(f"{folder} has an adapter, but its weights are not in {weights.name}")
+    values = {key: value for key, value in _read_json(config).items() if key not in _VOLATILE_ADAPTER_KEYS}
+    return {"adapter": {"config": values, "weights": file_digest(weights)}}
 
 
 def _stable_json(path: Path) -> dict[str, Any]:

@@ -40,20 +40,20 @@ _SHARD_TEXT = 1 << 24
 
 
 def producer_of(folder: Path, task: TaskParams, params: LabelParams) -> Producer:
-    """Identify a teacher by its files and by how it is asked.
+    """Identify a teacher by its files, by how it is asked, and by what else decides its answers.
 
     Raises:
-        StageError: transformers can make no classifier of the files.
+        StageError: transformers can make no classifier or no tokenizer of the files.
         ProducerError: The files are incomplete, or the teacher's classes do not fit `params`.
     """
-    return Producer.of_teacher(
+    producer = Producer.of_teacher(
         folder,
         text_fields=task.text_fields,
         max_tokens=params.max_tokens,
         dtype=params.precision,
         outputs=Outputs(dtype=params.logits, top_k=params.top_k, hidden=params.hidden),
-        facts=facts_of(folder, params),
     )
+    return producer.with_facts(facts_of(folder, params))
 
 
 def fill(params: LabelParams, store: Store, folder: Path, examples: Examples) -> tuple[Lookup, int]:
@@ -156,7 +156,10 @@ def load_teacher(folder: Path, params: LabelParams, task: TaskParams, producer: 
 
     teacher = Teacher(folder, params)
     if producer_of(folder, task, params) != producer:
-        raise StageError(f"the files in {folder} changed while the teacher was loaded; run it again")
+        raise StageError(
+            f"the files in {folder}, or what the tokenizer on this machine makes of them, changed while the "
+            "teacher was loaded; run it again"
+        )
     return teacher
 
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils.import_utils import is_peft_available
 
 from stages.base import StageError
 from stages.source import loading, require_max_tokens
-from stages.teacher.decoders import NO_ID, LastToken, is_decoder
+from stages.teacher.decoders import NO_ID, LastToken, classifier_of, is_decoder
 from stages.teacher.params import LabelParams
 
 # What a tokenizer is given at once, at most: texts, and about so many characters.
@@ -101,8 +102,10 @@ class Teacher:
             params: Section `teacher.label`.
 
         Raises:
-            StageError: It cannot be loaded, has no trained classifier, or takes no inputs of `max_tokens`.
+            StageError: It cannot be loaded, has no trained classifier, needs PEFT, or takes no inputs of
+                `max_tokens`.
         """
+        _require_peft(folder)
         self._folder, self._params = folder, params
         self._budget = params.batch_tokens
         self._device = torch.accelerator.current_accelerator() or torch.device("cpu")
@@ -110,12 +113,10 @@ class Teacher:
         self._n_ahead = 0 if self._device.type == "cpu" else 1
         with loading(f"the teacher in {folder}"):
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
-            model, found = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
-        if found["missing_keys"]:
+            model, untrained = _load(folder)
+        if untrained:
             raise StageError(
-                f"the teacher in {folder} has no weights for {', '.join(sorted(found['missing_keys']))}; "
+                f"the teacher in {folder} has no weights for {', '.join(untrained)}; "
                 "fine-tune it first: teachers.<language>.finetune: true"
             )
         require_max_tokens(params.max_tokens, self._tokenizer, model.config, key="teacher.label.max_tokens")
@@ -323,6 +324,49 @@ class Teacher:
 def _is_out_of_memory(error: Exception) -> bool:
     """Tell whether a smaller batch may do: torch says so in several ways, NumPy with its own exception."""
     return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
+def _require_peft(folder: Path) -> None:
+    """Refuse a teacher with an adapter where transformers would pass over it.
+
+    Raises:
+        StageError: PEFT is not installed.
+    """
+    if (folder / "adapter_config.json").is_file() and not is_peft_available():
+        raise StageError(
+            f"the teacher in {folder} has an adapter, which needs PEFT; install it with: "
+            "pip install -c constraints.txt -e '.[peft]'"
+        )
+
+
+def _load(folder: Path) -> tuple[Any, list[str]]:
+    """Load a classifier with its adapter, if it has one.
+
+    Attention is computed as transformers 5 does by default, whatever a later version prefers; what the
+    configuration asks for goes first. It is part of the producer's facts.
+
+    Returns:
+        The classifier, and the names of the weights that no file holds.
+    """
+    config, classifier = classifier_of(folder)
+    attention = config._attn_implementation or ("sdpa" if classifier._supports_sdpa else "eager")
+
+    def load() -> Any:
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation={"": attention},  # parts with a configuration of their own have theirs
+            output_loading_info=True,
+        )
+
+    model, found = load()
+    untrained = set(found["missing_keys"])
+    if (folder / "adapter_config.json").is_file():
+        # What is said then is of the adapter alone. Weights from no file are drawn, anew each time.
+        again = load()[0].state_dict()
+        drawn = {name for name, value in model.state_dict().items() if not value.equal(again[name])}
+        untrained |= {name for name in drawn if ".original_module." not in name}  # which the adapter replaces
+    return model, sorted(untrained)
 
 
 def _few_at_once(fields: Sequence[Sequence[str]]) -> Iterator[slice]:
