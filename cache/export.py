@@ -72,7 +72,7 @@ def export(
             writer.write_table(table)
         store.require_readable()
         if start != len(first):
-            raise StoreError(f"{store.folder} changed while it was read; run it again")
+            raise _changed(store)
         if writer is not None:
             writer.close()
         temporary.replace(file)
@@ -81,11 +81,17 @@ def export(
     return int(first.sum())
 
 
+def _changed(store: Store) -> StoreError:
+    return StoreError(f"{store.folder} changed while it was read; run it again")
+
+
 def _first_of_each(store: Store, sizes: dict[str, int], on_bytes: Callable[[int], None]) -> NDArray[np.bool_]:
     """Tell which soft labels, shard after shard, are the first of their example."""
     ids = [pa.array([], ID_TYPE)]
+    n_read = 0
     for name, soft_labels in store.read(sizes):
         ids.append(soft_labels.ids)
+        n_read += 1
         on_bytes(sizes[name])
     store.require_readable()
     if store.damaged:
@@ -93,6 +99,8 @@ def _first_of_each(store: Store, sizes: dict[str, int], on_bytes: Callable[[int]
             f"{len(store.damaged)} shards of {store.folder} are damaged; "
             "set them aside with: python -m pipeline cache repair"
         )
+    if n_read < len(sizes):  # what replaces a shard that vanished is not among those that were listed
+        raise _changed(store)
     all_ids = pa.concat_arrays(ids)
     if not len(all_ids):
         raise StoreError(f"{store.folder} holds no soft labels")

@@ -76,8 +76,11 @@ class Folder:
         entries = {}
         for info in found:
             name = info["name"].rstrip("/").rpartition("/")[2]
-            # An object store may list the folder itself as an empty file of its own.
-            if info["name"].rstrip("/") != self._path.rstrip("/"):
+            if info["name"].rstrip("/") == self._path.rstrip("/"):
+                # An object store may list the folder itself as an empty file of its own; a disk lists a file.
+                if self.is_local:
+                    raise UnreadableError(self.url, os.strerror(errno.ENOTDIR))
+            else:
                 modified = info.get("LastModified", info.get("mtime"))  # of object stores, and of disks
                 if isinstance(modified, float):
                     modified = datetime.fromtimestamp(modified, UTC)

@@ -15,7 +15,10 @@ ID_TYPE = pa.binary(16)
 """Arrow type of an example id."""
 
 SCHEMA_VERSION = 1
-"""The schema that is written, of shards, manifests and facts; all up to it are read."""
+"""The schema that is written, of shards, manifests and facts; all up to it are read.
+
+It is one of the facts: a higher one gives every teacher another id.
+"""
 
 # The files that transformers' tokenizers read; those that tokenizer_config.json names come to them.
 _TOKENIZER_FILES = (

@@ -69,6 +69,7 @@ def verify(root: str | Path, producer_id: str, *, on_bytes: Callable[[int], None
         good.append(name)
         on_bytes(sizes[name])
     on_bytes(sum(sizes[name] for name in [*store.damaged, *store.unreadable]))
+    unread = (sizes.keys() & store.shards().keys()) - {*good, *store.damaged, *store.unreadable}
     all_ids = pa.concat_arrays(ids)
     again, _ = Index(all_ids).repeats()
     return Verified(
@@ -79,7 +80,10 @@ def verify(root: str | Path, producer_id: str, *, on_bytes: Callable[[int], None
         contradicting=_contradicting(store, good, all_ids.take(pa.array(again))) if len(again) else 0,
         damaged={name: error.reason for name, error in store.damaged.items()},
         foreign=foreign,
-        unreadable={name: error.reason for name, error in store.unreadable.items()},
+        unreadable={
+            **{name: error.reason for name, error in store.unreadable.items()},
+            **dict.fromkeys(sorted(unread), "it is listed, but cannot be found"),
+        },
     )
 
 

@@ -389,6 +389,18 @@ def test_ls_names_what_it_cannot_look_at_and_lists_the_others(
     assert len(left(run)) == 4
 
 
+def test_a_shard_that_is_listed_and_cannot_be_found_is_not_passed_over(finished: Path, run: Run) -> None:
+    shard = only_shard(finished / "store" / producer_of("de"))
+    Store.open(finished / "store", producer_of("de")).append(soft_labels(texts(3)))
+    shard.unlink()
+    shard.symlink_to(finished / "a disk that is not mounted")
+    (found,) = read_json(run, "verify", producer_of("de"), code=1)["producers"]
+    assert (found["shards"], found["damaged"], found["unreadable"].keys()) == (1, {}, {shard.name})
+    done = run("cache", "export", producer_of("de"), "de.parquet")
+    assert (done.code, "changed while it was read; run it again" in done.err) == (1, True)
+    assert not Path("de.parquet").exists()
+
+
 @needs_proc
 def test_repair_mends_the_producers_that_it_can_read(finished: Path, run: Run) -> None:
     failing = only_shard(finished / "store" / producer_of("de"))

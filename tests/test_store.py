@@ -200,6 +200,12 @@ def test_a_folder_that_cannot_be_listed_is_not_empty(
             Folder(tmp_path).list()
 
 
+def test_a_file_in_a_stores_place_is_not_an_empty_store(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(UnreadableError, match="store cannot be read: Not a directory"):
+        producer_ids(tmp_path / "store")
+
+
 def test_shards_whose_columns_do_not_fit_together_are_damaged(tmp_path: Path) -> None:
     outputs = Outputs(hidden=True)
     labels = soft_labels(texts(6), outputs=outputs)

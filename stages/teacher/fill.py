@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache import CacheError, Lookup, Outputs, Producer, SoftLabels, Store
-from cache.store import FACTS
 from stages.artifacts import ARTIFACTS
 from stages.base import StageError
 from stages.task import TaskParams
@@ -97,7 +96,8 @@ def told(store: Store, lookup: Lookup, examples: Examples) -> Iterator[None]:
         for name, error in [*store.damaged.items(), *store.unreadable.items()]:
             if name not in already:
                 already.add(name)
-                without = "going on without it" if name == FACTS else "its examples are labelled again"
+                is_shard = name != "producer.json"
+                without = "its examples are labelled again" if is_shard else "going on without it"
                 tqdm.write(f"{error}; {without}", file=sys.stderr)
 
     n_cached = int(lookup.found.sum())
