@@ -1,17 +1,16 @@
 """The pipeline under real DVC: what runs, what does not, experiments, metrics, and no network."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clone import clone, commit_all, dvc, output_of, stages_run
 from ruamel.yaml import YAML
-from tiny import ROOT, examples, may_unshare, tiny_params, write_input, write_jsonl, write_params
+from tiny import examples, may_unshare, tiny_params, write_input, write_jsonl, write_params
 
 from pipeline.params import load_params
 
@@ -29,43 +28,6 @@ ALL = TEACHERS | {
 }
 
 
-def environment(home: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HOME": str(home),
-        "XDG_CACHE_HOME": str(home / "cache"),
-        "MBLM_TEACHER_CACHE": str(home / "store"),
-        "GIT_AUTHOR_NAME": "a",
-        "GIT_AUTHOR_EMAIL": "a@b",
-        "GIT_COMMITTER_NAME": "a",
-        "GIT_COMMITTER_EMAIL": "a@b",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-
-
-def dvc(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
-    return output_of(folder, *prefix, "dvc", *arguments)
-
-
-def output_of(folder: Path, *command: str) -> str:
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment(folder.parent),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-def stages_run(output: str) -> set[str]:
-    marker = "Running stage '"
-    return {line.split("'")[1] for line in output.splitlines() if line.startswith(marker)}
-
-
 def change(folder: Path, **values: Any) -> None:
     path = folder / "params.yaml"
     params = YAML(typ="safe").load(path)
@@ -74,33 +36,20 @@ def change(folder: Path, **values: Any) -> None:
         YAML(typ="safe").dump(params, file)
 
 
-def copy_of_the_tree(folder: Path) -> Path:
-    """Copy what Git tracks, or would, but for runs and their data."""
-    tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    for name in tracked:
-        if Path(name).name != "dvc.lock" and not name.startswith("tests/golden"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with the small task in which `dvc repro` has run once, cut off from every network."""
-    folder = copy_of_the_tree(tmp_path_factory.mktemp("dvc") / "clone")
+    folder = tmp_path_factory.mktemp("dvc") / "clone"
+    clone(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_params(tiny_params())
         write_input(folder)
-    for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "start"]):
-        subprocess.run(command, cwd=folder, env=environment(folder.parent), check=True)
+    commit_all(folder, "start", ["init", "-q"])
     # A new network namespace has no interface but a loopback that is down.
     output = dvc(folder, "repro", prefix=("unshare", "-rn") if may_unshare("-rn") else ())
     assert stages_run(output) == ALL
-    for command in (["git", "add", "-A"], ["git", "commit", "-qm", "reproduced"]):
-        subprocess.run(command, cwd=folder, env=environment(folder.parent), check=True)
+    commit_all(folder, "reproduced")
     return folder
 
 
