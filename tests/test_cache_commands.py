@@ -504,6 +504,7 @@ def clone(finished: Path, run: Run) -> Path:
     call("git", "config", "user.name", "Someone")
     dvc = (sys.executable, "-m", "dvc")
     call(*dvc, "init")
+    assert run("plan").code == 0
     call(*dvc, "commit", "--force", "teacher-label@de", "teacher-label@en")
     call("git", "add", "dvc.lock", "dvc.yaml")
     call("git", "commit", "-qm", "first")
