@@ -56,7 +56,7 @@ class World(NamedTuple):
 def main(n_runs: int = 1000, seeds: str = "1,2,3,5") -> None:
     """Print the share of runs whose interval holds the truth: by what decides, kind of texts, and seeds."""
     counts = [int(count) for count in seeds.split(",")]
-    typer.echo("| what decides | test texts               |" + "".join(f" {n:2} seeds |" for n in counts))
+    typer.echo("| what decides | test texts               |" + "".join(f"{_seeds(n):>9} |" for n in counts))
     typer.echo("|--------------|--------------------------|" + "---------:|" * len(counts))
     for name, effects in EFFECTS.items():
         for texts, share, is_known in (
@@ -68,6 +68,10 @@ def main(n_runs: int = 1000, seeds: str = "1,2,3,5") -> None:
             held = [coverage(effects, share, is_known=is_known, n_seeds=n, n_runs=n_runs) for n in counts]
             cells = "".join(f" {100 * one:6.1f} % |" for one in held)
             typer.echo(f"| {name:12} | {texts:24} |{cells}")
+
+
+def _seeds(n: int) -> str:
+    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def coverage(effects: Effects, share: float, *, is_known: bool, n_seeds: int, n_runs: int) -> float:
