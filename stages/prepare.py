@@ -24,7 +24,7 @@ from stages.base import StageError
 from stages.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, columns_of, data_file
 from stages.names import CLASSES, read_names, split_of
 from stages.source import resolve_commit
-from stages.task import FilesSource, HubSource, NamesSource, Split, TaskParams
+from stages.task import FilesSource, HubSource, NamesSource, Split, TableSource, TaskParams
 
 Columns = Mapping[str, list[Any]]
 """Column name to values, as a source gives them: the text fields, ``label`` and, if it has it, ``entity``."""
@@ -91,6 +91,8 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
             overlap[language] = sum(i in train for i in tables["test"]["example_id"].to_pylist())
         if (unlabelled := _read_unlabelled(task, language)) is not None:
             _write(unlabelled, data_file(language, UNLABELLED, folder))
+    if isinstance(task.source, TableSource) and task.source.aligned:
+        _require_alignment(examples)
     manifest = {
         "schema": 1,
         "source": task.source.model_dump(),
@@ -103,6 +105,22 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     return Prepared(examples, overlap)
+
+
+def _require_alignment(examples: Mapping[str, Mapping[Split, int]]) -> None:
+    """Refuse splits whose rows cannot be translations of each other.
+
+    Raises:
+        StageError: A split has more rows in one language than in another.
+    """
+    for split in SPLITS:
+        sizes = {language: counts[split] for language, counts in examples.items() if split in counts}
+        if len(set(sizes.values())) > 1:
+            raise StageError(
+                f"task.source.aligned is true, but the {split} split has {max(sizes.values())} rows in "
+                f"'{max(sizes, key=sizes.__getitem__)}' and {min(sizes.values())} in "
+                f"'{min(sizes, key=sizes.__getitem__)}'; set it to false, or give a column 'entity'"
+            )
 
 
 def _revision(task: TaskParams) -> str | None:
@@ -278,8 +296,11 @@ def _checked(task: TaskParams, columns: Columns, where: str) -> pa.Table:
         [pa.array(a, type=f.type) for a, f in zip(arrays, columns_of(task), strict=True)],
         schema=columns_of(task),
     )
-    if ENTITY in columns:
-        table = table.append_column(ENTITY, pa.array(columns[ENTITY], pa.string()))
+    entities = columns.get(ENTITY)
+    if entities is None and isinstance(task.source, TableSource) and task.source.aligned:
+        entities = list(map(str, range(table.num_rows)))
+    if entities is not None:
+        table = table.append_column(ENTITY, pa.array(entities, pa.string()))
     return table if task.max_examples is None else table.slice(0, task.max_examples)
 
 

@@ -18,7 +18,16 @@ class NamesSource(Params):
     kind: Literal["names"]
 
 
-class HubSource(Params):
+class TableSource(Params):
+    """What the sources that people bring have in common: rows of texts with labels."""
+
+    label_field: str = "label"
+    aligned: bool = False
+    """Whether row i of a split is the same text in every language, as in XNLI. Translations are then known
+    without a column ``entity``: intervals count them as one text, and `average_translations` finds them."""
+
+
+class HubSource(TableSource):
     """A data set on the Hugging Face Hub, or a folder that is laid out like one."""
 
     kind: Literal["hub"]
@@ -28,16 +37,14 @@ class HubSource(Params):
     """Configuration name; ``{language}`` stands for the language."""
     revision: str | None = None
     """Branch, tag or commit; null takes the newest, whose commit prepare notes."""
-    label_field: str = "label"
 
 
-class FilesSource(Params):
+class FilesSource(TableSource):
     """CSV, TSV, JSONL or Parquet files."""
 
     kind: Literal["files"]
     pattern: str
     """Glob with ``{language}`` and ``{split}`` in it, such as ``data/{language}/{split}*.jsonl``."""
-    label_field: str = "label"
 
     @model_validator(mode="after")
     def _is_watched_and_complete(self) -> Self:

@@ -194,6 +194,21 @@ def test_a_cut_of_the_built_in_task_has_all_classes(folder: Path) -> None:
     assert set(read_examples(task, "de", "train")["label"].to_pylist()) == set(range(6))
 
 
+def test_rows_that_are_aligned_are_translations_of_each_other(folder: Path) -> None:
+    pattern = write_all(folder)
+    source = FilesSource(kind="files", pattern=pattern, label_field="label", aligned=True)
+    prepare(nli_task(pattern, source=source))
+    assert read_entities("de", "test") == read_entities("fr", "test") == ["0", "1", "2"]
+    prepare(nli_task(pattern))
+    assert read_entities("fr", "test") == [None, None, None]
+    write(folder / "data/fr/test.jsonl", [{**row, "entity": "a"} for row in ROWS])
+    prepare(nli_task(pattern, source=source))
+    assert read_entities("fr", "test") == ["a", "a", "a"]  # what the source says itself counts
+    write(folder / "data/fr/test.jsonl", ROWS[:2])
+    with pytest.raises(StageError, match="the test split has 3 rows in 'de' and 2 in 'fr'; set it to false"):
+        prepare(nli_task(pattern, source=source))
+
+
 def test_max_examples_keeps_the_first(folder: Path) -> None:
     task = nli_task(write_all(folder), max_examples=2)
     assert prepare(task).examples["de"] == {"train": 2, "validation": 2, "test": 2}
