@@ -34,8 +34,8 @@ model config, text fields, truncation, dtype, outputs); the producer id is the s
 (sorted keys, no spaces, UTF-8). ``last_use.json`` says who used it last, for people and for ``cache gc``.
 ``damaged/`` holds what ``cache repair`` set aside, as it was, under its name or with a number behind it.
 ``manifest.json`` holds ``schema``, ``language``, ``examples`` (a count) and ``producers``: for each its
-``id``, ``facts`` and the names of its ``shards``. Shards that the manifest does not name are no part of the
-set.
+``id``, ``facts`` and the names of its ``shards``, and ``top_k_change``, as in a store's ``top_k.json``: what
+keeping k logits changes (``cache/top_k.py``). Shards that the manifest does not name are no part of the set.
 """
 
 from cache.errors import (
@@ -54,6 +54,7 @@ from cache.label_set import SoftLabelSet
 from cache.lookup import Index, Lookup
 from cache.soft_labels import SoftLabels, id_words
 from cache.store import Store, store_root
+from cache.top_k import TopKChange
 
 __all__ = [
     "ID_TYPE",
@@ -71,6 +72,7 @@ __all__ = [
     "SoftLabels",
     "Store",
     "StoreError",
+    "TopKChange",
     "UnreadableError",
     "canonical_json",
     "example_id",

@@ -21,6 +21,7 @@ from cache.label_set import MANIFEST
 from cache.ls import Listed, describe, ls
 from cache.shards import ShardName
 from cache.store import FACTS, LAST_USE, SET_ASIDE, Store
+from cache.top_k import TOP_K
 
 GRACE = timedelta(days=1)
 """What was used more recently is kept where references decide: its experiment may still be running."""
@@ -108,7 +109,8 @@ def delete(root: str | Path, victim: Victim) -> bool:
                 aside.delete(name)
         aside.delete_if_empty()
     for name, entry in folder.list().items():
-        if not entry.is_folder and (ShardName.parse(name) or is_temporary(name) or name == LAST_USE):
+        is_ours = ShardName.parse(name) or is_temporary(name) or name in (LAST_USE, TOP_K)
+        if is_ours and not entry.is_folder:
             folder.delete(name)
     folder.delete(FACTS)
     folder.delete_if_empty()

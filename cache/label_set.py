@@ -1,8 +1,10 @@
 """A soft-label set: exactly the soft labels of one data set in one language, as stage two reads them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ from cache.identity import SCHEMA_VERSION, Producer, canonical_json, require_kno
 from cache.lookup import Lookup
 from cache.shards import ShardName, read_shard, write_shard
 from cache.soft_labels import SoftLabels
+from cache.top_k import TopKChange
 
 MANIFEST = "manifest.json"
 _SHARD_BYTES = 1 << 24  # few files for DVC, little memory for those who write and read them
@@ -29,12 +32,15 @@ class SoftLabelSet:
         language: Whose examples it labels.
         producers: The teachers that wrote it: one, or one for each fold of the examples.
         shards: Names of its shards, and the producer of each.
+        top_k_change: What top-k changes in a student's training; None where all logits are kept, or where it
+            was not measured.
     """
 
     folder: Path
     language: str
     producers: list[Producer]
     shards: dict[str, Producer]
+    top_k_change: TopKChange | None = None
 
     @classmethod
     def write(
@@ -43,6 +49,7 @@ class SoftLabelSet:
         *,
         language: str,
         parts: Sequence[tuple[Producer, SoftLabels]],
+        top_k_changes: Mapping[str, TopKChange] | None = None,
         format_: str = "arrow",
     ) -> None:
         """Write a set in place of the one that lies there.
@@ -54,6 +61,7 @@ class SoftLabelSet:
             folder: Where to.
             language: Of the examples.
             parts: Each producer's soft labels; no example is in two of them.
+            top_k_changes: What top-k changes, by producer id, where it was measured.
             format_: ``arrow`` or ``zarr``.
         """
         producers = []
@@ -69,7 +77,9 @@ class SoftLabelSet:
                 )
                 for start in range(0, len(soft_labels), step)
             ]
-            producers.append({"id": producer.id, "facts": producer.facts, "shards": shards})
+            change = (top_k_changes or {}).get(producer.id)
+            measured = {"top_k_change": change.encode()} if change else {}
+            producers.append({"id": producer.id, "facts": producer.facts, "shards": shards, **measured})
         manifest = {
             "schema": SCHEMA_VERSION,
             "language": language,
@@ -110,6 +120,7 @@ class SoftLabelSet:
                 for name in entry["shards"]
             }
             ids = [entry["id"] for entry in entries]
+            changes = [TopKChange.decode(entry.get("top_k_change")) for entry in entries]
             kinds = [(producer.classes, producer.columns) for producer in producers]
         except FileNotFoundError:
             raise refuse("there are no soft labels") from None
@@ -129,7 +140,9 @@ class SoftLabelSet:
             n_found += rows[name]
         if n_found != n_examples:
             raise refuse(f"{n_found} soft labels where the manifest says {n_examples}")
-        return cls(folder, language, producers, shards)
+        known = [change for change in changes if change]
+        change = reduce(add, known) if len(known) == len(entries) else None
+        return cls(folder, language, producers, shards, change)
 
     @property
     def classes(self) -> list[str]:

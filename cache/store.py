@@ -19,6 +19,7 @@ from cache.identity import Producer, canonical_json, require_known_schema
 from cache.lookup import Lookup
 from cache.shards import ShardName, read_shard, write_shard
 from cache.soft_labels import SoftLabels
+from cache.top_k import TOP_K
 
 ENVIRONMENT_VARIABLE = "MBLM_TEACHER_CACHE"
 FACTS = "producer.json"
@@ -242,7 +243,7 @@ class Store:
 
     def foreign(self) -> list[str]:
         """List what lies in the folder and is nobody's: it is never read."""
-        ours = {FACTS, LAST_USE, SET_ASIDE}
+        ours = {FACTS, LAST_USE, SET_ASIDE, TOP_K}
         return [
             name
             for name, entry in self.folder.list().items()

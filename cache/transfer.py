@@ -9,6 +9,7 @@ from cache.errors import DamagedShardError, UnreadableError
 from cache.files import Folder
 from cache.shards import read_bytes
 from cache.store import LAST_USE, LastUse, Store
+from cache.top_k import TopKChange
 
 _AT_ONCE = 8  # hides an object store's latency
 
@@ -97,9 +98,16 @@ def copy(
                     on_bytes(sizes[name])
             try:
                 _copy_last_use(store.folder, there.folder)
+                _copy_top_k(store.folder, there.folder)
             except UnreadableError as error:
                 failed.append(error)
     return failed, vanished
+
+
+def _copy_top_k(source: Folder, target: Folder) -> None:
+    ours, theirs = TopKChange.read(source), TopKChange.read(target)
+    if ours and (theirs is None or theirs.examples < ours.examples):
+        ours.note(target)
 
 
 def _copy_last_use(source: Folder, target: Folder) -> None:

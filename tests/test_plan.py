@@ -101,6 +101,7 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "mixture.weights": "uniform",
             "mixture.own_branch": True,
             "mixture.of": "logits",
+            "allow_top_k_error": True,
         }.items()
     },
     "student.distill.save_steps": (9, ()),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Sampler
+from tqdm import tqdm
 from transformers import AutoTokenizer, set_seed
 
 from cache import SoftLabelSet, file_digest
@@ -22,6 +24,7 @@ from stages.base import StageError
 from stages.classes import match_classes
 from stages.examples import data_source, examples_digest, read_entities, read_examples
 from stages.facts import departures
+from stages.processes import process_index
 from stages.source import loading, model_digests, model_folder, read_pin, require_max_tokens
 from stages.student.card import TeacherFacts, model_card
 from stages.student.modeling_mblm import MBLMForSequenceClassification
@@ -47,6 +50,9 @@ from stages.training import (
     run,
     training_arguments,
 )
+
+_TOP_K_ERROR = 0.01
+"""What top-k may change, as a share of what a student that knows nothing has to learn."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,7 @@ def _training_texts(
         sets = of_each_teacher(SOFT_LABELS / language, len(teachers[language].all))
         for folder, teacher in zip(sets, teachers[language].all, strict=True):
             label_set = SoftLabelSet.read(folder, language=language)
+            _require_small_top_k_change(label_set, params)
             order = match_classes(label_set.classes, task.classes, names=teacher.labels, language=language)
             soft_labels = label_set.join(table["example_id"])
             parts.append(_Part(soft_labels.logits[:, order], soft_labels.hidden))
@@ -194,6 +201,32 @@ def _training_texts(
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
         numbers["teacher_states"] = np.concatenate(wide)
     return _texts(task, tables, params=params, **numbers), digests, facts
+
+
+def _require_small_top_k_change(label_set: SoftLabelSet, params: DistillParams) -> None:
+    """Refuse soft labels without their small logits where these matter, see `cache.top_k.Change`.
+
+    Raises:
+        StageError: The relative change at the temperature is above 1 %, or not known at so high a one.
+    """
+    top_k, n_classes = label_set.producers[0].outputs.top_k, len(label_set.classes)
+    if top_k is None or params.allow_top_k_error:
+        return
+    language, temperature = label_set.language, params.temperature
+    what = f"the soft labels of '{language}' keep {top_k} of {n_classes} logits"
+    again = f"python -m pipeline teacher label --language {language}"
+    if label_set.top_k_change is None:  # of an earlier version
+        if process_index() == 0:
+            tqdm.write(f"{what}; what that changes is not known, measure it with: {again}", file=sys.stderr)
+        return
+    change = label_set.top_k_change.relative(temperature)
+    if change is None or change > _TOP_K_ERROR:
+        by = "more than was measured" if change is None else f"{change:.1%}, more than {_TOP_K_ERROR:.0%}"
+        raise StageError(
+            f"{what}, which changes what is learned at student.distill.temperature {temperature} by {by}; "
+            f"set a larger teacher.label.top_k, or null, and write them with: {again}; or lower the "
+            "temperature, or set student.distill.allow_top_k_error: true"
+        )
 
 
 class _Part(NamedTuple):

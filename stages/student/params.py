@@ -146,6 +146,9 @@ class DistillParams(TrainingParams):
     """How much an example counts, by its hard label, in every part of the loss. ``balanced`` gives class c of
     C the weight N / (C · n_c), where n_c of the N training examples are of it; null gives all the same."""
     mixture: MixtureParams = MixtureParams()
+    allow_top_k_error: bool = False
+    """Whether soft labels of which `teacher.label.top_k` was kept may be used where that changes the gradient
+    or the divergence at `temperature` by more than 1 % of what a student that knows nothing has to learn."""
     save_steps: PositiveInt = 1000
     """Optimizer steps between checkpoints, from which a killed run goes on."""
 

@@ -7,7 +7,7 @@ from stages.student.params import DistillParams
 _UNUSED = {
     "finetune": (
         *("branch_layers", "temperature", "hard_label_weight", "hidden_weight"),
-        *("average_translations", "mixture"),
+        *("average_translations", "allow_top_k_error", "mixture"),
     ),
     "distill": ("branch_layers", "mixture"),
     "branches": (),

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache import CacheError, Lookup, Outputs, Producer, SoftLabels, Store
+from cache import CacheError, Lookup, Outputs, Producer, SoftLabels, Store, TopKChange, id_words
 from stages.artifacts import ARTIFACTS
 from stages.base import StageError
 from stages.task import TaskParams
@@ -188,6 +190,76 @@ def append(
     return {store.append(part, format_=params.format): part for part in parts}
 
 
+def share_to_measure(n_misses: int) -> float:
+    """Give the share of the examples to label on which is measured what top-k changes, as they come by."""
+    return min(1.0, 1.2 * TopKChange.WANTED / n_misses)
+
+
+def sample_top_k(
+    ids: pa.FixedSizeBinaryArray, answers: "list[Answers]", outputs: Outputs, *, share: float
+) -> TopKChange | None:
+    """Measure what top-k changes on some of the examples that a teacher answered, chosen by their ids.
+
+    Args:
+        ids: Of the examples that were asked about.
+        answers: About them, with all logits.
+        outputs: What is kept of them.
+        share: Of the examples that is taken.
+
+    Returns:
+        None where all logits are kept, or no example was chosen.
+    """
+    if outputs.top_k is None or not answers:
+        return None
+    positions = np.concatenate([batch.positions for batch in answers])
+    chosen = id_words(ids)[positions, 1] <= np.uint64(int(share * (2**64 - 2**11)))
+    if not chosen.any():
+        return None
+    return TopKChange.measure(np.concatenate([batch.logits for batch in answers])[chosen], outputs)
+
+
+@contextmanager
+def measuring(store: Store) -> Iterator[list[TopKChange]]:
+    """Let a store know what is measured on examples that it had not had, however the work ends."""
+    changes: list[TopKChange] = []
+    try:
+        yield changes
+    finally:
+        known = TopKChange.read(store.folder) if changes else None
+        if changes and (known is None or known.examples < TopKChange.WANTED):
+            reduce(add, [*changes, known] if known else changes).note(store.folder)
+
+
+def measured_top_k(params: LabelParams, store: Store, folder: Path, examples: Examples) -> TopKChange | None:
+    """Give what top-k changes for a producer, as it was measured when its examples were labelled.
+
+    A store that knows of too few examples, such as one of an earlier version, is told: the teacher is asked
+    about as many as it takes.
+
+    Returns:
+        None where all logits are kept.
+
+    Raises:
+        StageError: The teacher has to be asked and cannot be used.
+    """
+    if params.top_k is None:
+        return None
+    known = TopKChange.read(store.folder)
+    if known and known.is_enough(len(examples)):
+        return known
+    drawn = np.sort(np.argsort(id_words(examples.ids)[:, 1], kind="stable")[: TopKChange.WANTED])
+    tqdm.write(
+        f"{examples.language}: asking the teacher about {len(drawn):,} examples, to measure what top_k "
+        f"{params.top_k} changes",
+        file=sys.stderr,
+    )
+    teacher = load_teacher(folder, params, examples.task, store.producer)
+    answers = teacher.answer(teacher.tokenize(examples.texts(drawn)))
+    change = TopKChange.measure(np.concatenate([batch.logits for batch in answers]), store.producer.outputs)
+    change.note(store.folder)
+    return change
+
+
 def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Path, examples: Examples) -> int:
     """Run the teacher on what the store has not.
 
@@ -203,12 +275,14 @@ def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Pat
     misses = np.flatnonzero(~lookup.found)
     at_most = min(params.shard_examples, max(_FEW, len(misses) // _SHARDS))
     shards = shards_to_label(examples, misses, at_most=at_most)
+    share = share_to_measure(len(misses))
 
     def next_tokens() -> "tuple[Shard, Tokens]":
         shard = shards.pop(secrets.randbelow(len(shards)))
         return shard, teacher.tokenize(examples.texts(shard.positions))
 
     with (
+        measuring(store) as changes,
         Progress(f"label '{examples.language}'", sum(shard.n_bytes for shard in shards)) as progress,
         _Writer(params, store, lookup) as writer,
         ThreadPoolExecutor(1) as ahead,
@@ -230,7 +304,10 @@ def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Pat
                     progress.add(len(batch.positions), batch.tokens, batch.cells)
             finally:  # what ends the run, an error or Ctrl-C, loses nothing that is computed
                 if answers:
-                    writer.write(lookup.ids.take(pa.array(shard.positions)), answers)
+                    ids = lookup.ids.take(pa.array(shard.positions))
+                    writer.write(ids, answers)
+                    change = sample_top_k(ids, answers, store.producer.outputs, share=share)
+                    changes += [change] if change else []
     return progress.n_examples
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from cache import Index, Lookup, Producer, SoftLabels, SoftLabelSet, Store, write_atomically
+from cache import Index, Lookup, Producer, SoftLabels, SoftLabelSet, Store, TopKChange, write_atomically
 from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS, of_each_fold, of_each_teacher
 from stages.base import StageError
 from stages.classes import check_class_order, match_classes
@@ -24,7 +24,7 @@ from stages.folds import Fold
 from stages.source import model_folder
 from stages.task import Split, TaskParams
 from stages.teacher.examples import Examples, Part
-from stages.teacher.fill import fill, producer_of
+from stages.teacher.fill import fill, measured_top_k, producer_of
 from stages.teacher.params import LabelParams, OneTeacher, TeacherParams
 
 Engine = Callable[[LabelParams, Store, Path, Examples], tuple[Lookup, int]]
@@ -111,11 +111,14 @@ def label(
     n_labelled = 0
     for one, place, output in zip(teacher.all, places, sets, strict=True):
         parts = []
+        changes: dict[str, TopKChange] = {}
         for model in _models(task, one, params, root, language, place, teacher.folds):
             its = examples.of_fold(model.fold)
             if len(its):  # few examples may leave a fold without any
                 lookup, n_asked = engine(params, model.store, model.folder, its)
                 n_labelled += n_asked
+                change = measured_top_k(params, model.store, model.folder, its)
+                changes |= {model.store.producer.id: change} if change else {}
                 parts.append(_Part(model.store.producer, Index(its.ids), lookup.soft_labels(), model.order))
         said.append(parts)
         counts = _confusion(examples, said[-1:])
@@ -126,6 +129,7 @@ def label(
             output,
             language=language,
             parts=[(part.producer, part.soft_labels) for part in parts],
+            top_k_changes=changes,
             format_=params.format,
         )
     for left_over in set((SOFT_LABELS / language).glob("more-*")) - set(sets):

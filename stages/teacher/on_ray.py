@@ -1,5 +1,6 @@
 """The labelling loop on Ray Data: actors hold the teacher, and each writes its own shards to the store."""
 
+import json
 import logging
 import os
 import socket
@@ -12,13 +13,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cache import CacheError, Lookup, Producer, Store
+from cache import CacheError, Lookup, Producer, Store, TopKChange
 from stages.artifacts import ARTIFACTS
 from stages.base import StageError
 from stages.source import model_files
 from stages.task import TaskParams
 from stages.teacher.examples import Examples
-from stages.teacher.fill import Progress, append, load_teacher, shards_to_label, told
+from stages.teacher.fill import (
+    Progress,
+    append,
+    load_teacher,
+    measuring,
+    sample_top_k,
+    shards_to_label,
+    share_to_measure,
+    told,
+)
 from stages.teacher.infer import Answers, Teacher
 from stages.teacher.params import LabelParams
 
@@ -111,17 +121,20 @@ class OnRay:
         at_most = min(params.shard_examples, -(-len(misses) // (_BLOCKS_PER_ACTOR * self._n_actors)))
         shards = shards_to_label(examples, misses, at_most=at_most)
         title = f"label '{examples.language}' ({self._n_actors} actors)"
-        with Progress(title, sum(shard.n_bytes for shard in shards)) as progress:
+        with measuring(store) as changes, Progress(title, sum(one.n_bytes for one in shards)) as progress:
             blocks = [ray.put(_block(examples, shard.positions)) for shard in shards]
             files = {path.name: ray.put(path.read_bytes()) for path in model_files(folder)}
             try:
                 place = _place(store.root)
-                teacher = (str(folder), files, params, examples.task, store.producer.facts, place)
+                share = share_to_measure(len(misses))
+                teacher = (str(folder), files, params, examples.task, store.producer.facts, place, share)
                 for done in self._labelled(blocks, teacher, batch_size=at_most):
                     if done["error"]:
                         raise StageError(done["error"])
                     progress.begin(done["bytes"], done["tokens"])
                     progress.add(done["examples"], done["tokens"], done["cells"])
+                    change = TopKChange.decode(json.loads(done["top_k_change"]))
+                    changes += [change] if change else []
             finally:  # whatever ended it, the actors' shards are there
                 store.update(lookup)
         return progress.n_examples
@@ -166,16 +179,19 @@ class _Labeller:
         task: TaskParams,
         facts: dict[str, Any],
         root: str,
+        share: float,
     ) -> None:
         self._folder, self._files = folder, files
         self._params, self._task = params, task
         self._store = Store(root, Producer(facts))
+        self._share = share
         self._copy = TemporaryDirectory()
         self._teacher: Teacher | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Label a block and write it to the store; gives one row that says what was done."""
-        done = dict.fromkeys(("examples", "bytes", "tokens", "cells"), 0)
+        done: dict[str, Any] = dict.fromkeys(("examples", "bytes", "tokens", "cells"), 0)
+        done["top_k_change"] = "null"
         error = ""
         try:
             if self._teacher is None:
@@ -191,7 +207,7 @@ class _Labeller:
             Path(self._copy.name, name).write_bytes(ray.get(content))
         return load_teacher(Path(self._copy.name), self._params, self._task, self._store.producer)
 
-    def _label(self, teacher: Teacher, block: pa.Table, done: dict[str, int]) -> None:
+    def _label(self, teacher: Teacher, block: pa.Table, done: dict[str, Any]) -> None:
         fields = [block[field].to_pylist() for field in self._task.text_fields]
         done["bytes"] = sum(len(text.encode()) for texts in fields for text in texts)
         answers: list[Answers] = []
@@ -202,8 +218,11 @@ class _Labeller:
                 done["cells"] += batch.cells
         finally:  # an error loses nothing that is computed
             if answers:
-                written = append(block["example_id"].combine_chunks(), answers, self._store, self._params)
+                ids = block["example_id"].combine_chunks()
+                written = append(ids, answers, self._store, self._params)
                 done["examples"] = sum(map(len, written.values()))
+                change = sample_top_k(ids, answers, self._store.producer.outputs, share=self._share)
+                done["top_k_change"] = json.dumps(change and change.encode())
 
 
 def _block(examples: Examples, positions: NDArray[np.int64]) -> pa.Table:

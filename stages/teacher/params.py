@@ -67,7 +67,8 @@ class LabelParams(Params):
     logits: Literal["float32", "float16"] = "float32"
     """Type of the logits on disk."""
     top_k: PositiveInt | None = None
-    """Keep only this many logits, the largest, and the log-sum-exp of the others; null keeps all."""
+    """Keep only this many logits, the largest, and the log-sum-exp of the others; null keeps all. What that
+    changes in a student's training is measured and written beside the soft labels."""
     hidden: bool = False
     """Whether to keep the last layer's state of the first token too, as float16; of a decoder such as Llama,
     whose first token has read nothing, the state of the last one."""
