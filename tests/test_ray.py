@@ -14,6 +14,7 @@ import pytest
 from processes import Alone, let_teacher_speak
 from tiny import CLASSES, LABEL, ROOT, Run, set_bias, tiny_params, write_jsonl, write_params
 
+from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS
 
 pytestmark = [
@@ -139,6 +140,16 @@ def test_what_goes_wrong_is_said_in_one_line(cluster: TwoNodes, many: Alone, tmp
     assert process.returncode == 1
     assert "error: the teacher in artifacts/teachers/de gives NaN or infinite logits" in err
     assert "Traceback" not in err
+
+
+def test_actors_measure_what_top_k_changes(cluster: TwoNodes, finished: Path) -> None:
+    process = start(cluster.address, finished / "new", "--set", "teacher.label.top_k=1")
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err[-3000:]
+    assert "asking the teacher" not in err
+    change = SoftLabelSet.read(SOFT_LABELS / "de", language="de").top_k_change
+    assert change is not None
+    assert change.examples == 57
 
 
 def test_a_cluster_that_is_not_there_or_too_small(cluster: TwoNodes, finished: Path) -> None:

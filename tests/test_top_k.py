@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny import LABEL, Ran, Run, tiny_params, write_params
 
 from cache import Outputs, SoftLabels, SoftLabelSet, Store, TopKChange, example_ids
+from cache.gc import Victim, delete
+from cache.ls import ls
 from cache.store import producer_ids
 from cache.top_k import TEMPERATURES, TOP_K, Change
+from cache.transfer import compare, copy
 from stages.artifacts import SOFT_LABELS, TEACHERS
 from stages.student.objective import distillation_loss
 from stages.teacher.infer import Teacher
@@ -198,3 +201,15 @@ def test_a_set_of_an_earlier_version_trains_and_says_what_is_not_known(speaking:
     done = run("student", "distill")
     assert done.code == 0
     assert "keep 1 of 3 logits; what that changes is not known, measure it with: python -m" in done.err
+
+
+def test_a_store_that_is_copied_takes_its_measurement_along(speaking: Path, run: Run, tmp_path: Path) -> None:
+    assert label_top_1(run).code == 0
+    target = tmp_path / "target"
+    plan = compare(speaking / "new", target, producer_ids(speaking / "new"))
+    copy(speaking / "new", target, plan, on_bytes=lambda _: None)
+    (here,), (there,) = (list(root.glob(f"*/{TOP_K}")) for root in (speaking / "new", target))
+    assert here.read_bytes() == there.read_bytes()
+    (victim,) = ls(target)
+    assert delete(target, Victim(victim, "a test"))
+    assert not list(target.iterdir())

@@ -107,9 +107,9 @@ class OnRay:
             n_missing = int(np.count_nonzero(~lookup.found))
             if n_missing:
                 raise StageError(
-                    f"the actors have written {n_labelled:,} soft labels, but {n_missing:,} of "
-                    f"{len(examples):,} are not in {store.folder} on this machine; cache.root must be one "
-                    "place for all nodes: a shared folder or a URL"
+                    f"the actors have written {n_labelled:,} soft labels, but not all of them are in "
+                    f"{store.folder} on this machine: {n_missing:,} of {len(examples):,} are missing; "
+                    "cache.root must be one place for all nodes: a shared folder or a URL"
                 )
         return lookup, n_labelled
 
