@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from stages.artifacts import DATA
 from stages.base import StageError
-from stages.task import Split, TaskParams
+from stages.task import NamesSource, Split, TaskParams
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 UNLABELLED = "unlabelled"
@@ -46,6 +46,8 @@ def data_source(task: TaskParams) -> str:
         revision = json.loads((DATA / MANIFEST).read_text(encoding="utf-8"))["revision"]
     except FileNotFoundError:  # prepared by version 0.1
         return str(name)
+    if isinstance(source, NamesSource):
+        return f"{name} ({revision})"
     return f"{name} at {revision}" if revision else str(name)
 
 
