@@ -133,11 +133,7 @@ def distill(
         data_collator=Collator(tokenizer, params.max_tokens),
         compute_metrics=accuracy,
     )
-    history = run(trainer, title=f"student ({params.variant})")
-    last_step = [log for log in history if log["step"] == trainer.state.max_steps]
-    if not any(f"eval_{task.supervised[-1]}_accuracy" in log for log in last_step):
-        trainer.evaluate()  # the run was killed between its last step and its last validation
-        history = trainer.state.log_history
+    history = _train(trainer, task, title=f"student ({params.variant})")
     end_all_but_the_first()
     with replaced_folder(output) as folder:
         model.save_pretrained(folder)
@@ -418,6 +414,16 @@ class _DistillTrainer(TextTrainer):
         labels = inputs.pop("labels")
         with torch.inference_mode():
             return None, model(**inputs).logits, labels
+
+
+def _train(trainer: TextTrainer, task: TaskParams, *, title: str) -> list[dict[str, Any]]:
+    """Train to the end, the last validation included; gives the Trainer's log history."""
+    history = run(trainer, title=title)
+    last_step = [log for log in history if log["step"] == trainer.state.max_steps]
+    if not any(f"eval_{task.supervised[-1]}_accuracy" in log for log in last_step):
+        trainer.evaluate()  # the run was killed between its last step and its last validation
+        history = trainer.state.log_history
+    return history
 
 
 def _write_curves(history: list[dict[str, Any]], languages: list[str], folder: Path) -> dict[str, float]:
