@@ -437,11 +437,15 @@ def test_what_has_changed_of_code_and_libraries_is_named(workspace: Path) -> Non
     assert set(noted["now"]["code"]) > {"stages/student/sampling.py", "stages/training.py"}
     noted["now"]["versions"]["torch"] = "1.0"
     (folder / "made_by.json").write_text(json.dumps(noted))
+    # Killed before its first checkpoint, it has left nothing to go on from.
+    assert checkpoints_of("some", [1], file=here, resume=True).went_on_over == []
+    (folder / "made_by.json").write_text(json.dumps(noted))
+    (folder / "checkpoint-4").mkdir()
+    (folder / "checkpoint-4/config.json").write_text("{}")
     over = checkpoints_of("some", [1], file=here, resume=True).went_on_over
     assert over == [f"torch {torch_now} (was 1.0)"]
     assert checkpoints_of("some", [1], file=here, resume=False).went_on_over == over
     (folder / "made_by.json").unlink()  # as 0.1 left it
-    (folder / "checkpoint-4").mkdir()
     assert checkpoints_of("some", [1], file=here, resume=False) == (folder, [])
     assert not (folder / "checkpoint-4").exists()
 
