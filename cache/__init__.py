@@ -48,10 +48,13 @@ from cache.errors import (
     StoreError,
     UnreadableError,
 )
-from cache.files import write_atomically
-from cache.identity import ID_TYPE, Outputs, Producer, canonical_json, example_id, example_ids, file_digest
-from cache.label_set import SoftLabelSet
+from cache.folder import write_atomically
+from cache.identity.columns import Outputs
+from cache.identity.digests import canonical_json, file_digest
+from cache.identity.example_id import ID_TYPE, example_id, example_ids
+from cache.identity.producer import Producer
 from cache.lookup import Index, Lookup
+from cache.soft_label_set import SoftLabelSet
 from cache.soft_labels import SoftLabels, id_words
 from cache.store import Store, store_root
 from cache.top_k import TopKChange

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 
-from cache import arrow_format, zarr_format
 from cache.errors import DamagedShardError, NotFiniteError
-from cache.files import Folder
-from cache.identity import ID_TYPE, SCHEMA_VERSION, Producer, require_known_schema
+from cache.folder import Folder
+from cache.formats import arrow as arrow_format
+from cache.formats import zarr as zarr_format
+from cache.identity.example_id import ID_TYPE
+from cache.identity.producer import Producer
+from cache.schema import SCHEMA_VERSION, require_known_schema
 from cache.soft_labels import SoftLabels
 
 MAX_BYTES = 1 << 30

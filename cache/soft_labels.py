@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cache.identity import ID_TYPE, Outputs
+from cache.identity.columns import Outputs
+from cache.identity.example_id import ID_TYPE
 
 _LOGITS = Outputs()
 

@@ -14,9 +14,11 @@ import platformdirs
 import pyarrow as pa
 
 from cache.errors import CacheError, DamagedShardError, ProducerError, StoreError, UnreadableError
-from cache.files import Folder, is_temporary
-from cache.identity import Producer, canonical_json, require_known_schema
+from cache.folder import Folder, is_temporary
+from cache.identity.digests import canonical_json
+from cache.identity.producer import Producer
 from cache.lookup import Lookup
+from cache.schema import require_known_schema
 from cache.shards import ShardName, read_shard, write_shard
 from cache.soft_labels import SoftLabels
 from cache.top_k import TOP_K

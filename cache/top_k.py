@@ -14,8 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache.errors import CacheError
-from cache.files import Folder
-from cache.identity import ID_TYPE, Outputs, canonical_json
+from cache.folder import Folder
+from cache.identity.columns import Outputs
+from cache.identity.digests import canonical_json
+from cache.identity.example_id import ID_TYPE
 from cache.soft_labels import SoftLabels
 
 TOP_K = "top_k.json"

@@ -16,7 +16,7 @@ import typer
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from stages.ablation.intervals import interval
+from stages.results.intervals import interval
 
 _SKILL = np.array([0.5, 0.7])  # of the two models
 _N_LANGUAGES, _N_TEXTS = 4, 200
@@ -43,7 +43,7 @@ class World(NamedTuple):
     """What a run of the simulation sees, and the truth.
 
     Attributes:
-        differences: By language, shape ``(S, N)``, as `stages.ablation.intervals.interval` takes them.
+        differences: By language, shape ``(S, N)``, as `stages.results.intervals.interval` takes them.
         entities: By language, shape ``(N,)``.
         truth: The difference of accuracies that all seeds and texts have.
     """

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import typer
 
 from pipeline.params import load_params
-from stages.examples import SPLITS, UNLABELLED
+from stages.data.examples import SPLITS, UNLABELLED
 
 _FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli"}
 

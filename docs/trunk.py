@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from pipeline.params import PipelineParams, load_params
-from stages.examples import read_entities, read_examples
+from stages.data.examples import read_entities, read_examples
+from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.models.texts import Collator, Texts
 from stages.student.distill import distill
-from stages.student.modeling_mblm import MBLMForSequenceClassification
 from stages.student.params import Variant
 from stages.student.pretrain import pretrain
-from stages.texts import Collator, Texts
 
 
 def main(n_seeds: int = 3) -> None:
@@ -36,12 +36,12 @@ def main(n_seeds: int = 3) -> None:
     found = defaultdict(list)
     for seed in range(n_seeds):
         with TemporaryDirectory() as name:
-            trunk = Path(name) / "trunk"
-            pretrain(params.task, params.student.pretrain.model_copy(update={"seed": seed}), output=trunk)
+            encoder = Path(name) / "encoder"
+            pretrain(params.task, params.student.pretrain.model_copy(update={"seed": seed}), output=encoder)
             untrained = MBLMForSequenceClassification.from_mplm(
-                trunk, languages=params.task.supervised, n_branches=1, branch_layers=1
+                encoder, languages=params.task.supervised, n_branches=1, branch_layers=1
             )
-            found["before"].append(translations_found(params, untrained, trunk))
+            found["before"].append(translations_found(params, untrained, encoder))
             for variant in get_args(Variant):
                 changes = {"variant": variant, "seed": seed}
                 folder = Path(name) / variant
@@ -49,7 +49,7 @@ def main(n_seeds: int = 3) -> None:
                     params.task,
                     params.teachers,
                     params.student.distill.model_copy(update=changes),
-                    trunk=trunk,
+                    encoder=encoder,
                     output=folder,
                 )
                 student = MBLMForSequenceClassification.from_pretrained(folder)

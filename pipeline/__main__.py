@@ -7,7 +7,7 @@ import sys
 import time
 from io import StringIO
 
-from stages.processes import n_processes, process_index
+from stages.models.processes import n_processes, process_index
 
 # Before anything of Hugging Face or torch is imported, which read these once.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -17,7 +17,7 @@ if n_processes() > 1:
 if process_index():
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-from pipeline.app import app
+from pipeline.commands.app import app
 
 # A full, broken or protected disk, or a path that is no folder: nothing that a traceback would explain.
 _ENVIRONMENT = (
@@ -49,7 +49,7 @@ def main() -> int:
     except Exception as error:
         from cache import CacheError
         from pipeline.params import ParamsError
-        from stages.base import StageError
+        from stages.errors import StageError
 
         if n_processes() > 1 and isinstance(error, RuntimeError) and "by peer" in str(error):
             error = StageError("another process of this training has ended; run the same command to go on")
@@ -66,7 +66,7 @@ def main() -> int:
 def _require_what_processes_share() -> None:
     """Refuse other commands than trainings where torchrun starts several processes."""
     if n_processes() > 1 and sys.argv[1:3] not in _TRAININGS:
-        from stages.base import StageError
+        from stages.errors import StageError
 
         trainings = ", ".join(" ".join(words) for words in _TRAININGS)
         raise StageError(

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 _STARTED = "MBLM_STARTED_BY_LAUNCH"
 
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on from an interrupted run's checkpoint though code or libraries have changed."
+    ),
+]
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters, one section per command.")]
 Changes = Annotated[
     list[str],

@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.ablation.params import AblationParams
-from stages.base import Params
+from stages.data.task import HubSource, TaskParams
+from stages.params import Params
 from stages.student.params import StudentSection
-from stages.task import HubSource, TaskParams
 from stages.teacher.params import CacheParams, TeacherParams, TeacherSection
 
 

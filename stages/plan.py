@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.artifacts import PLAN, replaced_folder
-from stages.facts import departures
+from stages.data.task import TaskParams
+from stages.dependencies import departures
 from stages.student.params import StudentSection
 from stages.student.variants import relevant
-from stages.task import TaskParams
 from stages.teacher.params import TeacherParams, TeacherSection
 
 

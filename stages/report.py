@@ -1,7 +1,7 @@
 """The report: what was run and what came of it, as one page, and test accuracy per language as a text table.
 
-The numbers are those of `stages/findings.py`, its sections those of `stages/sections.py`, its charts those of
-`stages/figures.py`, and its layout is `stages/report.html`. Whatever is written into it is escaped.
+`stages/page` holds its numbers, sections and charts, and its layout, `page.html`. All that is written into it
+is escaped.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any
 import jinja2
 
 from cache import write_atomically
-from stages import sections
 from stages.artifacts import REPORT
-from stages.examples import data_source
-from stages.findings import Findings, find
-from stages.measures import N_BINS
-from stages.task import TaskParams
+from stages.data.origin import data_source
+from stages.data.task import TaskParams
+from stages.page import sections
+from stages.page.findings import Findings, find
+from stages.results.measures import N_BINS
 
 _CONTENTS = (
     ("accuracy", "Accuracy"),
@@ -74,13 +74,13 @@ def report(task: TaskParams, params: Mapping[str, Any]) -> Path:
 
 def _page(found: Findings, params: Mapping[str, Any]) -> str:
     pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=False,
     )
     panels, errors = sections.calibration(found)
-    return pages.get_template("report.html").render(
+    return pages.get_template("page.html").render(
         contents=_CONTENTS,
         found=found,
         source=data_source(found.task),

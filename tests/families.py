@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig
 
-from stages.student.modeling_mblm import MBLMForSequenceClassification
+from stages.models.modeling_mblm import MBLMForSequenceClassification
 
 B, T, K, C = 5, 7, 3, 4
 LANGUAGES = ["de", "en", "zh-Hant"]

@@ -18,14 +18,17 @@ from tiny import ROOT, tiny_params, write_params
 from cache import Producer, SoftLabelSet, Store
 from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS, TEACHERS
-from stages.examples import SPLITS, read_examples
-from stages.teacher.fill import producer_of
+from stages.data.examples import SPLITS, read_examples
 from stages.teacher.label import Labelled, label
+from stages.teacher.labelling.identity import producer_of
 
 # Processes are forked from one that has imported everything, and so start in milliseconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["processes", "pandas", "stages.teacher.infer", "transformers.models.roberta.modeling_roberta"]
+    [
+        *("processes", "pandas", "stages.teacher.labelling.inference"),
+        "transformers.models.roberta.modeling_roberta",
+    ]
 )
 
 

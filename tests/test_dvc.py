@@ -84,10 +84,15 @@ def test_what_would_run_again_after_a_change(reproduced: Path) -> None:
 
     assert "student-distill" in would_run("stages/student/objective.py", "\n# changed\n")
     assert not would_run("stages/student/objective.py", "\n# changed\n") & TEACHERS
-    assert "teacher-label@de" in would_run("stages/teacher/infer.py", "\n# changed\n")
-    assert "teacher-finetune@de" not in would_run("stages/teacher/infer.py", "\n# changed\n")
-    assert "student-pretrain" in would_run("stages/examples.py", "\n# changed\n")
-    for path in ("pipeline/app.py", "stages/task.py", "stages/student/params.py", "cache/gc.py"):
+    assert "teacher-label@de" in would_run("stages/teacher/labelling/inference.py", "\n# changed\n")
+    assert "teacher-finetune@de" not in would_run("stages/teacher/labelling/inference.py", "\n# changed\n")
+    assert "student-pretrain" in would_run("stages/data/examples.py", "\n# changed\n")
+    for path in (
+        "pipeline/commands/app.py",
+        "stages/data/task.py",
+        "stages/student/params.py",
+        "cache/commands/gc.py",
+    ):
         assert would_run(path, "\n# changed\n") == set(), path
 
 

@@ -30,8 +30,8 @@ from tiny import (
 )
 
 from cache import SoftLabelSet, example_ids
-from stages.student.modeling_mblm import MBLMForSequenceClassification
-from stages.training import checkpoints_of
+from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.models.training import checkpoints_of
 
 # What a finished run leaves
 
@@ -150,7 +150,7 @@ def test_a_pinned_teacher_labels_and_a_change_of_its_weights_is_noticed(finished
 def test_a_teacher_that_changes_while_it_is_loaded_labels_nothing(
     finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.teacher.infer import Teacher
+    from stages.teacher.labelling.inference import Teacher
 
     folder = finished / "artifacts/teachers/de"
     set_bias(folder, [0.0, 0.1, 0.0])
@@ -321,11 +321,11 @@ def test_both_trainings_run_in_bfloat16_with_weights_in_float32(finished: Path, 
 
 
 def test_a_student_of_an_encoder_in_half_precision_has_weights_in_float32(finished: Path, run: Run) -> None:
-    path = Path("artifacts/trunk/model.safetensors")
+    path = Path("artifacts/encoder/model.safetensors")
     half = {name: value.bfloat16() for name, value in load_file(path).items()}
     save_file(half, path, metadata={"format": "pt"})
-    config = json.loads(Path("artifacts/trunk/config.json").read_text())
-    Path("artifacts/trunk/config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    config = json.loads(Path("artifacts/encoder/config.json").read_text())
+    Path("artifacts/encoder/config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
     assert run("student", "distill").code == 0
     student = load_file("artifacts/student/model.safetensors")
     assert {weight.dtype for weight in student.values()} == {torch.float32}
@@ -414,7 +414,7 @@ def test_a_training_goes_on_over_changed_code_only_when_told_to_and_the_card_say
 
     uninterrupted = card()
     stop_after_a_checkpoint([], code)
-    (code / "cache/gc.py").write_text("# of no concern\n")
+    (code / "cache/commands/gc.py").write_text("# of no concern\n")
     assert "going on from" in go_on()
     stop_after_a_checkpoint([], code)
     objective.write_text(objective.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
@@ -434,7 +434,7 @@ def test_what_has_changed_of_code_and_libraries_is_named(workspace: Path) -> Non
     here, torch_now = str(ROOT / "stages/student/sampling.py"), torch.__version__
     folder = checkpoints_of("some", [1], file=here, resume=False).folder
     noted = json.loads((folder / "made_by.json").read_text())
-    assert set(noted["now"]["code"]) > {"stages/student/sampling.py", "stages/training.py"}
+    assert set(noted["now"]["code"]) > {"stages/student/sampling.py", "stages/models/training.py"}
     noted["now"]["versions"]["torch"] = "1.0"
     (folder / "made_by.json").write_text(json.dumps(noted))
     # Killed before its first checkpoint, it has left nothing to go on from.

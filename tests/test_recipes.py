@@ -28,11 +28,11 @@ from transformers import (
 )
 
 from pipeline.params import load_params
-from stages.examples import SPLITS, pretraining_texts, read_entities, read_examples
+from stages.data.examples import SPLITS, pretraining_texts, read_entities, read_examples
+from stages.data.task import HubSource, Split, TaskParams
 from stages.prepare import prepare
-from stages.task import HubSource, Split, TaskParams
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 # As on the Hub: columns, and the names of the classes in the order of their numbers.

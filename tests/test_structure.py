@@ -1,6 +1,7 @@
 """The tree explains itself: imports point one way, and file, command, DVC stage and section share a name."""
 
 import ast
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -12,8 +13,8 @@ import typer.main
 from ruamel.yaml import YAML
 
 from pipeline import __version__
-from pipeline.app import app
-from stages.facts import code_of, imported, only_declares
+from pipeline.commands.app import app
+from stages.dependencies import code_of, imported, only_declares
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages", "cache")
@@ -30,26 +31,73 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path: Path) -> None:
-    place = path.relative_to(ROOT).as_posix()
-    forbidden: tuple[str, ...] = ()
-    if place.startswith("cache/"):
-        forbidden = ("pipeline", "stages", "torch", "transformers", "datasets")
-    elif place.startswith("stages/teacher/"):
-        forbidden = ("pipeline", "stages.student", "stages.ablation")
-    elif place.startswith("stages/student/"):
-        forbidden = ("pipeline", "stages.teacher", "stages.ablation")
-    elif place.startswith("stages/ablation/"):  # runs stage two many times
-        forbidden = ("pipeline", "stages.teacher")
-    elif place == "stages/plan.py":  # reads the sections of both
-        forbidden = ("pipeline", "stages.ablation")
-    elif place.startswith("stages/"):
-        forbidden = ("pipeline", "stages.teacher", "stages.student", "stages.ablation")
-    if place.endswith("_mblm.py"):
-        forbidden += ("stages", "cache")
-    bad = {name for name in imports_of(path) for stem in forbidden if f"{name}.".startswith(f"{stem}.")}
-    assert not bad
+# Three files in stages/ are commands, which use the folders beside them; the others are what all build on.
+COMMANDS = {"stages/plan.py", "stages/prepare.py", "stages/report.py"}
+# Each folder and those that its files import from, no more and no less. What is not here is forbidden: above
+# all, that the stages import each other, or that the store imports a stage.
+ARROWS = {
+    "cache": "cache.formats cache.identity",
+    "cache.commands": "cache cache.formats cache.identity",
+    "cache.formats": "cache cache.identity",
+    "cache.identity": "cache",
+    "stages": "cache",
+    "stages.data": "stages",
+    "stages.models": "cache stages",
+    "stages.results": "cache stages stages.data",
+    "stages.page": "cache stages stages.data stages.results",
+    "stages.teacher": "cache stages stages.data stages.models stages.results stages.teacher.labelling",
+    "stages.teacher.labelling": "cache cache.commands stages stages.data stages.models stages.teacher",
+    "stages.student": "cache stages stages.data stages.models stages.results",
+    "stages.ablation": "cache stages stages.data stages.models stages.results stages.student",
+    "stages commands": ("cache stages stages.data stages.page stages.results stages.student stages.teacher"),
+    "pipeline": (
+        "cache pipeline.commands stages stages.ablation stages.data stages.models stages.student "
+        "stages.teacher stages.teacher.labelling"
+    ),
+    "pipeline.commands": (
+        "cache cache.commands pipeline stages stages commands stages.ablation stages.data stages.student "
+        "stages.teacher stages.teacher.labelling"
+    ),
+}
+# Of other libraries, these are not for the store, which anybody can read and write without them.
+NOT_FOR_THE_STORE = {"torch", "transformers", "datasets"}
+
+
+def room_of(path: Path) -> str:
+    """Give the folder of a file."""
+    place = path.relative_to(ROOT)
+    return "stages commands" if place.as_posix() in COMMANDS else ".".join(place.parts[:-1])
+
+
+def rooms_that(path: Path) -> set[str]:
+    """Give the folders that a file imports from, its own left out; a package's names are the package's."""
+    found = set()
+    for module in imports_of(path):
+        place = ROOT.joinpath(*module.split("."))
+        if place.is_dir():
+            found.add(module)
+        elif place.with_suffix(".py").is_file():
+            found.add(room_of(place.with_suffix(".py")))
+    return found - {room_of(path)}
+
+
+def test_folders_import_from_each_other_as_the_table_says() -> None:
+    found: dict[str, set[str]] = {}
+    for path in MODULES:
+        found.setdefault(room_of(path), set()).update(rooms_that(path))
+    assert {room: " ".join(sorted(others)) for room, others in found.items()} == ARROWS
+
+
+def test_the_store_needs_no_library_of_the_stages() -> None:
+    for path in MODULES:
+        if room_of(path).startswith("cache"):
+            assert not {name.partition(".")[0] for name in imports_of(path)} & NOT_FOR_THE_STORE, path
+
+
+def test_an_exported_student_needs_none_of_our_files() -> None:
+    for path in (ROOT / "stages/models").glob("*_mblm.py"):
+        assert not rooms_that(path), path
+        assert {name for name in imports_of(path) if name.startswith(".")} <= {".configuration_mblm"}, path
 
 
 def commands() -> dict[str, Any]:
@@ -101,7 +149,7 @@ def test_every_command_about_the_store_has_a_file_of_its_name() -> None:
     for command in commands():
         if command.startswith("cache "):
             name = "transfer" if command in ("cache push", "cache pull") else command.removeprefix("cache ")
-            assert (ROOT / "cache" / f"{name}.py").is_file()
+            assert (ROOT / "cache/commands" / f"{name}.py").is_file()
 
 
 def test_what_dvc_names_exists() -> None:
@@ -135,8 +183,8 @@ def test_code_that_does_more_than_declare_is_left_out_of_no_dependencies(tmp_pat
         file.write_text(text)
         return only_declares(file)
 
-    assert only_declares(ROOT / "stages/task.py")
-    assert only_declares(ROOT / "stages/base.py")
+    assert only_declares(ROOT / "stages/data/task.py")
+    assert only_declares(ROOT / "stages/params.py")
     assert declares('class A(Params):\n    """Doc."""\n    x: int = 3\n')
     assert not declares("SPLITS = ('train', 'test')\n")
     assert not declares("def read() -> int:\n    return 3\n")
@@ -145,13 +193,14 @@ def test_code_that_does_more_than_declare_is_left_out_of_no_dependencies(tmp_pat
         "class A(Params):\n    @property\n    def x(self) -> int:\n        y = 3\n        return y\n"
     )
     assert not declares("if True:\n    x = 3\n")
-    assert not only_declares(ROOT / "stages/examples.py")
+    assert not only_declares(ROOT / "stages/data/examples.py")
     assert not only_declares(ROOT / "stages/artifacts.py")
 
 
 def test_a_name_that_a_package_passes_on_is_imported_from_where_it_is_defined() -> None:
-    assert ROOT / "cache/identity.py" in imported(ROOT / "stages/predictions.py")
-    assert not {path.name for path in imported(ROOT / "stages/predictions.py")} & {"store.py", "__init__.py"}
+    found = imported(ROOT / "stages/results/predictions.py")
+    assert ROOT / "cache/identity/example_id.py" in found
+    assert not {path.name for path in found} & {"store.py", "__init__.py"}
 
 
 @pytest.mark.parametrize("command", ["", *sorted(commands())])
@@ -172,13 +221,17 @@ def test_help_is_quick_and_ends_with_an_example(command: str) -> None:
     assert not command or f"python -m pipeline {command}" in " ".join(done.stdout.split())
 
 
-def test_the_readme_names_every_command_and_every_file() -> None:
+def test_the_readme_names_every_command_and_every_folder() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in commands():
         assert f"`{command}" in readme, command
-    for path in MODULES:
-        if path.name != "__init__.py" and path.name != "__main__.py":
-            assert path.name in readme, path.name
+    for folder in {path.parent for path in MODULES}:
+        assert f"`{folder.relative_to(ROOT)}/" in readme, folder
+
+
+def test_the_list_of_files_is_that_of_the_tree() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert page == runpy.run_path(str(ROOT / "docs/file_map.py"))["with_map"](page), "python docs/file_map.py"
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -64,7 +64,7 @@ def test_two_processes_have_the_loss_curves_of_one_and_leave_what_one_leaves(
     let_teacher_speak()
     assert run("teacher", "label", "--language", "de", "--set", "teacher.label.hidden=true").code == 0
     assert run("teacher", "label", "--language", "en", "--set", "teacher.label.hidden=true").code == 0
-    config = Path("artifacts/trunk/config.json")
+    config = Path("artifacts/encoder/config.json")
     config.write_text(re.sub(r'(_dropout_prob": )0\.1', r"\g<1>0.0", config.read_text()))
     without_dropout("student.distill")
     command = ["student", "distill", "--set", "student.distill.hidden_weight=30"]

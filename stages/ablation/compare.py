@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import write_atomically
-from stages.ablation.intervals import interval
 from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION, METRICS
-from stages.base import StageError
-from stages.examples import read_entities
-from stages.predictions import Predictions, read_predictions
-from stages.task import Split, TaskParams
+from stages.data.examples import read_entities
+from stages.data.task import Split, TaskParams
+from stages.errors import StageError
+from stages.results.intervals import interval
+from stages.results.predictions import Predictions, read_predictions
 
 
 def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Path]:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from stages.base import Params, Seed
+from stages.params import Params, Seed
 from stages.student.params import DistillParams, Variant
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -46,7 +46,7 @@ class SweepParams(Params):
     """Section `ablation.sweep`: settings to choose from, on validation data alone."""
 
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
-    """Some of `ablation.seeds`, whose trunks they start from."""
+    """Some of `ablation.seeds`, whose encoders they start from."""
     runs: Annotated[list[SweepRun], Field(min_length=1)] = [SweepRun(name="as-it-is")]
     """The others are compared with the first."""
 
@@ -56,7 +56,7 @@ class AblationParams(Params):
 
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
     """A run of each variant for each. A seed decides the student's training and, where
-    `student.pretrain.base` is ``scratch``, the trunk, which the runs of a seed share."""
+    `student.pretrain.base` is ``scratch``, the encoder, which the runs of a seed share."""
     variants: Annotated[list[Variant], Field(min_length=1)] = ["finetune", "distill", "branches", "mblm"]
     """The others are compared with the first."""
     sweep: SweepParams = SweepParams()
@@ -75,10 +75,10 @@ class AblationParams(Params):
         return self
 
     @model_validator(mode="after")
-    def _sweep_has_trunks(self) -> Self:
+    def _sweep_has_encoders(self) -> Self:
         for seed in self.sweep.seeds:
             if seed not in self.seeds:
-                raise ValueError(f"sweep.seeds: {seed} is not among ablation.seeds, whose trunks it shares")
+                raise ValueError(f"sweep.seeds: {seed} is not among ablation.seeds, whose encoders it shares")
         return self
 
     def settings(self, distill: DistillParams) -> dict[str, DistillParams]:

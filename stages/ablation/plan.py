@@ -7,16 +7,16 @@ from typing import Any
 from cache import SoftLabelSet, file_digest
 from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION, SOFT_LABELS, of_each_teacher, replaced_folder
-from stages.facts import departures
+from stages.data.task import TaskParams
+from stages.dependencies import departures
 from stages.student.params import StudentSection, Teachers
 from stages.student.variants import relevant
-from stages.task import TaskParams
 
 
 def plan(
     task: TaskParams, teachers: Mapping[str, Teachers], student: StudentSection, params: AblationParams
 ) -> str:
-    """Write ``plan/runs/<run>.json`` for each variant and run of the sweep; others are of trunks and tables.
+    """Write ``plan/runs/<run>.json`` for each variant and run of the sweep; others are of encoders, tables.
 
     A run's file changes with what can change its student and with nothing else, so that DVC runs those again
     that a change concerns: another temperature is nothing to `finetune`, and a new run of the sweep nothing

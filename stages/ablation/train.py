@@ -7,14 +7,14 @@ import numpy as np
 
 from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION
-from stages.base import StageError
-from stages.examples import SPLITS
-from stages.predictions import Predictions, write_predictions
-from stages.source import model_folder
+from stages.data.examples import SPLITS
+from stages.data.task import TaskParams
+from stages.errors import StageError
+from stages.models.pins import model_folder
+from stages.results.predictions import Predictions, write_predictions
 from stages.student.distill import distill
 from stages.student.evaluate import answers
 from stages.student.params import StudentSection, Teachers
-from stages.task import TaskParams
 
 
 def train(
@@ -34,13 +34,13 @@ def train(
         student: Section `student`.
         params: Section `ablation`.
         run: A variant, or the name of a run of the sweep.
-        seed: Of the training; the trunk is the one that was made with it.
+        seed: Of the training; the encoder is the one that was made with it.
 
     Returns:
         One line: validation accuracy.
 
     Raises:
-        StageError: There is no such run or no trunk for the seed, or the training failed.
+        StageError: There is no such run or no encoder for the seed, or the training failed.
         CacheError: Soft labels are missing or damaged.
     """
     settings = params.settings(student.distill)
@@ -48,11 +48,11 @@ def train(
         raise StageError(f"'{run}' is no run of the ablation; these are: {', '.join(settings)}")
     name = f"{run}-{seed}"
     command = f"ablation train --run {run} --seed {seed}"
-    trunk = ABLATION / "trunks" / str(seed)
-    model_folder(trunk, command=f"ablation pretrain --seed {seed}")  # refuses what is not there
+    encoder = ABLATION / "encoders" / str(seed)
+    model_folder(encoder, command=f"ablation pretrain --seed {seed}")  # refuses what is not there
     model = ABLATION / "students" / name
     with_seed = settings[run].model_copy(update={"seed": seed})
-    distill(task, teachers, with_seed, trunk=trunk, output=model)
+    distill(task, teachers, with_seed, encoder=encoder, output=model)
     is_variant = run in params.variants
     # What a sweep says decides settings, and no setting may be chosen by test data.
     splits = SPLITS[1:] if is_variant else SPLITS[1:2]

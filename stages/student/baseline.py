@@ -1,9 +1,9 @@
-"""The baseline: fine-tune the same MPLM on the hard labels, with stage two's code and settings."""
+"""The baseline: fine-tune the same encoder on the hard labels, with stage two's code and settings."""
 
 from stages.artifacts import BASELINE
+from stages.data.task import TaskParams
 from stages.student.distill import Trained, distill
 from stages.student.params import DistillParams
-from stages.task import TaskParams
 
 
 def baseline(task: TaskParams, params: DistillParams, *, resume: bool = False) -> Trained:

@@ -8,10 +8,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from stages.student.configuration_mblm import MBLMConfig
+from stages.data.task import TaskParams
+from stages.models.configuration_mblm import MBLMConfig
 from stages.student.params import DistillParams
 from stages.student.variants import relevant
-from stages.task import TaskParams
 
 _TRAINED = {
     "finetune": "fine-tuned on the hard labels of all its languages",
@@ -56,7 +56,7 @@ def model_card(
         params: Section `student.distill`.
         name: Of the model's folder.
         config: The student's.
-        encoder: What `stages.source.pin` noted of the encoder; None where it was pre-trained here.
+        encoder: What `stages.models.pins.pin` noted of the encoder; None where it was pre-trained here.
         accuracy: On the validation split, by language.
         teachers: By language; empty where the student has none.
         data: Where the examples come from, and in which revision.

@@ -19,29 +19,19 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, set_seed
 
 from cache import SoftLabelSet, file_digest
-from stages.artifacts import SOFT_LABELS, STUDENT, TRUNK, of_each_teacher, replaced_folder
-from stages.base import StageError
-from stages.classes import match_classes
-from stages.examples import data_source, examples_digest, read_entities, read_examples
-from stages.facts import departures
-from stages.processes import process_index
-from stages.source import loading, model_digests, model_folder, read_pin, require_max_tokens
-from stages.student.card import TeacherFacts, model_card
-from stages.student.modeling_mblm import MBLMForSequenceClassification
-from stages.student.objective import (
-    HiddenStates,
-    average_teachers,
-    average_translations,
-    balanced_class_weights,
-    mixture_weights,
-    objective,
-)
-from stages.student.params import DistillParams, Teachers
-from stages.student.sampling import ByLanguage
-from stages.student.variants import relevant
-from stages.task import TaskParams
-from stages.texts import Collator, Texts, require_splittable
-from stages.training import (
+from stages.artifacts import ENCODER, SOFT_LABELS, STUDENT, of_each_teacher, replaced_folder
+from stages.data.classes import match_classes
+from stages.data.examples import examples_digest, read_entities, read_examples
+from stages.data.origin import data_source
+from stages.data.task import TaskParams
+from stages.dependencies import departures
+from stages.errors import StageError
+from stages.models.loading import loading, require_max_tokens
+from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.models.pins import model_digests, model_folder, read_pin
+from stages.models.processes import process_index
+from stages.models.texts import Collator, Texts, require_splittable
+from stages.models.training import (
     TextTrainer,
     accuracy,
     checkpoints_of,
@@ -50,6 +40,18 @@ from stages.training import (
     run,
     training_arguments,
 )
+from stages.results.averages import average_teachers
+from stages.student.card import TeacherFacts, model_card
+from stages.student.objective import (
+    HiddenStates,
+    average_translations,
+    balanced_class_weights,
+    mixture_weights,
+    objective,
+)
+from stages.student.params import DistillParams, Teachers
+from stages.student.sampling import ByLanguage
+from stages.student.variants import relevant
 
 _TOP_K_ERROR = 0.01
 """What top-k may change, as a share of what a student that knows nothing has to learn."""
@@ -80,7 +82,7 @@ def distill(
     teachers: Mapping[str, Teachers],
     params: DistillParams,
     *,
-    trunk: Path = TRUNK,
+    encoder: Path = ENCODER,
     output: Path = STUDENT,
     resume: bool = False,
 ) -> Trained:
@@ -90,25 +92,25 @@ def distill(
         task: Section `task` of params.yaml.
         teachers: Section `teachers`, for what it says of class names.
         params: Section `student.distill`.
-        trunk: What `student pretrain` wrote.
+        encoder: What `student pretrain` wrote.
         output: The folder to write.
         resume: Go on from the checkpoint of an interrupted run though code or libraries are others by now.
 
     Raises:
-        StageError: The data, the MPLM or hidden states are missing, the teachers' classes are not the task's,
-            a class that is to be balanced has no example, processes cannot share the batches, or the loss is
-            NaN.
+        StageError: The data, the encoder or hidden states are missing, the teachers' classes are not the
+            task's, a class that is to be balanced has no example, processes cannot share the batches, or the
+            loss is NaN.
         CacheError: Soft labels are missing or damaged.
     """
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
     train, digests, facts_of_teachers = _training_texts(task, teachers, params)
-    mplm = model_folder(trunk, command="student pretrain")
-    facts = [departures(task), relevant(params, defaults=False), digests, model_digests(mplm)]
+    pretrained = model_folder(encoder, command="student pretrain")
+    facts = [departures(task), relevant(params, defaults=False), digests, model_digests(pretrained)]
     checkpoints = checkpoints_of(f"student-{output.name}", facts, file=__file__, resume=resume)
     set_seed(params.seed)
-    with loading(f"the encoder in {mplm} as a student"):
-        tokenizer = AutoTokenizer.from_pretrained(mplm)
-        model = _student(task, params, mplm)
+    with loading(f"the encoder in {pretrained} as a student"):
+        tokenizer = AutoTokenizer.from_pretrained(pretrained)
+        model = _student(task, params, pretrained)
     require_splittable(tokenizer, params.subword_dropout)
     require_max_tokens(
         params.max_tokens, tokenizer, model.mblm.encoder.config, key="student.distill.max_tokens"
@@ -144,7 +146,7 @@ def distill(
             params,
             name=output.name,
             config=model.config,
-            encoder=read_pin(trunk),
+            encoder=read_pin(encoder),
             accuracy=last,
             teachers=facts_of_teachers,
             data=data_source(task),
@@ -170,28 +172,29 @@ def _training_texts(
     logits, states = [], []
     facts: dict[str, list[TeacherFacts]] = {}
     for language, table in tables.items():
-        parts = []
+        said = []
         sets = of_each_teacher(SOFT_LABELS / language, len(teachers[language].all))
         for folder, teacher in zip(sets, teachers[language].all, strict=True):
             label_set = SoftLabelSet.read(folder, language=language)
             _require_small_top_k_change(label_set, params)
             order = match_classes(label_set.classes, task.classes, names=teacher.labels, language=language)
             soft_labels = label_set.join(table["example_id"])
-            parts.append(_Part(soft_labels.logits[:, order], soft_labels.hidden))
+            said.append(_Said(soft_labels.logits[:, order], soft_labels.hidden))
             name = teacher.base if teacher.revision is None else f"{teacher.base} at {teacher.revision}"
             manifest = file_digest(folder / "manifest.json")
             producers = [producer.id for producer in label_set.producers]
             facts.setdefault(language, []).append(TeacherFacts(name, producers, manifest))
-        logits.append(_averaged([part.logits for part in parts], params))
+        together = average_teachers([one.logits for one in said], temperature=params.temperature)
+        logits.append(together.astype(np.float32))
         digests.append(hashlib.sha256(logits[-1].tobytes()).hexdigest())
         if params.hidden_weight:
-            states.append(_hidden_states([part.hidden for part in parts], params, language))
+            states.append(_hidden_states([one.hidden for one in said], params, language))
             digests.append(hashlib.sha256(states[-1].tobytes()).hexdigest())
-    together = np.concatenate(logits)
+    of_all = np.concatenate(logits)
     if params.average_translations:
-        together = _averaged_translations(task, together, params)
-        digests.append(hashlib.sha256(together.tobytes()).hexdigest())
-    numbers = {"teacher_logits": together}
+        of_all = _averaged_translations(task, of_all, params)
+        digests.append(hashlib.sha256(of_all.tobytes()).hexdigest())
+    numbers = {"teacher_logits": of_all}
     if states:
         width = max(part.shape[1] for part in states)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
@@ -225,19 +228,11 @@ def _require_small_top_k_change(label_set: SoftLabelSet, params: DistillParams) 
         )
 
 
-class _Part(NamedTuple):
+class _Said(NamedTuple):
     """What one teacher said of N examples: logits ``(N, C)``, and hidden states ``(N, H_t)`` where kept."""
 
     logits: NDArray[np.float32]
     hidden: NDArray[np.float16] | None
-
-
-def _averaged(logits: Sequence[NDArray[np.float32]], params: DistillParams) -> NDArray[np.float32]:
-    """Give the soft labels of a language's teachers together, ``(N, C)``."""
-    if len(logits) == 1:
-        return logits[0]
-    together = torch.from_numpy(np.stack(logits))
-    return average_teachers(together, temperature=params.temperature).numpy()
 
 
 def _averaged_translations(
@@ -312,7 +307,7 @@ def _texts(
     )
 
 
-def _student(task: TaskParams, params: DistillParams, trunk: Path) -> MBLMForSequenceClassification:
+def _student(task: TaskParams, params: DistillParams, pretrained: Path) -> MBLMForSequenceClassification:
     branches = params.variant in ("branches", "mblm")
     if params.variant == "mblm" and len(task.supervised) < 2 and not params.mixture.own_branch:
         raise StageError(
@@ -320,7 +315,7 @@ def _student(task: TaskParams, params: DistillParams, trunk: Path) -> MBLMForSeq
             f"only {task.supervised[0]}; add a language, or set student.distill.mixture.own_branch: true"
         )
     return MBLMForSequenceClassification.from_mplm(
-        trunk,
+        pretrained,
         languages=task.supervised,
         n_branches=len(task.supervised) if branches else 1,
         # Without branches these say nothing, and the baseline must not depend on them.

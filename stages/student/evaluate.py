@@ -16,15 +16,16 @@ from transformers import AutoTokenizer
 
 from cache import write_atomically
 from stages.artifacts import BASELINE, METRICS, PLOTS, STUDENT
-from stages.base import StageError
-from stages.examples import SPLITS, has_split, read_examples
-from stages.measures import N_BINS, by_confidence, confusion, probabilities
-from stages.predictions import Predictions, write_predictions
-from stages.source import loading, model_folder
-from stages.student.modeling_mblm import MBLMForSequenceClassification
+from stages.data.examples import SPLITS, has_split, read_examples
+from stages.data.task import Split, TaskParams
+from stages.errors import StageError
+from stages.models.loading import loading
+from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.models.pins import model_folder
+from stages.models.texts import Collator, Texts
+from stages.results.measures import N_BINS, by_confidence, confusion, probabilities
+from stages.results.predictions import Predictions, write_predictions
 from stages.student.params import DistillParams, EvaluateParams
-from stages.task import Split, TaskParams
-from stages.texts import Collator, Texts
 
 MIXTURE = "mixture"
 KINDS = ("supervised", "zero_shot")
@@ -68,13 +69,13 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
     return metrics["student"]
 
 
-class Answers(NamedTuple):
+class ByBranch(NamedTuple):
     """What a model says of the N examples of one language and split, by branch and by the mixture.
 
     Attributes:
         language: The examples' language.
         split: Their split.
-        examples: As `stages.task.read_examples` gives them.
+        examples: As `stages.data.task.read_examples` gives them.
         used: The branch that the language uses, or ``mixture``.
         logits: By branch; each of shape ``(N, C)``.
     """
@@ -98,7 +99,7 @@ def answers(
     *,
     command: str,
     splits: Sequence[Split] = SPLITS[1:],
-) -> Iterator[Answers]:
+) -> Iterator[ByBranch]:
     """Send the validation and test examples of every language through every branch.
 
     Args:
@@ -132,7 +133,7 @@ def answers(
             texts = Texts([examples[field].to_pylist() for field in task.text_fields], {})
             used = language if language in task.supervised and not shared else MIXTURE
             logits = _logits(model, texts, collator, params.batch_size)
-            yield Answers(language, split, examples, used, logits)
+            yield ByBranch(language, split, examples, used, logits)
 
 
 def _row(task: TaskParams, one: Predictions) -> dict[str, Any]:

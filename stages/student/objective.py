@@ -90,20 +90,6 @@ def similarity_loss(
     return _mean((teacher - student).square().sum(dim=1) / same.sum(dim=1), example_weights)
 
 
-def average_teachers(logits: Tensor, *, temperature: float) -> Tensor:
-    """Average the probabilities of several teachers, as logits of one.
-
-    Args:
-        logits: Of M teachers, raw, in the same class order, shape ``(M, N, C)``.
-        temperature: τ at which they are compared with the student, above 0.
-
-    Returns:
-        t, shape ``(N, C)``: softmax(t/τ) is the mean of the teachers' softmax(t_m/τ).
-    """
-    log_probabilities = functional.log_softmax(logits / temperature, dim=-1)
-    return temperature * (torch.logsumexp(log_probabilities, dim=0) - math.log(len(logits)))
-
-
 def average_translations(logits: Tensor, entities: Tensor, *, temperature: float) -> Tensor:
     """Give all texts about an entity the average of the probabilities that their teachers gave them.
 

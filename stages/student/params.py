@@ -13,12 +13,12 @@ from pydantic import (
     model_validator,
 )
 
-from stages.base import MaxTokens, Params, ScratchParams, Seed, Share, TrainingParams
+from stages.params import MaxTokens, Params, ScratchParams, Seed, Share, TrainingParams
 
 Variant = Literal["finetune", "distill", "branches", "mblm"]
 
 
-class Teacher(Protocol):
+class NamedTeacher(Protocol):
     """What params.yaml says of a teacher."""
 
     @property
@@ -38,7 +38,7 @@ class Teachers(Protocol):
     """Section `teachers.<language>` of params.yaml."""
 
     @property
-    def all(self) -> Sequence[Teacher]:
+    def all(self) -> Sequence[NamedTeacher]:
         """The language's teachers."""
 
 

@@ -3,21 +3,19 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
+from transformers import BatchEncoding
 
 from stages.artifacts import STUDENT
-from stages.base import StageError
-from stages.source import loading, model_folder, require_max_tokens
-from stages.streams import Input, Output, Window, column
-from stages.student.configuration_mblm import MBLMConfig
-from stages.student.modeling_mblm import MBLMForSequenceClassification
+from stages.data.files import Input, Output, Window, column
+from stages.errors import StageError
+from stages.models.loading import require_max_tokens
+from stages.models.students import class_names, load_student
 from stages.student.params import DistillParams, EvaluateParams
 
 MIXTURE = "mixture"
@@ -103,36 +101,6 @@ def predict(
             if not n_examples:
                 raise StageError(f"{source.name} holds no examples")
     return Predicted(n_examples, counts, output.path)
-
-
-def load_student(folder: Path) -> tuple[MBLMForSequenceClassification, PreTrainedTokenizerBase]:
-    """Load a student in float32 and its tokenizer.
-
-    Raises:
-        StageError: The folder holds no student, or parts of one.
-    """
-    folder = model_folder(folder, command="student distill")
-    with loading(f"the student in {folder}"):
-        kind = AutoConfig.from_pretrained(folder).model_type
-        if kind != "mblm":
-            raise StageError(f"{folder} holds a {kind} model and no student")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        loaded: Any = MBLMForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
-        model, found = loaded
-    if found["missing_keys"]:
-        raise StageError(
-            f"the student in {folder} has no weights for {', '.join(sorted(found['missing_keys']))}"
-        )
-    return model.eval(), tokenizer
-
-
-def class_names(config: MBLMConfig) -> list[str]:
-    """Give the classes in the order of the logits."""
-    assert config.num_labels is not None  # transformers gives every configuration two
-    names: Any = config.id2label
-    return [names[index] for index in range(config.num_labels)]
 
 
 class _Student:

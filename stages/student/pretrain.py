@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from stages.artifacts import TRUNK, replaced_folder
-from stages.examples import pretraining_texts
-from stages.scratch import build_encoder
-from stages.source import pin, resolve
+from stages.artifacts import ENCODER, replaced_folder
+from stages.data.examples import pretraining_texts
+from stages.data.task import TaskParams
+from stages.models.pins import pin, resolve
+from stages.models.scratch import build_encoder
 from stages.student.params import PretrainParams
-from stages.task import TaskParams
 
 
-def pretrain(task: TaskParams, params: PretrainParams, *, output: Path = TRUNK) -> str:
+def pretrain(task: TaskParams, params: PretrainParams, *, output: Path = ENCODER) -> str:
     """Write an encoder, or a pin of one, to `output`.
 
     A small one is pre-trained on the unlabelled texts of all languages where the task has them (translations
@@ -26,7 +26,7 @@ def pretrain(task: TaskParams, params: PretrainParams, *, output: Path = TRUNK) 
         source = resolve(params.base, params.revision, key="student.pretrain.base")
         with replaced_folder(output) as folder:
             pin(folder, source)
-        return f"trunk: {params.base}, pinned"
+        return f"encoder: {params.base}, pinned"
     assert params.scratch is not None  # held by the validation of params.yaml
     texts = {language: pretraining_texts(task, language) for language in task.languages}
     with replaced_folder(output) as folder:
@@ -41,4 +41,4 @@ def pretrain(task: TaskParams, params: PretrainParams, *, output: Path = TRUNK) 
             title="pre-training for the student",
         )
     n_texts = sum(map(len, texts.values()))
-    return f"trunk: pre-trained on {n_texts:,} texts in {len(texts)} languages"
+    return f"encoder: pre-trained on {n_texts:,} texts in {len(texts)} languages"

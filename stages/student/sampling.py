@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from stages.texts import Texts
-from stages.training import ByLength
+from stages.models.texts import Texts
+from stages.models.training import ByLength
 
 
 class ByLanguage(ByLength):

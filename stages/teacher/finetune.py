@@ -13,17 +13,16 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from stages.artifacts import TEACHERS, of_each_fold, of_each_teacher, replaced_folder
-from stages.base import StageError
-from stages.examples import examples_digest, pretraining_texts, read_examples
-from stages.facts import departures
-from stages.folds import Fold
-from stages.processes import alone, process_index, wait_for
-from stages.scratch import build_encoder
-from stages.source import fetch, loading, pin, require_max_tokens, resolve
-from stages.task import TaskParams
-from stages.teacher.params import FinetuneParams, OneTeacher, TeacherParams
-from stages.texts import Collator, Texts, require_splittable
-from stages.training import (
+from stages.data.examples import examples_digest, pretraining_texts, read_examples
+from stages.data.task import TaskParams
+from stages.dependencies import departures
+from stages.errors import StageError
+from stages.models.loading import loading, require_max_tokens
+from stages.models.pins import fetch, pin, resolve
+from stages.models.processes import alone, process_index, wait_for
+from stages.models.scratch import build_encoder
+from stages.models.texts import Collator, Texts, require_splittable
+from stages.models.training import (
     TextTrainer,
     accuracy,
     checkpoints_of,
@@ -32,6 +31,8 @@ from stages.training import (
     run,
     training_arguments,
 )
+from stages.teacher.folds import Fold
+from stages.teacher.params import FinetuneParams, OneTeacher, TeacherParams
 
 
 def finetune(

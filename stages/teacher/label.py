@@ -13,18 +13,19 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from cache import Index, Lookup, Producer, SoftLabels, SoftLabelSet, Store, TopKChange, write_atomically
 from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS, of_each_fold, of_each_teacher
-from stages.base import StageError
-from stages.classes import check_class_order, match_classes
-from stages.examples import SPLITS
-from stages.folds import Fold
-from stages.source import model_folder
-from stages.task import Split, TaskParams
-from stages.teacher.examples import Examples, Part
-from stages.teacher.fill import fill, measured_top_k, producer_of
+from stages.data.classes import check_class_order, match_classes
+from stages.data.examples import SPLITS
+from stages.data.task import Split, TaskParams
+from stages.errors import StageError
+from stages.models.pins import model_folder
+from stages.results.averages import average_teachers
+from stages.teacher.folds import Fold
+from stages.teacher.labelling.examples import Examples, Part
+from stages.teacher.labelling.identity import producer_of
+from stages.teacher.labelling.loop import fill, measured_top_k
 from stages.teacher.params import LabelParams, OneTeacher, TeacherParams
 
 Engine = Callable[[LabelParams, Store, Path, Examples], tuple[Lookup, int]]
@@ -107,7 +108,7 @@ def label(
     examples = Examples.read(task, language)
     places = of_each_teacher(TEACHERS / language, len(teacher.all))
     sets = of_each_teacher(SOFT_LABELS / language, len(teacher.all))
-    said: list[list[_Part]] = []
+    said: list[list[_Said]] = []
     n_labelled = 0
     for one, place, output in zip(teacher.all, places, sets, strict=True):
         parts = []
@@ -119,7 +120,7 @@ def label(
                 n_labelled += n_asked
                 change = measured_top_k(params, model.store, model.folder, its)
                 changes |= {model.store.producer.id: change} if change else {}
-                parts.append(_Part(model.store.producer, Index(its.ids), lookup.soft_labels(), model.order))
+                parts.append(_Said(model.store.producer, Index(its.ids), lookup.soft_labels(), model.order))
         said.append(parts)
         counts = _confusion(examples, said[-1:])
         confusion = np.sum(list(counts.values()), axis=0)
@@ -216,7 +217,7 @@ def _models(
         yield _Model(folder, store, order, Fold(index, n_folds))
 
 
-class _Part(NamedTuple):
+class _Said(NamedTuple):
     """What one model said of the examples that it was to label.
 
     Attributes:
@@ -232,7 +233,7 @@ class _Part(NamedTuple):
     order: NDArray[np.int64]
 
 
-def _confusion(examples: Examples, teachers: Sequence[Sequence[_Part]]) -> dict[Split, NDArray[np.int64]]:
+def _confusion(examples: Examples, teachers: Sequence[Sequence[_Said]]) -> dict[Split, NDArray[np.int64]]:
     """Count, by split, what teachers say and what the hard label is; several say what they say on average.
 
     Returns:
@@ -246,15 +247,15 @@ def _confusion(examples: Examples, teachers: Sequence[Sequence[_Part]]) -> dict[
         split: np.zeros((n_classes, n_classes), np.int64) for split in SPLITS
     }
     for split, labels, ids in examples.labels():
-        together = np.zeros((len(labels), n_classes), np.float32)
-        n_said = np.zeros(len(labels), np.int64)
-        for part in (part for parts in teachers for part in parts):
-            positions = part.positions.positions(ids)
-            has = positions >= 0
-            logits = part.soft_labels.take(positions[has]).logits[:, part.order]
-            together[has] += logits if len(teachers) == 1 else softmax(logits, axis=1)
-            n_said += has
-        if (n_said != len(teachers)).any():
+        logits = np.zeros((len(teachers), len(labels), n_classes), np.float32)
+        n_said = np.zeros((len(teachers), len(labels)), np.int64)
+        for teacher, parts in enumerate(teachers):
+            for part in parts:
+                positions = part.positions.positions(ids)
+                has = positions >= 0
+                logits[teacher, has] = part.soft_labels.take(positions[has]).logits[:, part.order]
+                n_said[teacher] += has
+        if (n_said != 1).any():
             raise examples.changed()
-        np.add.at(counts[split], (together.argmax(axis=1), labels), 1)
+        np.add.at(counts[split], (average_teachers(logits).argmax(axis=1), labels), 1)
     return counts

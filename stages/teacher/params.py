@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
-from stages.base import MaxTokens, Params, Precision, ScratchParams, Share, TrainingParams
+from stages.params import MaxTokens, Params, Precision, ScratchParams, Share, TrainingParams
 
 
 class OneTeacher(Params):

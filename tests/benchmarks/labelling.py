@@ -22,7 +22,7 @@ from teacher_cache import make_texts, write_work
 
 from cache import Store, example_ids
 from stages.artifacts import TEACHERS
-from stages.examples import SPLITS, columns_of, data_file
+from stages.data.examples import SPLITS, columns_of, data_file
 
 TEXTS = 4_000
 PAIRS = 300
@@ -51,8 +51,9 @@ def settings(**changes: Any) -> Any:
 def label_all(params: Any) -> None:
     """Do what stage one does with an empty store: load the teacher, look up, label and write."""
     from pipeline.params import load_params
-    from stages.teacher.examples import Examples
-    from stages.teacher.fill import fill, producer_of
+    from stages.teacher.labelling.examples import Examples
+    from stages.teacher.labelling.identity import producer_of
+    from stages.teacher.labelling.loop import fill
 
     task = load_params(Path("params.yaml")).task
     producer = producer_of(TEACHERS / "de", task, params)
@@ -79,7 +80,7 @@ def throughput(folder: Path) -> None:
     with chdir(folder):
         texts = read_texts()
         params = settings()
-        from stages.teacher.infer import Teacher
+        from stages.teacher.labelling.inference import Teacher
 
         teacher = Teacher(TEACHERS / "de", params)
         tokens = teacher.tokenize([texts])
@@ -115,7 +116,7 @@ def throughput(folder: Path) -> None:
 def read_texts() -> list[str]:
     """Read the texts of all splits."""
     from pipeline.params import load_params
-    from stages.teacher.examples import Examples
+    from stages.teacher.labelling.examples import Examples
 
     examples = Examples.read(load_params(Path("params.yaml")).task, "de")
     return examples.texts(np.arange(len(examples)))[0]
@@ -188,7 +189,7 @@ def bfloat16(folder: Path) -> None:
 
     write_work(folder, PAIRS, layers=12, hidden=768)
     with chdir(folder):
-        from stages.teacher.infer import Answers, Teacher
+        from stages.teacher.labelling.inference import Answers, Teacher
 
         texts = read_texts()
         half = [texts[: PAIRS // 2], texts[PAIRS // 2 :]]
@@ -214,9 +215,9 @@ def ray_actors(folder: Path) -> None:
     import torch
 
     from pipeline.params import load_params
-    from stages.teacher.examples import Examples
-    from stages.teacher.fill import producer_of
-    from stages.teacher.on_ray import OnRay
+    from stages.teacher.labelling.examples import Examples
+    from stages.teacher.labelling.identity import producer_of
+    from stages.teacher.labelling.on_ray import OnRay
 
     torch.set_num_threads(2)
     seconds: dict[str, list[float]] = {"one process": [], "Ray": []}
@@ -304,7 +305,7 @@ def gpu(folder: Path) -> None:
     layers, hidden, n = 24, 1024, 100_000
     write_work(folder, n, layers=layers, hidden=hidden)
     with chdir(folder):
-        from stages.teacher.infer import Teacher
+        from stages.teacher.labelling.inference import Teacher
 
         texts = read_texts()
         heading(f"A teacher of {layers} layers of {hidden} in bfloat16 on {torch.cuda.get_device_name()}")

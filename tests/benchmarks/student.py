@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from transformers import AutoModelForSequenceClassification, XLMRobertaConfig
 
-from stages.student.modeling_mblm import BranchedLayer, MBLMForSequenceClassification
+from stages.models.modeling_mblm import BranchedLayer, MBLMForSequenceClassification
 from stages.student.objective import mixture_weights, objective
 
 LAYERS, BRANCH_LAYERS, K, C = 12, 2, 5, 3

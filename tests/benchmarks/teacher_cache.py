@@ -166,9 +166,9 @@ def label_with_and_without(folder: Path) -> list[tuple[Spent, Spent]]:
 
     from pipeline.params import load_params
     from stages.artifacts import TEACHERS
-    from stages.examples import SPLITS, read_examples
-    from stages.teacher.infer import Teacher
+    from stages.data.examples import SPLITS, read_examples
     from stages.teacher.label import label
+    from stages.teacher.labelling.inference import Teacher
 
     torch.set_num_threads(1)
     write_work(folder, LABELLED)
@@ -198,8 +198,8 @@ def write_work(folder: Path, n: int, *, layers: int = 2, hidden: int = 128) -> N
 
     from pipeline.params import load_params
     from stages.artifacts import TEACHERS
+    from stages.models.scratch import build_tokenizer
     from stages.prepare import prepare
-    from stages.scratch import build_tokenizer
 
     rng = np.random.default_rng(0)
     texts = list(make_texts(n, rng))
@@ -269,8 +269,8 @@ def write_cached_work(folder: Path, n: int) -> None:
     """Write what stage one finds, and made-up soft labels of all examples."""
     from pipeline.params import load_params
     from stages.artifacts import TEACHERS
-    from stages.examples import SPLITS, read_examples
-    from stages.teacher.fill import producer_of
+    from stages.data.examples import SPLITS, read_examples
+    from stages.teacher.labelling.identity import producer_of
 
     write_work(folder, n)
     with chdir(folder):

@@ -1,0 +1,1 @@
+"""What ``python -m pipeline cache …`` does to a store, one file per command."""

@@ -1,0 +1,109 @@
+"""A producer's soft labels as one Parquet file, for other tools."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cache.errors import StoreError
+from cache.formats.arrow import to_batch
+from cache.identity.example_id import ID_TYPE
+from cache.lookup import Index
+from cache.store import Store
+
+
+def export(
+    root: str | Path,
+    producer_id: str,
+    file: Path,
+    *,
+    examples: pa.Table | None,
+    on_bytes: Callable[[int], None],
+) -> int:
+    """Write every soft label once, with its text where that is known.
+
+    The columns are those of ``cache/__init__.py``, and those of `examples`, null for examples that it does
+    not have. The file's metadata holds ``classes`` and ``producer``, the facts, as JSON.
+
+    Args:
+        root: The store.
+        producer_id: Whose soft labels to write.
+        file: What to write; it appears when it is complete.
+        examples: Columns such as ``language`` and ``text``, next to ``example_id``.
+        on_bytes: Called with the size of each shard that is read, twice per shard.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        ProducerError: The producer.json is absent, no JSON or not that of the id.
+        UnreadableError: It, or a shard, cannot be read now.
+        StoreError: There are no soft labels, or they changed meanwhile.
+    """
+    if file.is_dir():
+        raise StoreError(f"{file} is a folder; name the file to write")
+    store = Store.open(root, producer_id)
+    sizes = store.shards()
+    first = _first_of_each(store, sizes, on_bytes)
+    index = Index(examples["example_id"].combine_chunks()) if examples is not None else None
+    temporary = file.with_name(f".{file.name}.tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer, start = None, 0
+    try:
+        for name, soft_labels in store.read(sizes):
+            kept = np.flatnonzero(first[start : start + len(soft_labels)])
+            start += len(soft_labels)
+            on_bytes(sizes[name])
+            if not len(kept):
+                continue
+            table = pa.Table.from_batches([to_batch(soft_labels.take(kept))])
+            if examples is not None and index is not None:
+                positions = index.positions(table["example_id"].combine_chunks())
+                found = examples.drop_columns("example_id").take(pa.array(positions, mask=positions < 0))
+                for column in found.column_names:
+                    table = table.append_column(column, found[column])
+            facts = {"classes": store.producer.classes, "producer": store.producer.facts}
+            table = table.replace_schema_metadata({k: json.dumps(v) for k, v in facts.items()})
+            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+            writer.write_table(table)
+        store.require_readable()
+        if start != len(first):
+            raise _changed(store)
+        if writer is not None:
+            writer.close()
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return int(first.sum())
+
+
+def _changed(store: Store) -> StoreError:
+    return StoreError(f"{store.folder} changed while it was read; run it again")
+
+
+def _first_of_each(store: Store, sizes: dict[str, int], on_bytes: Callable[[int], None]) -> NDArray[np.bool_]:
+    """Tell which soft labels, shard after shard, are the first of their example."""
+    ids = [pa.array([], ID_TYPE)]
+    n_read = 0
+    for name, soft_labels in store.read(sizes):
+        ids.append(soft_labels.ids)
+        n_read += 1
+        on_bytes(sizes[name])
+    store.require_readable()
+    if store.damaged:
+        raise StoreError(
+            f"{len(store.damaged)} shards of {store.folder} are damaged; "
+            "set them aside with: python -m pipeline cache repair"
+        )
+    if n_read < len(sizes):  # what replaces a shard that vanished is not among those that were listed
+        raise _changed(store)
+    all_ids = pa.concat_arrays(ids)
+    if not len(all_ids):
+        raise StoreError(f"{store.folder} holds no soft labels")
+    first = np.ones(len(all_ids), bool)
+    first[Index(all_ids).repeats()[0]] = False
+    return first

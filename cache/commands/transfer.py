@@ -1,0 +1,116 @@
+"""Push and pull: copy what is missing from one store to another, by content name."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.errors import DamagedShardError, UnreadableError
+from cache.folder import Folder
+from cache.shards import read_bytes
+from cache.store import LAST_USE, LastUse, Store
+from cache.top_k import TopKChange
+
+_AT_ONCE = 8  # hides an object store's latency
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be copied.
+
+    Attributes:
+        missing: Names of shards with their sizes in bytes, by producer.
+        present: Shards that the target has already.
+    """
+
+    missing: dict[str, dict[str, int]]
+    present: int
+
+    @property
+    def shards(self) -> int:
+        """Number of shards to copy."""
+        return sum(map(len, self.missing.values()))
+
+    @property
+    def size(self) -> int:
+        """Their bytes."""
+        return sum(sum(sizes.values()) for sizes in self.missing.values())
+
+
+def compare(source: str | Path, target: str | Path, producer_ids: Iterable[str]) -> Plan:
+    """Find the shards that a target lacks, or has in another size, which is a copy that was cut off.
+
+    Raises:
+        ProducerError: A producer.json of the source is absent, or one here or there is no JSON or not that of
+            the id.
+        UnreadableError: A producer.json cannot be read now, or a newer version wrote it.
+    """
+    missing, present = {}, 0
+    for producer_id in producer_ids:
+        store = Store.open(source, producer_id)
+        copied = Store(target, store.producer)
+        copied.require_own()
+        here, there = store.shards(), copied.shards()
+        missing[producer_id] = {name: size for name, size in here.items() if there.get(name) != size}
+        present += len(here) - len(missing[producer_id])
+    return Plan(missing, present)
+
+
+def copy(
+    source: str | Path, target: str | Path, todo: Plan, *, on_bytes: Callable[[int], None]
+) -> tuple[list[DamagedShardError | UnreadableError], list[str]]:
+    """Copy shards. What is stopped goes on where it was, for a shard that arrived is no longer missing.
+
+    A shard that vanishes meanwhile, because another process merged it, is left out: what replaces it is
+    missing in the next comparison.
+
+    Args:
+        source: A store.
+        target: Another.
+        todo: What `compare` found.
+        on_bytes: Called with the size of each shard that is done.
+
+    Returns:
+        Why shards were not copied: they are damaged in the source, or cannot be read there, as a
+        ``last_use.json`` may be, here or there; and the names of those that vanished.
+    """
+    failed: list[DamagedShardError | UnreadableError] = []
+    vanished = []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for producer_id, sizes in todo.missing.items():
+            store = Store.open(source, producer_id)
+            there = Store(target, store.producer)
+            there.create()
+
+            def copy_one(name: str, here: Folder = store.folder, to: Folder = there.folder) -> None:
+                to.write(name, read_bytes(here, name))
+
+            names = list(sizes)
+            for start in range(0, len(names), _AT_ONCE):
+                some = names[start : start + _AT_ONCE]
+                for name, done in [(name, pool.submit(copy_one, name)) for name in some]:
+                    try:
+                        done.result()
+                    except (DamagedShardError, UnreadableError) as error:
+                        failed.append(error)
+                    except FileNotFoundError:
+                        vanished.append(name)
+                    on_bytes(sizes[name])
+            try:
+                _copy_last_use(store.folder, there.folder)
+                _copy_top_k(store.folder, there.folder)
+            except UnreadableError as error:
+                failed.append(error)
+    return failed, vanished
+
+
+def _copy_top_k(source: Folder, target: Folder) -> None:
+    ours, theirs = TopKChange.read(source), TopKChange.read(target)
+    if ours and (theirs is None or theirs.examples < ours.examples):
+        ours.note(target)
+
+
+def _copy_last_use(source: Folder, target: Folder) -> None:
+    ours, theirs = LastUse.read(source), LastUse.read(target)
+    if ours and (theirs is None or theirs.at < ours.at):
+        target.write(LAST_USE, ours.encode())

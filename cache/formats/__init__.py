@@ -1,0 +1,1 @@
+"""How a shard lies on disk: as an Arrow file or a Zarr group."""

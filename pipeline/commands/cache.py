@@ -1,0 +1,480 @@
+"""The commands ``cache …``: look at the store of soft labels, check it, mend it, clean it, share it."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.options import Changes, ParamsFile, load
+from pipeline.terminal import bytes_bar, counted, in_bytes, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from cache import CacheError, UnreadableError
+    from cache.commands.ls import Listed
+    from cache.commands.repair import Repaired
+    from cache.commands.verify import Verified
+    from stages.teacher.labelling.audit import Rechecked
+
+app = typer.Typer(no_args_is_help=True, help="The store of soft labels, shared by all experiments.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Elsewhere = Annotated[
+    str | None,
+    typer.Option("--store", help="A folder or URL, in place of the store that is in use."),
+]
+Producers = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[ID]...", help="Producers, by the beginnings of their ids; all, if none is named."
+    ),
+]
+OneProducer = Annotated[str, typer.Argument(metavar="ID", help="A producer, by the beginning of its id.")]
+_DEFAULT = Path("params.yaml")
+
+
+@app.command(epilog="Example: `python -m pipeline cache ls`")
+def ls(
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """List the producers: whose soft labels, how many, how large, when used last."""
+    from cache.commands.ls import ls as run
+
+    root = _root(store, params, changes)
+    unreadable: list[CacheError] = []
+    found = run(root, on_unreadable=unreadable.append)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(_LISTED, [_describe(one) for one in found])
+        typer.echo(f"{counted(len(found), 'producer')}, {in_bytes(sum(one.size for one in found))} in {root}")
+    _require_none(unreadable)
+
+
+@app.command(epilog="Example: `python -m pipeline cache show 3f2a`")
+def show(
+    producer: OneProducer,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Show a producer: its facts, classes and shards, and how much of the current data it has labelled."""
+    from cache.commands.show import show as run
+    from cache.store import Store, find_producer
+    from stages.teacher.labelling.audit import coverage
+
+    loaded = load(params, changes)
+    root = _root(store, params, changes)
+    found = run(root, find_producer(root, producer))
+    opened = Store.open(root, found.producer)
+    covered = coverage(loaded.task, opened)
+    damaged = {name: error.reason for name, error in opened.damaged.items()}
+    unreadable = {name: error.reason for name, error in opened.unreadable.items()}
+    if as_json:
+        told = {"coverage": covered, "damaged": damaged, "unreadable": unreadable}
+        print_json({**dataclasses.asdict(found), **told})
+        return
+    facts = {key: value for key, value in found.facts.items() if key not in ("config", "tokenizer")}
+    print_line(f"producer {found.producer}")
+    print_line(f"classes  {', '.join(found.classes[:20])}{' …' if len(found.classes) > 20 else ''}")
+    for key, value in sorted(facts.items()):
+        print_line(f"{key:<12} {json.dumps(value)}")
+    print_line(f"{'model':<12} {found.facts['config'].get('model_type')}; all of its configuration: --json")
+    shards = [
+        [name, str(rows), format_, in_bytes(size)] for name, (rows, format_, size) in found.shards.items()
+    ]
+    print_table(["shard", "examples>", "format", "size>"], shards)
+    if found.foreign:
+        print_line(f"foreign files, which are never read: {', '.join(found.foreign)}")
+    for name, reason in damaged.items():
+        print_line(f"damaged: {name}: {reason}; mend with: python -m pipeline cache repair --store {root}")
+    for name, reason in unreadable.items():
+        print_line(f"unreadable: {name}: {reason}")
+    rows = [
+        [row["language"], row["split"], f"{row['labelled']:,}", f"{row['examples']:,}"] for row in covered
+    ]
+    if rows:
+        print_table(["language", "split", "labelled>", "examples>"], rows)
+    else:
+        typer.echo("it has labelled none of the current data")
+
+
+@app.command(epilog="Example: `python -m pipeline cache verify --sample 100`")
+def verify(
+    producers: Producers = None,
+    sample: Annotated[
+        int,
+        typer.Option(min=0, help="Also run so many random examples of each language through its teacher."),
+    ] = 0,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Check digests, columns, NaN and repeated examples; with --sample, ask the teachers again.
+
+    Ends with exit code 1 where anything is wrong.
+    """
+    from cache.commands.verify import verify as run
+
+    loaded = load(params, changes)
+    root = _root(store, params, changes)
+    ids = _chosen(root, producers)
+    with bytes_bar("verify", _total_size(root, ids)) as on_bytes:
+        found = [run(root, one, on_bytes=on_bytes) for one in ids]
+    again = []
+    if sample:
+        from stages.teacher.labelling.audit import current_teachers, recheck
+
+        sections = (loaded.task, loaded.teacher.label)
+        for current in current_teachers(*sections, ids):
+            again.append(recheck(*sections, root, current, sample))
+    if as_json:
+        print_json({"producers": found, "asked_again": again})
+    else:
+        _print_verified(root, found, again, sample=sample)
+    _require_good(root, found, again)
+
+
+@app.command(epilog="Example: `python -m pipeline cache repair`")
+def repair(
+    producers: Producers = None,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Set damaged files aside, then label what the store lacks of the current data.
+
+    A producer with files that cannot be read is left as it is, and the exit code is 1.
+    """
+    loaded = load(params, changes)
+    root = _root(store, params, changes)
+    found, unreadable = _repair_each(root, _chosen(root, producers))
+    if not as_json:
+        for done in found:
+            for name, reason in done.damaged.items():
+                print_line(f"set aside: {root}/{done.producer}/damaged/{name} ({reason})")
+        print_line(f"{counted(sum(len(done.damaged) for done in found), 'file')} set aside")
+    labelled: dict[str, int] = {}
+    if found:
+        from stages.teacher.labelling.audit import relabel
+
+        labelled = relabel(loaded.task, loaded.teacher.label, root, [done.producer for done in found])
+    if as_json:
+        print_json({"set_aside": found, "labelled": labelled})
+    else:
+        for producer, count in labelled.items():
+            print_line(f"{producer[:12]}: {count:,} examples of the current data labelled")
+        if len(found) > len(labelled):
+            print_line("other experiments label again what they miss when they run next")
+    _require_none(unreadable, "; nothing of its producer was set aside")
+
+
+@app.command(epilog="Example: `python -m pipeline cache gc --unused-for 90d --clone . --dry-run`")
+def gc(
+    unused_for: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Only what nobody used for so long, such as 90d or 12h.")
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Then the longest unused, until the store is this small: 20GB."),
+    ] = None,
+    clone: Annotated[
+        list[Path] | None,
+        typer.Option(help="Keep what any experiment of this clone refers to; may be repeated."),
+    ] = None,
+    ignore_missing: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-missing", help="Let go of experiments whose soft labels are in no DVC cache of theirs."
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and keep it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Delete producers that nobody needs. It says which, and asks first.
+
+    With --clone alone, all go that no experiment of the clones refers to and nobody used for a day.
+    """
+    from cache.commands.gc import delete, plan, referenced_by
+
+    root = _root(store, params, changes)
+    if unused_for is None and max_size is None and not clone:
+        raise typer.BadParameter("say what may go: --unused-for, --max-size or --clone")
+    victims = plan(
+        root,
+        unused_for=_parse_age(unused_for) if unused_for else None,
+        max_size=_parse_size(max_size) if max_size else None,
+        referenced=(
+            {one for path in clone for one in referenced_by(path, ignore_missing=ignore_missing)}
+            if clone
+            else None
+        ),
+    )
+    if as_json and not (dry_run or yes):
+        raise typer.BadParameter("--json asks no question: add --dry-run or --yes")
+    if as_json:
+        print_json(victims)
+    elif victims:
+        rows = [[*_describe(victim.listed), victim.reason] for victim in victims]
+        print_table([*_LISTED, "why"], rows)
+    total = f"{counted(len(victims), 'producer')}, {in_bytes(sum(v.listed.size for v in victims))}"
+    if not victims or dry_run:
+        typer.echo(
+            f"nothing is deleted; it would be {total}" if victims else "nothing to delete", err=as_json
+        )
+        return
+    if not yes:
+        typer.confirm(f"Delete {total} in {root}?", abort=True)
+    n_deleted = sum(delete(root, victim) for victim in victims)
+    typer.echo(f"deleted {counted(n_deleted, 'producer')}", err=as_json)
+    if n_deleted < len(victims):
+        typer.echo(f"{len(victims) - n_deleted} were used meanwhile and are kept", err=as_json)
+
+
+@app.command(epilog="Example: `python -m pipeline cache push s3://bucket/soft`")
+def push(
+    url: Annotated[str, typer.Argument(help="A folder or URL.")],
+    producers: Producers = None,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Copy to another store what it lacks. What was stopped goes on when the command runs again."""
+    root = _root(store, params, changes)
+    _transfer(root, url, _chosen(root, producers), as_json=as_json, title="push")
+
+
+@app.command(epilog="Example: `python -m pipeline cache pull s3://bucket/soft`")
+def pull(
+    url: Annotated[str, typer.Argument(help="A folder or URL.")],
+    producers: Producers = None,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Copy from another store what this one lacks. What was stopped goes on when the command runs again."""
+    root = _root(store, params, changes)
+    _transfer(url, root, _chosen(url, producers), as_json=as_json, title="pull")
+
+
+@app.command(epilog="Example: `python -m pipeline cache export 3f2a de.parquet`")
+def export(
+    producer: OneProducer,
+    file: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Write a producer's soft labels to a Parquet file, with the texts that the current data has."""
+    from cache.commands.export import export as run
+    from cache.store import find_producer
+    from stages.data.examples import all_examples
+
+    loaded = load(params, changes)
+    root = _root(store, params, changes)
+    found = find_producer(root, producer)
+    with bytes_bar("export", 2 * _total_size(root, [found])) as on_bytes:
+        count = run(root, found, file, examples=all_examples(loaded.task), on_bytes=on_bytes)
+    if as_json:
+        print_json({"producer": found, "file": str(file), "examples": count})
+    else:
+        typer.echo(f"{count:,} soft labels in {file}")
+
+
+@app.command(epilog="Example: `python -m pipeline cache compact`")
+def compact(
+    producers: Producers = None,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Merge small shards into large ones, while others use the store."""
+    from cache.commands.compact import compact as run
+
+    loaded = load(params, changes)
+    root = _root(store, params, changes)
+    ids = _chosen(root, producers)
+    with bytes_bar("compact", _total_size(root, ids)) as on_bytes:
+        found = [run(root, one, format_=loaded.teacher.label.format, on_bytes=on_bytes) for one in ids]
+    if as_json:
+        print_json(found)
+        return
+    rows = [[one.producer[:12], str(one.before), str(one.after), f"{one.repeated:,}"] for one in found]
+    print_table(["producer", "shards before>", "after>", "repeated, left out>"], rows)
+
+
+def _repair_each(root: str, ids: Sequence[str]) -> "tuple[list[Repaired], list[UnreadableError]]":
+    """Repair producers; gives what was set aside, and why others were left as they are."""
+    from cache import UnreadableError
+    from cache.commands.repair import repair
+
+    found, unreadable = [], []
+    for one in ids:
+        try:
+            found.append(repair(root, one))
+        except UnreadableError as error:
+            unreadable.append(error)
+    return [done for done in found if done.damaged], unreadable
+
+
+_LISTED = ("producer", "teacher", "language", "examples>", "shards>", "size>", "last use (UTC)")
+
+
+def _describe(one: "Listed") -> list[str]:
+    counts = [f"{one.examples:,}", f"{one.shards:,}", in_bytes(one.size)]
+    names = [one.producer[:12], one.teacher or "?", one.language or "?"]
+    return [*names, *counts, f"{one.last_use:%Y-%m-%d %H:%M}"]
+
+
+def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]", *, sample: int) -> None:
+    heads = ["shards>", "examples>", "repeated>", "contradicting>", "damaged>", "unreadable>", "foreign>"]
+    rows = []
+    for one in found:
+        counts = (
+            one.shards,
+            one.examples,
+            one.repeated,
+            one.contradicting,
+            len(one.damaged),
+            len(one.unreadable),
+            len(one.foreign),
+        )
+        rows.append([one.producer[:12], *(f"{count:,}" for count in counts)])
+    print_table(["producer", *heads], rows)
+    for one in found:
+        for name, reason in one.damaged.items():
+            print_line(f"damaged: {root}/{one.producer}/{name}: {reason}")
+        for name, reason in one.unreadable.items():
+            print_line(f"unreadable: {root}/{one.producer}/{name}: {reason}")
+        for name in one.foreign:
+            print_line(f"foreign, never read: {root}/{one.producer}/{name}")
+    for asked in again:
+        typer.echo(
+            f"{asked.language}: {asked.examples} examples asked again, {asked.differing} differ; "
+            f"largest difference of a logit {asked.largest:.1e}"
+        )
+    if sample and not again:
+        typer.echo("none of these producers is a teacher of the current params.yaml: nothing to ask again")
+
+
+def _require_good(root: str, found: "list[Verified]", again: "list[Rechecked]") -> None:
+    from cache import CacheError
+
+    if not found:
+        raise CacheError(f"there are no producers in {root}")
+    unreadable = [(f"{one.producer}/{name}", why) for one in found for name, why in one.unreadable.items()]
+    if unreadable:
+        first, why = unreadable[0]
+        raise CacheError(f"{counted(len(unreadable), 'file')} cannot be read, first {root}/{first}: {why}")
+    n_damaged = sum(len(one.damaged) for one in found)
+    if n_damaged:
+        raise CacheError(
+            f"{counted(n_damaged, 'damaged file')}; mend with: python -m pipeline cache repair --store {root}"
+        )
+    contradicting = [one.producer[:12] for one in found if one.contradicting]
+    if contradicting:
+        raise CacheError(
+            f"producer {contradicting[0]} has soft labels of one example that contradict each other; "
+            "delete its folder and label again"
+        )
+    languages = [asked.language for asked in again if asked.differing]
+    if languages:
+        raise CacheError(
+            f"the teacher of {', '.join(languages)} no longer gives the logits in the store, beyond the "
+            "tolerance; another version of a library, or another device?"
+        )
+
+
+def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title: str) -> None:
+    from cache import CacheError, UnreadableError
+    from cache.commands.transfer import compare, copy
+    from cache.store import LAST_USE
+
+    plan = compare(source, target, ids)
+    with bytes_bar(title, plan.size) as on_bytes:
+        failed, vanished = copy(source, target, plan, on_bytes=on_bytes)
+    unreadable = [error for error in failed if isinstance(error, UnreadableError)]
+    damaged = [error for error in failed if not isinstance(error, UnreadableError)]
+    n_copied = plan.shards - sum(not e.path.endswith(LAST_USE) for e in failed) - len(vanished)
+    if as_json:
+        paths = {"damaged": [e.path for e in damaged], "unreadable": [e.path for e in unreadable]}
+        print_json({"copied": n_copied, "present": plan.present, **paths})
+    else:
+        typer.echo(
+            f"{counted(n_copied, 'shard')} of {counted(len(ids), 'producer')} copied to {target}; "
+            f"{plan.present} there already"
+        )
+    _require_none(unreadable)
+    if vanished:
+        raise CacheError(f"{source} was compacted or cleaned meanwhile; run the same command again")
+    if damaged:
+        raise CacheError(
+            f"{counted(len(damaged), 'damaged shard')} not copied, first {damaged[0].path}; mend with: "
+            f"python -m pipeline cache repair --store {source}"
+        )
+
+
+def _require_none(unreadable: "Sequence[CacheError]", more: str = "") -> None:
+    """End with one line where something cannot be read: it names the first."""
+    from cache import CacheError
+
+    if unreadable:
+        others = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        raise CacheError(f"{unreadable[0]}{others}{more}")
+
+
+def _root(store: str | None, params: Path, changes: list[str]) -> str:
+    from cache import store_root
+
+    return store_root(load(params, changes).cache.root) if store is None else store
+
+
+def _chosen(root: str, prefixes: Sequence[str] | None) -> list[str]:
+    from cache.store import find_producer, producer_ids
+
+    return sorted({find_producer(root, one) for one in prefixes}) if prefixes else producer_ids(root)
+
+
+def _total_size(root: str, ids: Sequence[str]) -> int:
+    from cache import UnreadableError
+    from cache.commands.ls import describe
+
+    total = 0
+    for one in ids:
+        with suppress(UnreadableError):  # who reads it will say so
+            total += describe(root, one, on_unreadable=lambda _: None).size
+    return total
+
+
+def _parse_age(text: str) -> timedelta:
+    match = re.fullmatch(r"([0-9]{1,6})([dh])", text)
+    if match is None:
+        raise typer.BadParameter(f"{text} is no age; write days or hours, such as 90d or 12h")
+    count = int(match[1])
+    return timedelta(days=count) if match[2] == "d" else timedelta(hours=count)
+
+
+def _parse_size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,9})\s?([kMGT]?)B?", text)
+    if match is None:
+        raise typer.BadParameter(f"{text} is no size; write bytes, kB, MB, GB or TB, such as 20GB")
+    return int(match[1]) * int(1000 ** " kMGT".index(match[2] or " "))

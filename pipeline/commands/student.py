@@ -1,0 +1,131 @@
+"""The commands ``student …``: stage two, and what users do with the student."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.options import Changes, ParamsFile, Resume, launch, load
+
+app = typer.Typer(no_args_is_help=True, help="Stage two: the multilingual student.")
+
+Student = Annotated[
+    Path | None, typer.Option("--model", metavar="FOLDER", help="A student in place of artifacts/student.")
+]
+
+
+@app.command(epilog="Example: `python -m pipeline student pretrain`")
+def pretrain(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
+    """Pin the multilingual model that the student starts from, or pre-train a small one."""
+    loaded = load(params, changes)
+    from stages.student.pretrain import pretrain as run
+
+    typer.echo(run(loaded.task, loaded.student.pretrain))
+
+
+@app.command(epilog="Example: `python -m pipeline student distill --set student.distill.variant=branches`")
+def distill(
+    resume: Resume = False,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Stage two: train the student from the teachers' soft labels."""
+    loaded = load(params, changes)
+    launch(loaded)
+    from stages.student.distill import distill as run
+
+    typer.echo(run(loaded.task, loaded.teachers, loaded.student.distill, resume=resume).line())
+
+
+@app.command(epilog="Example: `python -m pipeline student baseline`")
+def baseline(
+    resume: Resume = False,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Fine-tune the same model on the hard labels, to compare with."""
+    loaded = load(params, changes)
+    launch(loaded)
+    from stages.student.baseline import baseline as run
+
+    typer.echo(run(loaded.task, loaded.student.distill, resume=resume).line())
+
+
+@app.command(epilog="Example: `python -m pipeline student evaluate`")
+def evaluate(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
+    """Measure student and baseline on every language, branch by branch."""
+    loaded = load(params, changes)
+    from stages.student.evaluate import evaluate as run
+
+    averages = run(loaded.task, loaded.student.distill, loaded.student.evaluate)["test"]
+    shares = [f"{kind} {values['accuracy']:.1%}" for kind, values in averages.items()]
+    typer.echo(f"student, test: {', '.join(shares)}")
+
+
+@app.command(epilog="Example: `python -m pipeline student predict texts.csv --language-field language`")
+def predict(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="INPUT", help="A .txt, .jsonl, .csv, .tsv or .parquet file; - or none: standard input."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A .jsonl or .parquet file, in place of JSONL on standard output.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    language: Annotated[
+        str | None, typer.Option(help="Of all examples; without a language, the mixture classifies.")
+    ] = None,
+    language_field: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The column with each example's language.")
+    ] = None,
+    text_field: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A text column in place of task.text_fields; twice for pairs."),
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="plain (one text per line), jsonl, csv, tsv or parquet."),
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Put before the names of the new columns.")] = "",
+    model: Student = None,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Classify texts or pairs: each example as it is, with label, probabilities and branch."""
+    loaded = load(params, changes)
+    from stages.artifacts import STUDENT
+    from stages.data.files import Input, Output
+    from stages.student.predict import predict as run
+
+    done = run(
+        Input(source, format_, text_field or loaded.task.text_fields, language_field),
+        Output(output, overwrite),
+        loaded.student.distill,
+        loaded.student.evaluate,
+        model=model or STUDENT,
+        language=language,
+        prefix=prefix,
+    )
+    typer.echo(done.line(), err=output is None)
+
+
+@app.command(epilog="Example: `python -m pipeline student export served --onnx`")
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder to write.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="ONNX, too: each language and the mixture.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an export that is in the folder.")
+    ] = False,
+    model: Student = None,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Write a plain model per language, which anything can serve, and ONNX on request."""
+    loaded = load(params, changes)
+    from stages.artifacts import STUDENT
+    from stages.student.export import export as run
+
+    done = run(folder, loaded.student.distill, model=model or STUDENT, onnx=onnx, overwrite=overwrite)
+    typer.echo(done.line())

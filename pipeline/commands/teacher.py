@@ -1,0 +1,66 @@
+"""The commands ``teacher …``: stage one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.options import Changes, Engine, ParamsFile, Resume, launch, load
+
+app = typer.Typer(no_args_is_help=True, help="Stage one: teachers and their soft labels.")
+
+Language = Annotated[str, typer.Option(help="A supervised language, such as `de`.")]
+
+
+@app.command(epilog="Example: `python -m pipeline teacher finetune --language de`")
+def finetune(
+    language: Language,
+    resume: Resume = False,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Make a language's teacher, or pin the one that params.yaml names."""
+    loaded = load(params, changes)
+    teacher = loaded.teacher_of(language)
+    launch(loaded)
+    from stages.teacher.finetune import finetune as run
+
+    typer.echo(run(loaded.task, teacher, loaded.teacher.finetune, language, resume=resume))
+
+
+@app.command(epilog="Example: `python -m pipeline teacher label --language de`")
+def label(
+    language: Annotated[str, typer.Option(help="A supervised language, such as `de`, or `all` of them.")],
+    jobs: Annotated[
+        int, typer.Option(min=1, help="With `--language all`: so many languages at once, on this machine.")
+    ] = 1,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only the I-th of N parts, for a scheduler's job array."),
+    ] = None,
+    shard: Annotated[str | None, typer.Option(hidden=True, help="The name of --part in 0.1.")] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the teacher: this process, or actors of a Ray cluster.")
+    ] = Engine.LOCAL,
+    address: Annotated[
+        str | None,
+        typer.Option(help="With `--engine ray`: the cluster; without it, Ray runs on this machine."),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="With `--engine ray`: teachers at once; else one for each GPU, or CPU."),
+    ] = None,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Stage one: write a teacher's soft labels; only new examples go through the teacher."""
+    loaded = load(params, changes)
+    from pipeline import label_jobs
+
+    if shard is not None:
+        typer.echo("warning: --shard is called --part now; the old name goes with the next release", err=True)
+    options = label_jobs.Options(language, jobs, part or shard, engine, address, actors)
+    if language == "all":
+        label_jobs.label_all(loaded, options, ["--params", str(params), *(f"--set={c}" for c in changes)])
+    else:
+        typer.echo(label_jobs.label_one(loaded, options))

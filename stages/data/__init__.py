@@ -1,0 +1,1 @@
+"""The task and its examples: declared, read from their sources, and as `prepare` wrote them."""

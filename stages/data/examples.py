@@ -1,0 +1,132 @@
+"""The task's examples, as `prepare` wrote them: one Arrow file per language and split.
+
+``manifest.json`` beside them holds ``schema``, ``source`` (as in params.yaml), ``revision`` (a data set's
+commit on the Hub, the version of the package behind the built-in task, or null), ``examples`` (counts by
+language and split) and ``files`` (their sha256).
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pyarrow as pa
+
+from stages.artifacts import DATA
+from stages.data.task import Split, TaskParams
+from stages.errors import StageError
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+UNLABELLED = "unlabelled"
+"""Name of the optional fourth split: text without labels, for pre-training."""
+MANIFEST = "manifest.json"
+ENTITY = "entity"
+"""Name of the optional column that says what a text is about: equal ones are translations of each other."""
+
+
+def columns_of(task: TaskParams) -> pa.Schema:
+    """Give the columns of ``artifacts/data/<language>/<split>.arrow``; the metadata holds the classes.
+
+    Where the source has it, the column ``entity`` follows.
+    """
+    fields = {name: pa.string() for name in task.text_fields}
+    columns = {"example_id": pa.binary(16), **fields, "label": pa.int32()}
+    return pa.schema(columns, metadata={"classes": json.dumps(task.classes)})
+
+
+def data_file(language: str, split: str, folder: Path = DATA) -> Path:
+    """Path of the examples of one language and split."""
+    return folder / language / f"{split}.arrow"
+
+
+def has_split(language: str, split: str) -> bool:
+    """Tell whether `prepare` wrote this split of this language."""
+    return data_file(language, split).is_file()
+
+
+def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
+    """Read the examples of one language and split.
+
+    Returns:
+        A table with the columns of `columns_of`, mapped into memory.
+
+    Raises:
+        StageError: `prepare` has not written the file, or wrote it for another task.
+    """
+    path = data_file(language, split)
+    table = _open(path)
+    if ENTITY in table.column_names:
+        table = table.drop_columns(ENTITY)
+    if not table.schema.equals(columns_of(task), check_metadata=True):
+        raise StageError(
+            f"{path} was written for other text fields or classes than params.yaml names; "
+            "write it again with: python -m pipeline prepare"
+        )
+    return table
+
+
+def read_entities(language: str, split: Split) -> list[str | None]:
+    """Give what the examples of one language and split are about, in their order; None: the source is silent.
+
+    Raises:
+        StageError: `prepare` has not written the file.
+    """
+    table = _open(data_file(language, split))
+    return table[ENTITY].to_pylist() if ENTITY in table.column_names else [None] * table.num_rows
+
+
+def all_examples(task: TaskParams) -> pa.Table | None:
+    """Read the examples of all languages and splits that `prepare` wrote; None where it wrote none.
+
+    Returns:
+        Columns ``example_id``, ``language``, ``split``, the text fields and ``class``, the label's name.
+    """
+    tables = []
+    for language in task.languages:
+        for split in SPLITS:
+            if has_split(language, split):
+                table = read_examples(task, language, split)
+                names = pa.array(task.classes).take(table["label"].combine_chunks())
+                table = table.drop_columns("label").append_column("class", names)
+                for position, (name, value) in enumerate({"language": language, "split": split}.items()):
+                    table = table.add_column(1 + position, name, pa.repeat(value, table.num_rows))
+                tables.append(table.replace_schema_metadata(None))
+    return pa.concat_tables(tables) if tables else None
+
+
+def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
+    """Give a language's texts for pre-training by the entity that they name; equal entities are translations.
+
+    Where the task has no unlabelled text, these are the training texts of a supervised language, which are
+    entities of their own, and nothing of a zero-shot language.
+
+    Raises:
+        StageError: `prepare` has not run.
+    """
+    if has_split(language, UNLABELLED):
+        table = _open(data_file(language, UNLABELLED))
+        return dict(zip(table[ENTITY].to_pylist(), table["text"].to_pylist(), strict=True))
+    if language not in task.supervised:
+        return {}
+    table = read_examples(task, language, "train")
+    texts = [text for field in task.text_fields for text in table[field].to_pylist()]
+    return {f"{language}:{index}": text for index, text in enumerate(texts)}
+
+
+def _open(path: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except FileNotFoundError:
+        raise StageError(f"{path} is not there; write it with: python -m pipeline prepare") from None
+    except (OSError, pa.ArrowException) as error:
+        raise StageError(
+            f"{path} is broken ({error}); write it again with: python -m pipeline prepare"
+        ) from error
+
+
+def examples_digest(examples: pa.Table) -> str:
+    """Hash the examples' texts, by their ids, and labels, in their order."""
+    digest = hashlib.sha256()
+    for name in ("example_id", "label"):
+        for chunk in examples[name].chunks:
+            digest.update(chunk.buffers()[1])
+    return digest.hexdigest()

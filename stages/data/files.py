@@ -1,0 +1,414 @@
+"""Users' examples, a window at a time: every column is read, and written again with columns beside it.
+
+Memory is bounded by a window, not by the file. Nothing is normalised; in CSV and TSV every value is a text.
+"""
+
+import csv
+import difflib
+import json
+import math
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.errors import StageError
+
+Window: TypeAlias = pa.Table | list[dict[str, Any]]
+"""Some examples in their order: of Parquet a table, otherwise the values of each by column name."""
+
+Write = Callable[[Window, pa.Table], None]
+"""Writes a window and the columns beside it."""
+
+_BY_SUFFIX = {".txt": "plain", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Input:
+    """Where examples are read from.
+
+    Attributes:
+        path: A file; ``-`` is standard input, and so is None, unless that is a terminal.
+        format: ``plain`` (one text per line), ``jsonl``, ``csv``, ``tsv`` or ``parquet``; None goes by the
+            file's suffix, and is ``plain`` for standard input.
+        text_fields: The columns that the model reads, in its order.
+        language_field: The column with each example's language, where there is one.
+    """
+
+    path: Path | None
+    format: str | None
+    text_fields: Sequence[str]
+    language_field: str | None
+
+    @property
+    def is_stdin(self) -> bool:
+        """Whether standard input is read."""
+        return self.path is None or str(self.path) == "-"
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return "standard input" if self.is_stdin else str(self.path)
+
+    @contextmanager
+    def windows(self, size: int, *, reserved: Sequence[str]) -> Iterator[Iterator[Window]]:
+        """Open it, and give its examples in windows of at most `size`.
+
+        Args:
+            size: Examples.
+            reserved: Names that no column may have.
+
+        Raises:
+            StageError: It cannot be read, or an example is not what it has to be; then when it is reached.
+        """
+        format_ = self._format()
+        if format_ == "plain" and len(self.text_fields) > 1:
+            raise StageError(
+                f"plain text has one text per line, but an example has {len(self.text_fields)}, "
+                f"{' and '.join(self.text_fields)}; use JSONL, CSV, TSV or Parquet"
+            )
+        with self._open() as file:
+            if format_ == "parquet":
+                yield _parquet_windows(self, file, size, reserved)
+            else:
+                yield _windows(_READERS[format_](self, file, reserved), size)
+
+    def count(self) -> int | None:
+        """Count the examples of a file quickly, for a progress bar: of text formats, the lines."""
+        path = self.path
+        if path is None or self.is_stdin or not path.is_file():
+            return None
+        if self._format() == "parquet":
+            try:
+                return int(pq.read_metadata(path).num_rows)
+            except (OSError, pa.ArrowException):
+                return None  # the reader will say what is wrong
+        with path.open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(partial(file.read, 1 << 20), b"")) or None
+
+    def _format(self) -> str:
+        known = ", ".join(_BY_SUFFIX.values())
+        if self.format is not None:
+            if self.format not in _BY_SUFFIX.values():
+                raise StageError(f"--format {self.format} is none of {known}")
+            return self.format
+        if self.is_stdin:
+            return "plain"
+        assert self.path is not None
+        if self.path.suffix not in _BY_SUFFIX:
+            raise StageError(
+                f"the suffix of {self.path} is none of {', '.join(_BY_SUFFIX)}; "
+                f"name the format with --format: {known}"
+            )
+        return _BY_SUFFIX[self.path.suffix]
+
+    @contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        if self.path is None and sys.stdin.isatty():
+            raise StageError(
+                "there is no input; name a file, or pipe texts in: "
+                "echo Hallo | python -m pipeline student predict"
+            )
+        if not self.is_stdin:
+            assert self.path is not None
+            try:
+                file = self.path.open("rb")
+            except OSError as error:
+                raise StageError(f"cannot read {self.path}: {error.strerror}") from error
+            with file:
+                yield file
+        elif self._format() == "parquet":
+            with tempfile.TemporaryFile() as copy:  # Parquet is read from its end
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+                yield copy
+        else:
+            yield sys.stdin.buffer
+
+    def require_columns(self, names: Sequence[str], reserved: Sequence[str]) -> None:
+        """Refuse a table whose columns are not those that are needed.
+
+        Raises:
+            StageError: A column is missing, is there twice, or has a reserved name.
+        """
+        wanted = [*self.text_fields, *([self.language_field] if self.language_field else [])]
+        for name in wanted:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
+                if len(names) == 1 and ";" in names[0]:
+                    hint = "its columns are separated by semicolons; separate them by commas or tabs"
+                raise StageError(f"{self.name} has no column '{name}'; {hint}")
+        for name in names:
+            if names.count(name) > 1:
+                raise StageError(f"{self.name} has two columns '{name}'")
+            _require_free(name, reserved, self.name)
+
+    def require_texts(self, row: dict[str, Any], where: str) -> None:
+        """Refuse an example whose texts or language are something else.
+
+        Raises:
+            StageError: A text is missing or no text, or the language is no text.
+        """
+        for name in self.text_fields:
+            if name not in row:
+                raise StageError(f"{where} has no '{name}'; there are: {', '.join(row) or 'no columns'}")
+            if not isinstance(row[name], str):
+                raise StageError(f"{where}: {name} is {row[name]!r}, not a text")
+        if self.language_field is not None:
+            language = row.get(self.language_field)
+            if language is not None and not isinstance(language, str):
+                raise StageError(f"{where}: {self.language_field} is {language!r}, not a language")
+
+
+def column(window: Window, name: str) -> list[Any]:
+    """Give a column's values; None where an example has none."""
+    return [row.get(name) for row in window] if isinstance(window, list) else window[name].to_pylist()
+
+
+def _require_free(name: str, reserved: Sequence[str], where: str) -> None:
+    if name in reserved:
+        raise StageError(
+            f"{where} has a column '{name}' already; give the new columns other names: --prefix predicted_"
+        )
+
+
+def _windows(rows: Iterator[dict[str, Any]], size: int) -> Iterator[Window]:
+    while window := list(islice(rows, size)):
+        yield window
+
+
+def _lines(source: Input, file: IO[bytes]) -> Iterator[str]:
+    """Decode line by line, so that a message can say which; the ends of lines stay."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise StageError(f"{source.name}, line {number}: not UTF-8 ({error.reason})") from error
+
+
+def _plain_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Iterator[dict[str, Any]]:
+    [name] = source.text_fields
+    source.require_columns([name], reserved)
+    for line in _lines(source, file):
+        yield {name: line.removesuffix("\n").removesuffix("\r")}
+
+
+def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_lines(source, file), 1):
+        where = f"{source.name}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_without_repetition, parse_constant=_refuse_constant)
+            if "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except UnicodeEncodeError as error:
+            raise StageError(f"{where}: not Unicode ({error.reason})") from error
+        except json.JSONDecodeError as error:
+            raise StageError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+        except (RecursionError, ValueError) as error:  # nested too deeply; a number of too many digits
+            raise StageError(f"{where}: not JSON that can be read ({error})") from error
+        if not isinstance(row, dict):
+            raise StageError(f"{where}: {line.strip()[:40]} is no JSON object")
+        for name in row:
+            _require_free(name, reserved, where)
+        source.require_texts(row, where)
+        yield row
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _csv_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # a text may be long
+    tabs = source._format() == "tsv"  # has no quotes: IANA text/tab-separated-values
+    reader = csv.reader(
+        _lines(source, file),
+        delimiter="\t" if tabs else ",",
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    try:
+        names = next(reader, None)
+        if names is None:
+            return
+        source.require_columns(names, reserved)
+        for values in reader:
+            if values and len(values) != len(names):
+                raise StageError(
+                    f"{source.name}, line {reader.line_num}: {len(values)} values in {len(names)} columns"
+                )
+            if values:  # nothing at all on a line is no example
+                yield dict(zip(names, values, strict=True))
+    except csv.Error as error:
+        reason = "lines end with CR alone; end them with LF" if "newline" in str(error) else error
+        raise StageError(f"{source.name}, line {reader.line_num}: {reason}") from error
+
+
+_READERS = {"plain": _plain_rows, "jsonl": _json_rows, "csv": _csv_rows, "tsv": _csv_rows}
+
+
+def _parquet_windows(source: Input, file: IO[bytes], size: int, reserved: Sequence[str]) -> Iterator[Window]:
+    try:
+        parquet = pq.ParquetFile(file)
+        source.require_columns(parquet.schema_arrow.names, reserved)
+        start = 0
+        for batch in parquet.iter_batches(size):
+            checked = [*source.text_fields, *([source.language_field] if source.language_field else [])]
+            for number, row in enumerate(batch.select(checked).to_pylist(), start + 1):
+                source.require_texts(row, f"{source.name}, row {number}")
+            start += batch.num_rows
+            if batch.num_rows:
+                yield pa.Table.from_batches([batch])
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise StageError(f"cannot read {source.name}: {str(error).partition(chr(10))[0]}") from error
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where examples are written to.
+
+    Attributes:
+        path: A .jsonl or .parquet file; None stands for JSONL on standard output.
+        overwrite: Whether a file that is there may be replaced.
+    """
+
+    path: Path | None
+    overwrite: bool = False
+
+    def require_free(self) -> None:
+        """Refuse to write, before anything is computed.
+
+        Raises:
+            StageError: The file is there already, or its suffix is unknown.
+        """
+        if self.path is None:
+            return
+        if self.path.suffix not in (".jsonl", ".parquet"):
+            raise StageError(f"cannot write {self.path}: it is not one of .jsonl, .parquet")
+        if self.path.is_dir():
+            raise StageError(f"{self.path} is a folder; name a file")
+        there = next(parent for parent in self.path.absolute().parents if parent.exists())
+        if not there.is_dir():
+            raise StageError(f"cannot write {self.path}: {there} is no folder")
+        if self.path.exists() and not self.overwrite:
+            raise StageError(f"{self.path} is there already; replace it with --overwrite")
+
+    @contextmanager
+    def writing(self) -> Iterator[Write]:
+        """Give what writes a window; a file appears once all are written, and only then.
+
+        Raises:
+            StageError: The file is there already, or values do not fit into its format.
+        """
+        self.require_free()
+        if self.path is None:
+            yield partial(_write_json, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                if self.path.suffix == ".jsonl":
+                    yield partial(_write_json, file)
+                else:
+                    parquet = _Parquet(file)
+                    try:
+                        yield parquet.write
+                    finally:
+                        parquet.close()
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _write_json(file: IO[bytes], window: Window, beside: pa.Table) -> None:
+    rows = window if isinstance(window, list) else window.to_pylist()
+    for row, more in zip(rows, beside.to_pylist(), strict=True):
+        values = {name: _finite(value) for name, value in {**row, **more}.items()}
+        file.write(json.dumps(values, ensure_ascii=False, default=_as_json).encode() + b"\n")
+
+
+def _finite(value: Any) -> Any:
+    """Write NaN and infinity, which JSON has not, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return {name: _finite(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def _as_json(value: Any) -> str:
+    """Write what Parquet has and JSON has not, such as dates, as people do."""
+    if isinstance(value, bytes):
+        raise StageError("the input has bytes in a column, which JSON has not; write a .parquet file")
+    return str(value)
+
+
+@dataclass
+class _Parquet:
+    """A Parquet file whose columns are those of the first window."""
+
+    file: IO[bytes]
+    _writer: pq.ParquetWriter | None = None
+    _columns: dict[str, pa.DataType] = field(default_factory=dict)
+
+    def write(self, window: Window, beside: pa.Table) -> None:
+        table = self._table(window) if isinstance(window, list) else window
+        for name in beside.column_names:
+            table = table.append_column(name, beside[name])
+        self._writer = self._writer or pq.ParquetWriter(self.file, table.schema, compression="zstd")
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        names = dict.fromkeys(name for row in rows for name in row)
+        arrays = {name: _array(name, [row.get(name) for row in rows]) for name in names}
+        if self._writer is None:
+            self._columns = {name: array.type for name, array in arrays.items()}
+        for name, array in arrays.items():
+            expected = self._columns.get(name, pa.null())
+            if array.type != expected:
+                is_number = pa.types.is_integer(array.type) and pa.types.is_floating(expected)
+                if not (pa.types.is_null(array.type) or is_number):
+                    raise _unfit(name, f"{array.type} in some examples, {expected} in others")
+                arrays[name] = array.cast(expected)
+        for name, expected in self._columns.items():
+            arrays.setdefault(name, pa.nulls(len(rows), expected))
+        return pa.table({name: arrays[name] for name in self._columns})
+
+
+def _array(name: str, values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (OverflowError, pa.ArrowException) as error:
+        raise _unfit(name, str(error).partition("\n")[0]) from error
+
+
+def _unfit(name: str, why: str) -> StageError:
+    return StageError(f"column '{name}' fits into no Parquet column ({why}); write a .jsonl file")

@@ -1,0 +1,92 @@
+"""Section `task` of params.yaml: text fields, classes and languages. It declares, and does nothing."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from stages.params import Params
+
+Split = Literal["train", "validation", "test"]
+
+Language = Annotated[str, Field(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$")]
+"""A BCP 47 tag as in the data, such as ``de`` or ``zh-Hans``."""
+
+
+class NamesSource(Params):
+    """The built-in task: what kind of thing does this CLDR name denote?"""
+
+    kind: Literal["names"]
+
+
+class TableSource(Params):
+    """What the sources that people bring have in common: rows of texts with labels."""
+
+    label_field: str = "label"
+    aligned: bool = False
+    """Whether row i of a split is the same text in every language, as in XNLI. Translations are then known
+    without a column ``entity``: intervals count them as one text, and `average_translations` finds them."""
+
+
+class HubSource(TableSource):
+    """A data set on the Hugging Face Hub, or a folder that is laid out like one."""
+
+    kind: Literal["hub"]
+    dataset: str
+    """Hub id or local folder."""
+    config: str | None = None
+    """Configuration name; ``{language}`` stands for the language."""
+    revision: str | None = None
+    """Branch, tag or commit; null takes the newest, whose commit prepare notes."""
+
+
+class FilesSource(TableSource):
+    """CSV, TSV, JSONL or Parquet files."""
+
+    kind: Literal["files"]
+    pattern: str
+    """Glob with ``{language}`` and ``{split}`` in it, such as ``data/{language}/{split}*.jsonl``."""
+
+    @model_validator(mode="after")
+    def _is_watched_and_complete(self) -> Self:
+        for placeholder in ("{language}", "{split}"):
+            if placeholder not in self.pattern:
+                raise ValueError(f"pattern needs {placeholder} in it")
+        if not self.pattern.startswith("data/"):
+            raise ValueError("pattern must begin with data/, which DVC watches; link your files there")
+        return self
+
+
+class TaskParams(Params):
+    """Section `task` of params.yaml."""
+
+    source: Annotated[NamesSource | HubSource | FilesSource, Field(discriminator="kind")]
+    text_fields: Annotated[list[str], Field(min_length=1, max_length=2)] = ["text"]
+    """One column, or two for text pairs, in the order in which models read them."""
+    classes: Annotated[list[str], Field(min_length=2)]
+    """Class names; their order is that of the student's logits."""
+    supervised: Annotated[list[Language], Field(min_length=1)]
+    """Languages with labelled training data and a teacher. Their order is that of the branches."""
+    zero_shot: list[Language] = []
+    """Languages that are only evaluated."""
+    max_examples: PositiveInt | None = None
+    """Keep at most this many examples per language and split; null keeps all."""
+
+    @model_validator(mode="after")
+    def _no_duplicates(self) -> Self:
+        for what, names in (
+            ("text field", self.text_fields),
+            ("class", self.classes),
+            ("language", self.languages),
+        ):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{what} '{name}' is named twice")
+        for name in ("example_id", "label", "entity"):
+            if name in self.text_fields:
+                raise ValueError(f"no text field may be called {name}, which is a column of our own")
+        return self
+
+    @property
+    def languages(self) -> list[str]:
+        """All languages, supervised ones first."""
+        return [*self.supervised, *self.zero_shot]

@@ -1,0 +1,1 @@
+"""What every model needs, a teacher or a student: its classes, loading, tokens, training."""

@@ -1,0 +1,43 @@
+"""Students out of their folders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from stages.errors import StageError
+from stages.models.configuration_mblm import MBLMConfig
+from stages.models.loading import loading
+from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.models.pins import model_folder
+
+
+def load_student(folder: Path) -> tuple[MBLMForSequenceClassification, PreTrainedTokenizerBase]:
+    """Load a student in float32 and its tokenizer.
+
+    Raises:
+        StageError: The folder holds no student, or parts of one.
+    """
+    folder = model_folder(folder, command="student distill")
+    with loading(f"the student in {folder}"):
+        kind = AutoConfig.from_pretrained(folder).model_type
+        if kind != "mblm":
+            raise StageError(f"{folder} holds a {kind} model and no student")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        loaded: Any = MBLMForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+        model, found = loaded
+    if found["missing_keys"]:
+        raise StageError(
+            f"the student in {folder} has no weights for {', '.join(sorted(found['missing_keys']))}"
+        )
+    return model.eval(), tokenizer
+
+
+def class_names(config: MBLMConfig) -> list[str]:
+    """Give the classes in the order of the logits."""
+    assert config.num_labels is not None  # transformers gives every configuration two
+    names: Any = config.id2label
+    return [names[index] for index in range(config.num_labels)]

@@ -1,0 +1,129 @@
+"""Texts on their way into a model: examples of one language or many, tokenised batch by batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from stages.errors import StageError
+
+SPLIT_MARK = "\u2063"
+"""INVISIBLE SEPARATOR: where tokenizers of `stages.models.scratch` split a word, and drop it."""
+
+
+class Texts(Dataset[dict[str, Any]]):
+    """Texts or text pairs with numbers beside them, such as labels.
+
+    Attributes:
+        numbers: Arrays with N as their first axis, by the name under which the model takes them.
+        lengths: Characters of each example, all fields together.
+        epoch: With the seed, it decides the order of training and where words are split.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[Sequence[str]],
+        numbers: Mapping[str, NDArray[Any]],
+        *,
+        subword_dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Hold N examples.
+
+        Args:
+            fields: One or two sequences of N texts.
+            numbers: Arrays with N as their first axis, by the name under which the model takes them.
+            subword_dropout: Chance of a split at each character boundary, drawn anew every epoch.
+            seed: Decides the splits.
+        """
+        self._fields = fields
+        self.numbers = numbers
+        self._subword_dropout = subword_dropout
+        self._seed = seed
+        self.epoch = 0
+        self.lengths = [sum(map(len, example)) for example in zip(*fields, strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change the order and the splits. The Trainer calls it before each epoch.
+
+        Here and not in the sampler, which it does not reach where processes share a resumed epoch.
+        """
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        texts = [field[index] for field in self._fields]
+        if self._subword_dropout:
+            generator = self.generator(index)
+            texts = [split_randomly(text, self._subword_dropout, generator) for text in texts]
+        return {"texts": texts, **{name: array[index] for name, array in self.numbers.items()}}
+
+    def generator(self, index: int) -> np.random.Generator:
+        """Make the random numbers of one example in this epoch, whatever was drawn before."""
+        return np.random.default_rng((self._seed, self.epoch, index))
+
+
+def split_randomly(text: str, chance: float, generator: np.random.Generator) -> str:
+    """Mark character boundaries, each with the same chance, as places where a word is split.
+
+    A seeded relative of BPE dropout (Provilkov et al., 2020), whose implementation in `tokenizers` cannot be
+    seeded: here the learned merges apply within the pieces.
+    """
+    if len(text) < 2:
+        return text
+    marks = np.flatnonzero(generator.random(len(text) - 1) < chance) + 1
+    bounds = [0, *marks.tolist(), len(text)]
+    return SPLIT_MARK.join(text[a:b] for a, b in pairwise(bounds))
+
+
+def require_splittable(tokenizer: PreTrainedTokenizerBase, subword_dropout: float) -> None:
+    """Refuse subword dropout with a tokenizer that does not know the mark.
+
+    Raises:
+        StageError: Subword dropout is on, and the tokenizer would read the mark as text.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if subword_dropout and SPLIT_MARK not in repr(getattr(backend, "pre_tokenizer", None)):
+        raise StageError(
+            "subword_dropout works only with tokenizers that were built here from scratch; "
+            "set it to 0.0 in params.yaml for this model"
+        )
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Tokenises a batch and pads it to its longest example."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Batch B examples of `Texts`.
+
+        Returns:
+            The tokenizer's ``input_ids``, ``attention_mask`` …, shape ``(B, T)``, and every number beside the
+            texts, stacked along B.
+        """
+        first, *second = zip(*(example["texts"] for example in examples), strict=True)
+        batch = self.tokenizer(
+            list(first),
+            list(second[0]) if second else None,
+            truncation=True,
+            max_length=self.max_tokens,
+            padding=True,
+            return_tensors="pt",
+        )
+        numbers = [name for name in examples[0] if name != "texts"]
+        return {
+            **batch,
+            **{n: torch.as_tensor(np.stack([example[n] for example in examples])) for n in numbers},
+        }

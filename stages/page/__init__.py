@@ -1,0 +1,1 @@
+"""The report's page: what a finished run found, section by section."""

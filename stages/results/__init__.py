@@ -1,0 +1,1 @@
+"""Numbers about models, from what they said. No model is needed."""

@@ -1,0 +1,1 @@
+"""Stage one at work: examples, the loop over them, the teacher that answers, and who that is."""

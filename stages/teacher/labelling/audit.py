@@ -1,0 +1,155 @@
+"""What the current data and teachers have to do with a store: coverage, asking again, labelling again."""
+
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from cache import Producer, ProducerError, SoftLabels, Store, example_ids
+from cache.commands.verify import differing
+from stages.artifacts import TEACHERS, of_each_fold
+from stages.data.examples import all_examples
+from stages.data.task import TaskParams
+from stages.errors import StageError
+from stages.models.pins import model_folder
+from stages.teacher.folds import Fold
+from stages.teacher.labelling.examples import Examples
+from stages.teacher.labelling.identity import producer_of
+from stages.teacher.labelling.loop import fill
+from stages.teacher.params import LabelParams
+
+
+@dataclass(frozen=True)
+class Rechecked:
+    """What a teacher says now, against what a store says.
+
+    Attributes:
+        language: Of the examples.
+        examples: How many were asked again.
+        differing: How many of these have other logits now.
+        largest: Largest difference of a logit.
+    """
+
+    language: str
+    examples: int
+    differing: int
+    largest: float
+
+
+def coverage(task: TaskParams, store: Store) -> list[dict[str, Any]]:
+    """Count the current data's examples that a producer has labelled.
+
+    Returns:
+        For each language and split: ``language``, ``split``, ``labelled`` and ``examples``; languages of
+        which it has none are left out.
+    """
+    examples = all_examples(task)
+    if examples is None:
+        return []
+    found = store.look_up(examples["example_id"].combine_chunks()).found
+    table = examples.select(["language", "split"]).append_column("found", pa.array(found.astype(np.int64)))
+    counts = table.group_by(["language", "split"], use_threads=False)
+    rows = counts.aggregate([("found", "sum"), ("found", "count")]).to_pylist()
+    known = {row["language"] for row in rows if row["found_sum"]}
+    return [
+        {
+            "language": row["language"],
+            "split": row["split"],
+            "labelled": row["found_sum"],
+            "examples": row["found_count"],
+        }
+        for row in rows
+        if row["language"] in known
+    ]
+
+
+class Current(NamedTuple):
+    """A teacher that stage one would run now."""
+
+    language: str
+    folder: Path
+    producer: Producer
+    fold: Fold
+
+    def examples(self, task: TaskParams) -> Examples:
+        """Read the examples that it labels."""
+        return Examples.read(task, self.language).of_fold(self.fold)
+
+
+def current_teachers(task: TaskParams, params: LabelParams, producer_ids: Collection[str]) -> list[Current]:
+    """Identify the teachers that stage one would run now, as far as their producers are among some ids.
+
+    A teacher that is not there, or is incomplete, is none of them.
+    """
+    found = []
+    for language in task.supervised:
+        for place in [TEACHERS / language, *sorted((TEACHERS / language).glob("more-*"))]:
+            n_folds = len(list(place.glob("fold-*"))) or 1
+            for index, made in enumerate(of_each_fold(place, n_folds)):
+                with suppress(ProducerError, StageError):
+                    folder = model_folder(made, command=f"teacher finetune --language {language}")
+                    producer = producer_of(folder, task, params)
+                    if producer.id in producer_ids:
+                        found.append(Current(language, folder, producer, Fold(index, n_folds)))
+    return found
+
+
+def relabel(
+    task: TaskParams, params: LabelParams, root: str, producer_ids: Collection[str]
+) -> dict[str, int]:
+    """Label what a store lacks of the current data, for those of some producers that are current teachers.
+
+    Returns:
+        By producer id, how many examples went through the teacher.
+    """
+    labelled = {}
+    for current in current_teachers(task, params, producer_ids):
+        store = Store(root, current.producer)
+        store.create()
+        _, count = fill(params, store, current.folder, current.examples(task))
+        labelled[current.producer.id] = count
+    return labelled
+
+
+def recheck(task: TaskParams, params: LabelParams, root: str, current: Current, n_examples: int) -> Rechecked:
+    """Run a teacher again on random examples that a store has.
+
+    Args:
+        task: Whose data to draw examples from; a store knows no texts.
+        params: Section `teacher.label`.
+        root: The store.
+        current: Which teacher.
+        n_examples: At most so many are drawn.
+    """
+    from stages.teacher.labelling.inference import Teacher  # slow import: torch
+
+    language, folder = current.language, current.folder
+    store = Store(root, current.producer)
+    examples = current.examples(task)
+    found = np.flatnonzero(store.look_up(examples.ids).found)
+    drawn = np.sort(np.random.default_rng().permutation(found)[:n_examples])
+    if not len(drawn):
+        return Rechecked(language, 0, 0, 0.0)
+    fields = examples.texts(drawn)
+    cached = store.look_up(example_ids(fields)).soft_labels()
+    teacher = Teacher(folder, params)
+    answers = list(teacher.answer(teacher.tokenize(fields)))
+    order = np.argsort(np.concatenate([batch.positions for batch in answers]))
+    logits = np.concatenate([batch.logits for batch in answers])[order]
+    hidden = [batch.hidden for batch in answers if batch.hidden is not None]
+    again = SoftLabels.pack(
+        cached.ids, logits, np.concatenate(hidden)[order] if hidden else None, outputs=store.producer.outputs
+    )
+    if "top_classes" in cached.columns:
+        # Two classes of nearly the same logit may change places: the cached classes are asked about.
+        top = cached.columns["top_classes"].astype(np.int64)
+        again.columns["top_logits"][:] = np.take_along_axis(logits, top, axis=1)
+        difference = np.abs(again.columns["top_logits"] - cached.columns["top_logits"])
+    else:
+        difference = np.abs(again.logits - cached.logits)
+    differs = differing(again, cached, precision=params.precision)
+    return Rechecked(language, len(drawn), int(differs.sum()), float(difference.max()))

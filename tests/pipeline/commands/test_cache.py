@@ -1,0 +1,753 @@
+"""The commands ``cache …``: what they print, what they refuse, what they leave behind."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from labels import only_shard, producer, shard_files, soft_labels, texts
+from tiny import LABEL, ROOT, Run, examples, set_bias, use_ready_teacher, write_jsonl
+from unreadable import fail_to_read, needs_proc, pipeline_where_modes_hold
+
+from cache import Outputs, SoftLabelSet, Store, UnreadableError, example_id, example_ids
+from cache.commands.gc import delete, plan
+from cache.commands.verify import differing
+from cache.store import LAST_USE, LastUse
+
+
+def read_json(run: Run, *command: str, code: int = 0) -> Any:
+    done = run("cache", *command, "--json")
+    assert done.code == code
+    return json.loads(done.out)
+
+
+def producer_of(language: str) -> str:
+    manifest = Path(f"artifacts/soft_labels/{language}/manifest.json").read_text()
+    found: str = json.loads(manifest)["producers"][0]["id"]
+    return found
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def age(store: Path, producer_id: str, **since: float) -> None:
+    """Make a producer look as if nobody had used it for some time."""
+    then = datetime.now(UTC) - timedelta(**since)
+    for path in (store / producer_id).iterdir():
+        os.utime(path, (then.timestamp(), then.timestamp()))
+    (store / producer_id / LAST_USE).write_bytes(LastUse(then, "old/teacher", "fr").encode())
+
+
+@pytest.fixture
+def strangers(finished: Path) -> list[str]:
+    """Two producers more, which no experiment of this clone refers to; used 100 and 10 days ago."""
+    ids = []
+    for days in (100, 10):
+        store = Store(finished / "store", producer(weights=str(days)))
+        store.append(soft_labels(texts(500)))
+        age(finished / "store", store.producer.id, days=days)
+        ids.append(store.producer.id)
+    return ids
+
+
+# Looking
+
+
+def test_ls_lists_producers_by_their_last_use(finished: Path, run: Run, strangers: list[str]) -> None:
+    found = read_json(run, "ls")
+    assert [one["producer"] for one in found[2:]] == [strangers[1], strangers[0]]
+    assert {one["producer"]: one["language"] for one in found[:2]} == {
+        producer_of("de"): "de",
+        producer_of("en"): "en",
+    }
+    assert found[2] | {"last_use": ""} == {
+        "producer": strangers[1],
+        "teacher": "old/teacher",
+        "language": "fr",
+        "examples": 500,
+        "shards": 1,
+        "size": only_shard(finished / "store" / strangers[1]).stat().st_size,
+        "last_use": "",
+    }
+    table = run("cache", "ls").out.splitlines()
+    assert table[0].split()[:3] == ["producer", "teacher", "language"]
+    assert table[3].split()[:4] == [strangers[1][:12], "old/teacher", "fr", "500"]
+    assert table[-1].startswith("4 producers, ")
+
+
+def test_an_empty_or_absent_store_has_no_producers(workspace: Path, run: Run) -> None:
+    assert read_json(run, "ls") == []
+    done = run("cache", "verify")
+    assert (done.code, "there are no producers in" in done.err) == (1, True)
+
+
+def test_names_that_would_command_a_terminal_are_escaped(
+    finished: Path, run: Run, strangers: list[str]
+) -> None:
+    use = LastUse(datetime.now(UTC), "\x1b]0;owned\x07\x1b[2J grün", "de")
+    (finished / "store" / strangers[0] / LAST_USE).write_bytes(use.encode())
+    (finished / "store" / strangers[0] / "\x1b[2J").write_text("mine")
+    for command in ("ls", "verify"):
+        assert "\x1b" not in run("cache", command).out
+    assert "\\x1b[2J grün" in run("cache", "ls").out
+
+
+def test_a_store_elsewhere_is_looked_at_without_params(
+    finished: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = str(finished / "store")
+    monkeypatch.chdir(tmp_path)
+    assert len(read_json(run, "ls", "--store", store)) == 2
+    assert run("cache", "ls", "--store", "").code == 1
+
+
+def test_show_tells_facts_shards_and_coverage(finished: Path, run: Run) -> None:
+    rows = [*examples("de", "train"), {"text": "neu", "label": "animal"}]
+    write_jsonl(finished / "data/de/train.jsonl", rows)
+    run("prepare")
+    found = read_json(run, "show", producer_of("de")[:8])
+    assert found["facts"]["max_tokens"] == 48
+    assert found["classes"] == ["animal", "colour", "number"]
+    assert [shard[:2] for shard in found["shards"].values()] == [[57, "arrow"]]
+    covered = {(row["language"], row["split"]): row for row in found["coverage"]}
+    assert (covered["de", "train"]["labelled"], covered["de", "train"]["examples"]) == (36, 37)
+    out = run("cache", "show", producer_of("de")[:8]).out
+    assert "classes  animal, colour, number" in out
+    assert ["de", "train", "36", "37"] in [line.split() for line in out.splitlines()]
+
+
+def test_show_tells_what_is_damaged(finished: Path, run: Run) -> None:
+    flip_a_bit(only_shard(finished / "store" / producer_of("de")))
+    assert "damaged: 57-" in run("cache", "show", producer_of("de")).out
+    assert len(read_json(run, "show", producer_of("de"))["damaged"]) == 1
+
+
+def test_a_producer_that_is_not_there_is_refused(finished: Path, run: Run) -> None:
+    done = run("cache", "show", "nothing")
+    assert done.code == 1
+    assert done.err.startswith("error: no producer in ")
+    assert "python -m pipeline cache ls" in done.err
+
+
+def test_the_readmes_lines_for_other_projects_find_soft_labels(finished: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (snippet,) = (block for block in readme.split("```python\n") if block.startswith("from pathlib"))
+    snippet = snippet.partition("```")[0].replace("Südafrikanischer Rand", examples("de", "train")[0]["text"])
+    done = subprocess.run(
+        [sys.executable, "-c", snippet],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("['animal', 'colour', 'number'] [[")
+
+
+# Checking
+
+
+def test_verify_finds_nothing_wrong_with_what_stage_one_wrote(finished: Path, run: Run) -> None:
+    found = read_json(run, "verify", "--sample", "20")
+    assert [(one["examples"], one["damaged"]) for one in found["producers"]] == [(57, {}), (57, {})]
+    assert {one["language"]: one["examples"] for one in found["asked_again"]} == {"de": 20, "en": 20}
+    assert all(one["differing"] == 0 and one["largest"] < 1e-4 for one in found["asked_again"])
+
+
+def test_verify_names_what_is_damaged_foreign_and_repeated(finished: Path, run: Run) -> None:
+    folder = finished / "store" / producer_of("de")
+    shard = only_shard(folder)
+    flip_a_bit(shard)
+    (folder / "notes.txt").write_text("mine")
+    done = run("cache", "verify")
+    assert done.code == 1
+    assert f"damaged: {shard}: its content does not match the digest in its name" in done.out
+    assert f"foreign, never read: {folder}/notes.txt" in done.out
+    assert "error: 1 damaged file; mend with: python -m pipeline cache repair --store " in done.err
+    assert read_json(run, "verify", producer_of("en")[:9])["producers"][0]["damaged"] == {}
+
+
+def test_verify_notices_soft_labels_that_contradict_each_other(finished: Path, run: Run) -> None:
+    store = Store.open(finished / "store", producer_of("de"))
+    (shard,) = [found for _, found in store.read(store.shards())]
+    nearly = {"logits": shard.columns["logits"] + np.float32(1e-6)}
+    store.append(type(shard)(shard.ids, nearly, 3))
+    (found,) = read_json(run, "verify", producer_of("de"))["producers"]
+    assert (found["examples"], found["repeated"], found["contradicting"]) == (57, 57, 0)
+    other = {"logits": shard.columns["logits"] + np.float32(1e-3)}
+    store.append(type(shard)(shard.ids, other, 3))
+    (found,) = read_json(run, "verify", producer_of("de"), code=1)["producers"]
+    assert found["contradicting"] > 0
+
+
+def test_verify_notices_that_a_teacher_no_longer_says_what_the_store_says(finished: Path, run: Run) -> None:
+    # Well-made shards with wrong numbers, which no digest can tell.
+    store = Store.open(finished / "store", producer_of("de"))
+    ((name, shard),) = store.read(store.shards())
+    store.append(type(shard)(shard.ids, {"logits": shard.columns["logits"][:, ::-1]}, 3))
+    store.folder.delete(name)
+    done = run("cache", "verify", "--sample", "10")
+    assert done.code == 1
+    assert "the teacher of de no longer gives the logits in the store" in done.err
+
+
+def test_a_broken_producer_json_is_reported_and_the_others_are_checked(finished: Path, run: Run) -> None:
+    (finished / "store" / producer_of("de") / "producer.json").write_text("[]")
+    found = {one["producer"]: one for one in read_json(run, "verify", code=1)["producers"]}
+    assert found[producer_of("de")]["damaged"].keys() == {"producer.json"}
+    assert found[producer_of("en")]["examples"] == 57
+
+
+def test_classes_that_change_places_among_the_largest_are_no_difference(finished: Path, run: Run) -> None:
+    change = ("--set", "teacher.label.top_k=2")
+    run(*LABEL, *change)
+    store = Store.open(finished / "store", producer_of("de"))
+    ((name, shard),) = store.read(store.shards())
+    swapped = {
+        column: values[:, ::-1] if values.ndim == 2 else values for column, values in shard.columns.items()
+    }
+    store.append(type(shard)(shard.ids, swapped, 3))
+    store.folder.delete(name)
+    (asked, _) = read_json(run, "verify", "--sample", "57", *change)["asked_again"] + [None]
+    assert asked["differing"] == 0
+
+
+def test_bfloat16_may_move_a_logit_by_some_of_its_last_bits() -> None:
+    labels = soft_labels(texts(5))
+    moved = type(labels)(labels.ids, {"logits": labels.logits * (1 + 2**-7)}, 3)
+    assert differing(labels, moved, precision="float32").any()
+    assert not differing(labels, moved, precision="bfloat16").any()
+    other = type(labels)(labels.ids, {"logits": labels.logits[:, ::-1].copy()}, 3)
+    assert differing(labels, other, precision="bfloat16").any()
+
+
+@pytest.mark.parametrize("kept", ["logits=float16", "top_k=2", "hidden=true", "precision=bfloat16"])
+@pytest.mark.parametrize("format_", ["arrow", "zarr"])
+def test_every_kind_of_soft_label_is_verified_against_the_teacher_and_trains_a_student(
+    finished: Path, run: Run, kept: str, format_: str
+) -> None:
+    change = ("--set", f"teacher.label.{kept}", "--set", f"teacher.label.format={format_}")
+    for language in ("de", "en"):
+        assert run("teacher", "label", "--language", language, *change).code == 0
+        assert len(shard_files(Path(f"artifacts/soft_labels/{language}"))) == 1
+    found = read_json(run, "verify", "--sample", "57", *change)
+    assert [(one["examples"], one["differing"]) for one in found["asked_again"]] == [(57, 0), (57, 0)]
+    soft = SoftLabelSet.read(Path("artifacts/soft_labels/de"), language="de")
+    joined = soft.join(example_ids([[row["text"] for row in examples("de", "train")]]))
+    assert joined.logits.shape == (36, 3)
+    if kept == "hidden=true":
+        assert joined.hidden is not None
+        assert joined.hidden.shape == (36, 16)
+    assert run("student", "distill").code == 0
+
+
+def test_hidden_states_are_those_of_the_first_token(finished: Path, run: Run) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    run(*LABEL, "--set", "teacher.label.hidden=true")
+    words = [row["text"] for row in examples("de", "train")]
+    soft = SoftLabelSet.read(Path("artifacts/soft_labels/de"), language="de").join(example_ids([words]))
+    tokenizer = AutoTokenizer.from_pretrained("artifacts/teachers/de")
+    model = AutoModel.from_pretrained("artifacts/teachers/de", add_pooling_layer=False).eval()
+    with torch.inference_mode():
+        states = [model(**tokenizer(w, return_tensors="pt")).last_hidden_state[0, 0].numpy() for w in words]
+    assert soft.hidden is not None
+    np.testing.assert_allclose(soft.hidden, states, atol=2e-3)
+
+
+def test_more_logits_than_the_teacher_has_cannot_be_kept(finished: Path, run: Run) -> None:
+    done = run(*LABEL, "--set", "teacher.label.top_k=3")
+    assert done.code == 1
+    assert "top_k is 3; 3 classes allow 1 to 2" in done.err
+
+
+# Mending
+
+
+def test_repair_sets_damaged_shards_aside_and_labels_their_examples_again(finished: Path, run: Run) -> None:
+    folder = finished / "store" / producer_of("de")
+    before = SoftLabelSet.read(Path("artifacts/soft_labels/de"), language="de")
+    ids = example_ids([[row["text"] for row in examples("de", "train")]])
+    logits = before.join(ids).logits
+    shard = only_shard(folder)
+    flip_a_bit(shard)
+    done = run("cache", "repair")
+    assert done.code == 0
+    assert f"set aside: {folder}/damaged/{shard.name}" in done.out
+    assert f"{producer_of('de')[:12]}: 57 examples of the current data labelled" in done.out
+    assert (folder / "damaged" / shard.name).is_file()
+    assert run("cache", "verify").code == 0
+    assert "57 cached, 0 to label" in run(*LABEL).err
+    after = SoftLabelSet.read(Path("artifacts/soft_labels/de"), language="de")
+    np.testing.assert_allclose(after.join(ids).logits, logits, atol=1e-4)
+    assert "0 files set aside" in run("cache", "repair").out
+
+
+def test_repair_writes_a_broken_producer_json_again(finished: Path, run: Run) -> None:
+    path = finished / "store" / producer_of("de") / "producer.json"
+    content = path.read_bytes()
+    path.write_text("{")
+    assert run(*LABEL).code == 1
+    assert "producer.json" in run("cache", "repair").out
+    assert path.read_bytes() == content
+    assert "57 cached, 0 to label" in run(*LABEL).err
+
+
+def test_repair_leaves_what_other_experiments_miss_to_them(
+    finished: Path, run: Run, strangers: list[str]
+) -> None:
+    flip_a_bit(only_shard(finished / "store" / strangers[0]))
+    found = read_json(run, "repair")
+    assert [(one["producer"], one["examples"]) for one in found["set_aside"]] == [(strangers[0], 500)]
+    assert found["labelled"] == {}
+
+
+def test_repair_deletes_what_killed_writers_left_a_day_ago(finished: Path, run: Run) -> None:
+    folder = finished / "store" / producer_of("de")
+    old, new = folder / ".00.tmp", folder / ".01.tmp"
+    for path in (old, new):
+        path.write_bytes(b"torn")
+    then = datetime.now(UTC).timestamp() - 2 * 86400
+    os.utime(old, (then, then))
+    run("cache", "repair")
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize("command", ["repair", "compact", "push there", "export ID out.parquet", "gc"])
+def test_a_colleagues_closed_shard_stops_a_command_and_stays(finished: Path, command: str) -> None:
+    folder = finished / "store" / producer_of("de")
+    closed = only_shard(folder)
+    Store.open(finished / "store", producer_of("de")).append(soft_labels(texts(3)))
+    closed.chmod(0)
+    command = {"gc": "gc --max-size 0B --yes"}.get(command, command).replace("ID", producer_of("de"))
+    done = pipeline_where_modes_hold("cache", *command.split())
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert line.startswith(f"error: {closed} cannot be read: Permission denied")
+    assert "Traceback" not in done.stderr
+    closed.chmod(0o644)
+    assert len(shard_files(folder)) == 2
+    assert not (folder / "damaged").exists()
+    assert len(Store.open(finished / "store", producer_of("en")).shards()) == 1
+    assert not Path("out.parquet").exists()
+
+
+def test_verify_lists_what_cannot_be_read_apart_from_what_is_damaged(finished: Path) -> None:
+    closed = only_shard(finished / "store" / producer_of("de"))
+    damaged = only_shard(finished / "store" / producer_of("en"))
+    flip_a_bit(damaged)
+    closed.chmod(0)
+    done = pipeline_where_modes_hold("cache", "verify")
+    assert done.returncode == 1
+    assert f"unreadable: {closed}: Permission denied" in done.stdout
+    assert f"damaged: {damaged}: its content" in done.stdout
+    assert f"damaged: {closed}" not in done.stdout
+    assert f"error: 1 file cannot be read, first {closed}: Permission denied" in done.stderr
+
+
+def test_stage_one_tells_once_what_it_cannot_read_and_labels_it_again(finished: Path) -> None:
+    closed = only_shard(finished / "store" / producer_of("de"))
+    closed.chmod(0)
+    done = pipeline_where_modes_hold(*LABEL)
+    assert done.returncode == 0
+    told = f"{closed} cannot be read: Permission denied; its examples are labelled again"
+    assert done.stderr.count(str(closed)) == done.stderr.count(told) == 1
+    assert "0 cached, 57 to label" in done.stderr
+
+
+def test_ls_names_what_it_cannot_look_at_and_lists_the_others(
+    finished: Path, run: Run, strangers: list[str]
+) -> None:
+    folder, note = finished / "store" / strangers[0], finished / "store" / strangers[1] / LAST_USE
+    folder.chmod(0)
+    note.chmod(0)
+    done = pipeline_where_modes_hold("cache", "ls")
+    checked = pipeline_where_modes_hold("cache", "verify")
+    cleaned = pipeline_where_modes_hold("cache", "gc", "--unused-for", "1d", "--yes")
+    folder.chmod(0o755)
+    assert done.returncode == checked.returncode == cleaned.returncode == 1
+    listed = {line.split()[0] for line in done.stdout.splitlines()[1:-1]}
+    assert listed == {one[:12] for one in (producer_of("de"), producer_of("en"), strangers[1])}
+    assert "(and 1 more)" in done.stderr
+    assert f"unreadable: {folder}" in checked.stdout
+    assert "cannot be read: Permission denied" in cleaned.stderr
+    assert len(left(run)) == 4
+
+
+def test_a_shard_that_is_listed_and_cannot_be_found_is_not_passed_over(finished: Path, run: Run) -> None:
+    shard = only_shard(finished / "store" / producer_of("de"))
+    Store.open(finished / "store", producer_of("de")).append(soft_labels(texts(3)))
+    shard.unlink()
+    shard.symlink_to(finished / "a disk that is not mounted")
+    (found,) = read_json(run, "verify", producer_of("de"), code=1)["producers"]
+    assert (found["shards"], found["damaged"], found["unreadable"].keys()) == (1, {}, {shard.name})
+    done = run("cache", "export", producer_of("de"), "de.parquet")
+    assert (done.code, "changed while it was read; run it again" in done.err) == (1, True)
+    assert not Path("de.parquet").exists()
+
+
+@needs_proc
+def test_repair_mends_the_producers_that_it_can_read(finished: Path, run: Run) -> None:
+    failing = only_shard(finished / "store" / producer_of("de"))
+    fail_to_read(failing)
+    flip_a_bit(only_shard(finished / "store" / producer_of("en")))
+    done = run("cache", "repair")
+    assert done.code == 1
+    assert f"{producer_of('en')[:12]}: 57 examples of the current data labelled" in done.out
+    assert f"error: {failing} cannot be read: Input/output error; nothing of its producer" in done.err
+    assert failing.is_symlink()
+
+
+def test_a_store_of_a_newer_version_is_told_and_kept(finished: Path, run: Run) -> None:
+    folder = finished / "store" / producer_of("de")
+    facts = json.loads((folder / "producer.json").read_text())
+    (folder / "producer.json").write_text(json.dumps(facts | {"schema": 2}))
+    before = sorted(folder.iterdir())
+    newer = f"{folder}/producer.json cannot be read: written by a newer version (schema 2; this one reads up"
+    for command in ("repair", "compact", "push there", "gc --max-size 0B --yes", "verify"):
+        done = run("cache", *command.split())
+        assert (done.code, newer in done.err or "first" in done.err) == (1, True), command
+        assert sorted(folder.iterdir()) == before
+    found = {one["producer"]: one for one in read_json(run, "verify", code=1)["producers"]}
+    assert found[producer_of("de")]["damaged"] == {}
+    assert found[producer_of("de")]["unreadable"].keys() == {"producer.json"}
+
+
+# Cleaning
+
+
+def left(run: Run) -> set[str]:
+    return {one["producer"] for one in read_json(run, "ls")}
+
+
+def test_gc_deletes_what_nobody_used_for_long_and_asks_first(
+    finished: Path, run: Run, strangers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = left(run)
+    done = run("cache", "gc", "--unused-for", "90d", "--dry-run")
+    assert strangers[0][:12] in done.out
+    assert "nothing is deleted; it would be 1 producer," in done.out
+    assert left(run) == before
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", io.StringIO())  # nobody answers
+        assert run("cache", "gc", "--unused-for", "90d").code == 1
+    assert left(run) == before
+    assert run("cache", "gc", "--unused-for", "90d", "--yes").code == 0
+    assert left(run) == before - {strangers[0]}
+    assert not (finished / "store" / strangers[0]).exists()
+    assert "nothing to delete" in run("cache", "gc", "--unused-for", "2400h", "--yes").out
+
+
+def test_gc_deletes_the_longest_unused_until_the_store_is_small(
+    finished: Path, run: Run, strangers: list[str]
+) -> None:
+    sizes = {one["producer"]: one["size"] for one in read_json(run, "ls")}
+    limit = sum(sizes.values()) - sizes[strangers[0]]
+    found = read_json(run, "gc", "--max-size", str(limit), "--yes")
+    assert [victim["listed"]["producer"] for victim in found] == [strangers[0]]
+    assert read_json(run, "gc", "--max-size", "20GB", "--dry-run") == []
+    assert len(read_json(run, "gc", "--max-size", "0B", "--dry-run")) == 3
+
+
+def test_gc_leaves_foreign_files_where_they_are(finished: Path, run: Run, strangers: list[str]) -> None:
+    (finished / "store" / strangers[0] / "notes.txt").write_text("mine")
+    run("cache", "gc", "--unused-for", "90d", "--yes")
+    assert [path.name for path in (finished / "store" / strangers[0]).iterdir()] == ["notes.txt"]
+
+
+def test_gc_without_a_reason_or_with_a_bad_one_is_refused(finished: Path, run: Run) -> None:
+    assert "say what may go" in run("cache", "gc").err
+    assert "write days or hours, such as 90d" in run("cache", "gc", "--unused-for", "soon").err
+    assert "write bytes, kB, MB, GB or TB" in run("cache", "gc", "--max-size", "much").err
+    assert "add --dry-run or --yes" in run("cache", "gc", "--max-size", "1GB", "--json").err
+
+
+def git_in(folder: Path) -> Callable[..., str]:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    return git
+
+
+@pytest.fixture
+def clone(finished: Path, run: Run) -> Path:
+    """A clone with DVC whose history knows two experiments, with different teachers of German."""
+    ready = use_ready_teacher(finished / "artifacts/teachers/de")
+    set_bias(ready, [0.5, 0.0, 0.0])
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, finished)
+    for name in ("cache", "stages"):
+        shutil.copytree(ROOT / name, finished / name, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def call(*command: str) -> None:
+        subprocess.run(command, cwd=finished, env=environment, check=True, capture_output=True)
+
+    call("git", "init", "-q")
+    call("git", "config", "user.email", "someone@example.org")
+    call("git", "config", "user.name", "Someone")
+    dvc = (sys.executable, "-m", "dvc")
+    call(*dvc, "init")
+    assert run("plan").code == 0
+    call(*dvc, "commit", "--force", "teacher-label@de", "teacher-label@en")
+    call("git", "add", "dvc.lock", "dvc.yaml")
+    call("git", "commit", "-qm", "first")
+    assert run("teacher", "finetune", "--language", "de").code == 0
+    assert "0 cached, 57 to label" in run(*LABEL).err
+    call(*dvc, "commit", "--force", "teacher-label@de")
+    call("git", "commit", "-qam", "second")
+    return finished
+
+
+def test_gc_keeps_what_any_experiment_of_a_clone_refers_to(
+    clone: Path, run: Run, strangers: list[str]
+) -> None:
+    for one in left(run):
+        if one not in strangers:
+            age(clone / "store", one, days=1000)
+    before = left(run)
+    assert len(before) == 5
+    found = read_json(run, "gc", "--clone", str(clone), "--yes")
+    assert {victim["listed"]["producer"] for victim in found} == set(strangers)
+    assert left(run) == before - set(strangers)
+    assert read_json(run, "gc", "--clone", str(clone), "--unused-for", "90d", "--dry-run") == []
+
+
+@pytest.mark.parametrize(
+    "where", ["branch", "merged and deleted branch", "stash", "older stash", "no branch"]
+)
+def test_gc_finds_references_wherever_git_keeps_them(clone: Path, where: str) -> None:
+    from cache.commands.gc import referenced_by
+
+    lock = clone / "dvc.lock"
+    git = git_in(clone)
+    both = referenced_by(clone)
+    assert len(both) == 3
+    first = git("show", "HEAD~1:dvc.lock")
+    newest = lock.read_text()
+    # History is made such that only one odd place still knows the first version.
+    git("checkout", "-q", "--orphan", "new")
+    git("add", "dvc.lock", "dvc.yaml")
+    git("commit", "-qm", "fresh start")
+    git("branch", "-D", git("for-each-ref", "--format=%(refname:short)", "refs/heads").split()[0])
+    git("reflog", "expire", "--expire=now", "--all")
+    assert len(referenced_by(clone)) == 2
+    lock.write_text(first)
+    if where == "branch":
+        git("checkout", "-qb", "side")
+        git("commit", "-qam", "side")
+        git("checkout", "-q", "new")
+    elif where == "merged and deleted branch":
+        git("checkout", "-qb", "side")
+        git("commit", "-qam", "side")
+        git("checkout", "-q", "new")
+        git("merge", "-q", "-s", "ours", "-m", "merge", "side")
+        git("branch", "-D", "side")
+        git("reflog", "expire", "--expire=now", "--all")
+    elif where == "no branch":
+        git("commit", "-qam", "soon gone")
+        git("reset", "-q", "--hard", "HEAD~1")
+    else:
+        git("stash")
+        if where == "older stash":
+            lock.write_text(newest + "# changed\n")
+            git("stash")
+    assert lock.read_text() == newest
+    assert referenced_by(clone) == both
+
+
+def test_gc_refuses_to_guess_what_an_experiment_refers_to(
+    clone: Path, run: Run, strangers: list[str], tmp_path: Path
+) -> None:
+    before = left(run)
+    subprocess.run(["git", "init", "-q", tmp_path / "other"], check=True)
+    git_in(clone)("clone", "-q", "--depth", "1", f"file://{clone}", str(tmp_path / "shallow"))
+    for place, message in (
+        (tmp_path, "is not a clone whose experiments can be read"),
+        (clone / "data", "is not the top folder of a clone"),
+        (tmp_path / "shallow", "has not its whole history"),
+        (tmp_path / "other", "has no dvc.lock in any commit"),
+    ):
+        done = run("cache", "gc", "--clone", str(place), "--yes")
+        assert (done.code, message in done.err) == (1, True), place
+    shutil.rmtree(clone / ".dvc/cache")
+    done = run("cache", "gc", "--clone", str(clone), "--yes")
+    assert done.code == 1
+    assert "get them with: dvc fetch --all-commits" in done.err
+    assert left(run) == before
+    found = read_json(run, "gc", "--clone", str(clone), "--ignore-missing", "--dry-run")
+    assert {victim["listed"]["producer"] for victim in found} == set(strangers)
+    (clone / "dvc.lock").write_text("<<<<<<< ours\n: [")
+    assert "a version of dvc.lock is not YAML" in run("cache", "gc", "--clone", str(clone)).err
+
+
+@needs_proc
+def test_gc_takes_nothing_of_a_clone_for_missing_that_it_cannot_read(
+    clone: Path, run: Run, strangers: list[str]
+) -> None:
+    from cache.commands.gc import referenced_by
+
+    known = referenced_by(clone)
+    for path in clone.glob(".dvc/cache/files/md5/*/*.dir"):
+        content = fail_to_read(path)
+        with pytest.raises(UnreadableError, match=f"{path} cannot be read: Input/output error"):
+            referenced_by(clone, ignore_missing=True)
+        path.unlink()
+        path.write_bytes(content)
+    manifests = [
+        path for path in clone.glob(".dvc/cache/files/md5/*/*") if b'"producers"' in path.read_bytes()
+    ]
+    logs = [path for path in clone.glob(".git/logs/**/*") if path.is_file()]
+    for path in (*manifests, *logs, clone / "artifacts/soft_labels/de/manifest.json", clone / "dvc.lock"):
+        content = fail_to_read(path)
+        with pytest.raises(UnreadableError, match=f"{path} cannot be read: Input/output error"):
+            referenced_by(clone, ignore_missing=True)
+        path.unlink()
+        path.write_bytes(content)
+    assert manifests
+    assert logs
+    assert referenced_by(clone) == known
+    (clone / "artifacts/soft_labels/de").chmod(0)
+    done = pipeline_where_modes_hold("cache", "gc", "--clone", str(clone), "--ignore-missing", "--yes")
+    (clone / "artifacts/soft_labels/de").chmod(0o755)
+    assert done.returncode == 1
+    assert "artifacts/soft_labels/de cannot be read: Permission denied" in done.stderr
+
+
+def test_gc_leaves_what_is_used_while_its_question_is_open(
+    finished: Path, strangers: list[str], run: Run
+) -> None:
+    (victim,) = plan(finished / "store", unused_for=timedelta(days=90), max_size=None, referenced=None)
+    Store(finished / "store", producer(weights="100")).note_use(teacher="x", language="de")
+    assert delete(finished / "store", victim) is False
+    assert strangers[0] in left(run)
+
+
+def test_gc_follows_no_link_out_of_the_store(finished: Path, strangers: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/.notes.tmp").write_text("mine")
+    (finished / "store" / strangers[0] / "damaged").symlink_to(tmp_path / "mine")
+    (victim,) = plan(finished / "store", unused_for=timedelta(days=90), max_size=None, referenced=None)
+    assert delete(finished / "store", victim)
+    assert (tmp_path / "mine/.notes.tmp").exists()
+
+
+def test_gc_keeps_what_was_used_today_where_references_decide(tmp_path: Path) -> None:
+    store = Store(tmp_path, producer())
+    store.append(soft_labels(texts(3)))
+    assert plan(tmp_path, unused_for=None, max_size=None, referenced=set()) == []
+    age(tmp_path, store.producer.id, days=2)
+    assert len(plan(tmp_path, unused_for=None, max_size=None, referenced=set())) == 1
+    assert plan(tmp_path, unused_for=None, max_size=None, referenced={store.producer.id}) == []
+
+
+# Sharing
+
+
+def test_two_clones_share_what_is_pushed_and_pulled(finished: Path, run: Run, tmp_path: Path) -> None:
+    remote = str(tmp_path / "remote")
+    assert "2 shards of 2 producers copied" in run("cache", "push", remote).out
+    assert "0 shards of 2 producers copied" in run("cache", "push", remote).out
+    shutil.rmtree(finished / "store")
+    assert read_json(run, "pull", remote, producer_of("de")[:10]) == {
+        "copied": 1,
+        "present": 0,
+        "damaged": [],
+        "unreadable": [],
+    }
+    assert "57 cached, 0 to label" in run(*LABEL).err
+    assert left(run) == {producer_of("de")}
+
+
+def test_damaged_shards_are_not_pushed(finished: Path, run: Run, tmp_path: Path) -> None:
+    flip_a_bit(only_shard(finished / "store" / producer_of("de")))
+    done = run("cache", "push", str(tmp_path / "remote"))
+    assert done.code == 1
+    assert "1 shard of 2 producers copied" in done.out
+    assert "error: 1 damaged shard not copied" in done.err
+
+
+def test_export_writes_every_soft_label_once_with_its_text(finished: Path, run: Run) -> None:
+    store = Store.open(finished / "store", producer_of("de"))
+    ((_, shard),) = store.read(store.shards())
+    store.append(shard.take(np.arange(5)))  # repeated
+    done = run("cache", "export", producer_of("de"), "out/de.parquet")
+    assert "57 soft labels in out/de.parquet" in done.out
+    table = pq.read_table("out/de.parquet")
+    assert table.num_rows == 57
+    assert table.column_names == ["example_id", "logits", "language", "split", "text", "class"]
+    rows = {row["text"]: row for row in table.to_pylist()}
+    first = examples("de", "train")[0]
+    assert rows[first["text"]]["example_id"] == example_id(first["text"])
+    assert (rows[first["text"]]["class"], rows[first["text"]]["split"]) == (first["label"], "train")
+    expected = shard.logits[shard.ids.to_pylist().index(example_id(first["text"]))]
+    np.testing.assert_array_equal(np.array(rows[first["text"]]["logits"], np.float32), expected)
+    assert json.loads(table.schema.metadata[b"classes"]) == ["animal", "colour", "number"]
+
+
+def test_texts_that_the_current_data_does_not_have_are_null(
+    finished: Path, run: Run, strangers: list[str]
+) -> None:
+    assert run("cache", "export", strangers[0], "x.parquet").code == 0
+    table = pq.read_table("x.parquet")
+    assert table.num_rows == table["text"].null_count == 500
+    shutil.rmtree("artifacts/data")
+    assert run("cache", "export", strangers[0], "x.parquet").code == 0
+    assert pq.read_table("x.parquet").column_names == ["example_id", "logits"]
+
+
+def test_a_store_with_damaged_shards_is_not_exported_in_part(finished: Path, run: Run) -> None:
+    flip_a_bit(only_shard(finished / "store" / producer_of("de")))
+    done = run("cache", "export", producer_of("de"), "de.parquet")
+    assert done.code == 1
+    assert "set them aside with: python -m pipeline cache repair" in done.err
+    assert not Path("de.parquet").exists()
+
+
+@pytest.mark.parametrize("format_", ["arrow", "zarr"])
+def test_compact_merges_shards_and_loses_nothing(finished: Path, run: Run, format_: str) -> None:
+    outputs = Outputs(hidden=True)
+    store = Store(finished / "store", producer(outputs=outputs))
+    for i in range(9):
+        some = soft_labels([*texts(2, first=2 * i), "repeated"], outputs=outputs)
+        store.append(some, format_=["arrow", "zarr"][i % 2])
+    damaged = shard_files(finished / "store" / store.producer.id)[0].name
+    flip_a_bit(finished / "store" / store.producer.id / damaged)
+    found = read_json(run, "compact", store.producer.id, "--set", f"teacher.label.format={format_}")
+    assert (found[0]["before"], found[0]["after"], found[0]["repeated"]) == (9, 2, 7)
+    names = list(store.shards())
+    assert damaged in names
+    (merged,) = set(names) - {damaged}
+    assert merged.endswith({"arrow": ".arrow", "zarr": ".zarr.zip"}[format_])
+    assert store.look_up(example_ids([[*texts(18), "repeated"]])).found.sum() == 17
+    again = read_json(run, "compact", store.producer.id)
+    assert (again[0]["before"], again[0]["after"]) == (2, 2)
+
+
+def test_compact_respects_the_size_of_a_large_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cache.commands.compact import compact
+
+    store = Store(tmp_path, producer())
+    for i in range(6):
+        store.append(soft_labels(texts(50, first=50 * i)))
+    size = next(iter(store.shards().values()))
+    monkeypatch.setattr("cache.commands.compact._TARGET_BYTES", 2 * size)
+    found = compact(tmp_path, producer().id, format_="arrow", on_bytes=lambda _: None)
+    assert (found.before, found.after) == (6, 3)
+    assert store.look_up(example_ids([texts(300)])).found.all()

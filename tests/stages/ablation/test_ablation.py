@@ -1,0 +1,436 @@
+"""The ablation: its statistics against what is known of them, and the whole of it on the small task."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from tiny import LABEL, ROOT, Run, examples, set_bias, tiny_params, write_jsonl, write_params
+
+from cache import file_digest
+from pipeline.__main__ import main
+from pipeline.params import ParamsError, load_params
+from stages.artifacts import ABLATION
+from stages.data.examples import SPLITS, read_examples
+from stages.data.task import Split, TaskParams
+from stages.prepare import prepare
+from stages.results.intervals import interval
+from stages.results.predictions import read_predictions, write_predictions
+from stages.student.params import Variant
+from stages.student.variants import relevant
+
+VARIANTS: list[Variant] = ["finetune", "distill", "branches", "mblm"]
+
+# How sure differences are
+
+
+def random_differences(*sizes: int, n_seeds: int, seed: int = 0) -> list[NDArray[np.int64]]:
+    """Make up differences of two models that answer by chance: for each language ``(S, N)``."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(-1, 2, size=(n_seeds, n)) for n in sizes]
+
+
+def different_texts(differences: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Number the texts of all languages, none of which is a translation of another."""
+    ends = np.cumsum([part.shape[1] for part in differences])
+    return [
+        np.arange(end - part.shape[1], end, dtype=np.int64)
+        for end, part in zip(ends, differences, strict=True)
+    ]
+
+
+def width(differences: list[NDArray[np.int64]], entities: list[NDArray[np.int64]]) -> float:
+    low, high = interval(differences, entities)
+    return high - low
+
+
+def test_the_interval_of_one_seed_and_language_is_that_of_a_paired_t_test() -> None:
+    differences = random_differences(31, n_seeds=1)
+    expected = stats.ttest_1samp(differences[0][0], 0).confidence_interval(0.95)
+    assert interval(differences, different_texts(differences)) == pytest.approx(tuple(expected))
+
+
+def test_where_all_texts_are_alike_the_interval_is_that_of_a_t_test_of_the_seeds() -> None:
+    by_seed = np.array([1, 0, 1, -1, 1])
+    differences = [np.repeat(by_seed[:, None], n, axis=1) for n in (7, 4)]
+    expected = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
+    assert interval(differences, different_texts(differences)) == pytest.approx(tuple(expected))
+
+
+def test_the_variance_is_that_of_the_mean_squares_of_seeds_and_texts() -> None:
+    """Two-way analysis of variance without replication, as textbooks have it."""
+    n_seeds, n = 5, 13
+    generator = np.random.default_rng(0)
+    answers = generator.normal(size=n) + generator.normal(size=(n_seeds, 1)) / 2
+    values = np.sign(answers + generator.normal(size=(n_seeds, n)) / 2).astype(np.int64)
+    of_seeds, of_texts = (values.mean(axis=axis, keepdims=True) - values.mean() for axis in (1, 0))
+    seeds = n * (of_seeds**2).sum() / (n_seeds - 1)
+    texts = n_seeds * (of_texts**2).sum() / (n - 1)
+    both = ((values - values.mean() - of_seeds - of_texts) ** 2).sum() / ((n_seeds - 1) * (n - 1))
+    assert texts > both
+    parts = np.array([seeds, texts - both]) / (n_seeds * n)
+    quantile = (parts * stats.t.ppf(0.975, [n_seeds - 1, n - 1])).sum() / parts.sum()
+    half = quantile * parts.sum() ** 0.5
+    found = interval([values], [np.arange(n)])
+    assert found == pytest.approx((values.mean() - half, values.mean() + half))
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_translations_that_are_answered_alike_count_as_one_text(n_seeds: int) -> None:
+    one = random_differences(37, n_seeds=n_seeds)
+    alone = interval(one, [np.arange(37)])
+    order = np.random.default_rng(1).permutation(37)
+    together = interval([one[0], one[0][:, order], one[0]], [np.arange(37), order, np.arange(37)])
+    assert together == pytest.approx(alone)
+
+
+def test_different_texts_of_two_languages_have_the_variance_of_independent_means() -> None:
+    differences = random_differences(200, 50, n_seeds=1)
+    found = width(differences, different_texts(differences))
+    alone = [width([part], [np.arange(part.shape[1])]) for part in differences]
+    assert found == pytest.approx(
+        np.hypot(alone[0], alone[1]) / 2, rel=0.02
+    )  # their t quantiles differ a little
+
+
+def test_partly_aligned_texts_are_between_aligned_and_different_ones() -> None:
+    differences = random_differences(100, n_seeds=1) * 2
+    aligned = [np.arange(100), np.arange(100)]
+    half = [np.arange(100), np.where(np.arange(100) < 50, np.arange(100), np.arange(100) + 100)]
+    widths = [width(differences, entities) for entities in (different_texts(differences), half, aligned)]
+    assert widths[0] == pytest.approx(widths[2] / 2**0.5)
+    assert widths[0] < 0.95 * widths[1] < 0.95 * 0.95 * widths[2]
+
+
+def test_two_texts_of_an_entity_in_a_language_count_as_one() -> None:
+    one = random_differences(40, n_seeds=2)[0]
+    twice = interval([np.concatenate([one, one], axis=1)], [np.tile(np.arange(40), 2)])
+    assert twice == pytest.approx(interval([one], [np.arange(40)]))
+
+
+def test_languages_count_alike_whatever_their_size() -> None:
+    differences = [np.ones((3, 10), np.int64), np.zeros((3, 990), np.int64)]
+    assert interval(differences, different_texts(differences)) == (0.5, 0.5)
+
+
+def test_models_that_answer_alike_do_not_differ() -> None:
+    differences = [np.zeros((5, n), np.int64) for n in (50, 31, 1)]
+    assert interval(differences, different_texts(differences)) == (0.0, 0.0)
+
+
+def test_swapped_models_have_the_opposite_interval() -> None:
+    differences = random_differences(80, 43, n_seeds=5)
+    entities = different_texts(differences)
+    low, high = interval(differences, entities)
+    assert interval([-part for part in differences], entities) == pytest.approx((-high, -low))
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    """The simulation of the documentation, with fewer runs than there."""
+    script = [sys.executable, str(ROOT / "docs/coverage.py"), "--n-runs", "300", "--seeds", "1,5"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(script, env=environment, check=True, capture_output=True, text=True).stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()[2:]]
+    assert len(rows) == 16
+    for what, texts, *cells in rows:
+        shares = [float(cell.removesuffix(" %")) for cell in cells]
+        if texts != "translations, not known":
+            assert all(92 <= share <= 98 for share in shares), (what, texts, shares)
+        elif what == "texts":
+            assert max(shares) < 85
+
+
+# What a run depends on
+
+
+def settings_of(*changes: str) -> dict[str, Any]:
+    """Give what decides each variant's student, with changes to params.yaml."""
+    params = load_params(ROOT / "params.yaml", changes)
+    runs = params.ablation.settings(params.student.distill)
+    return {name: relevant(runs[name]) for name in VARIANTS}
+
+
+@pytest.mark.parametrize(
+    ("change", "concerned"),
+    [
+        ("epochs=3", VARIANTS),
+        ("class_weights=balanced", VARIANTS),
+        ("temperature=9", ["distill", "branches", "mblm"]),
+        ("hard_label_weight=0.5", ["distill", "branches", "mblm"]),
+        ("branch_layers=1", ["branches", "mblm"]),
+        ("mixture.of=logits", ["branches", "mblm"]),
+        ("mixture.loss_weight=0.9", ["mblm"]),
+        ("mixture.own_branch=true", ["mblm"]),
+        ("seed=5", VARIANTS),
+        ("save_steps=7", []),
+        ("variant=branches", []),
+    ],
+)
+def test_a_changed_parameter_concerns_the_variants_that_use_it(change: str, concerned: list[str]) -> None:
+    before, after = settings_of(), settings_of(f"student.distill.{change}")
+    assert [name for name in VARIANTS if before[name] != after[name]] == concerned
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("sweep.runs=[{name: a, changes: {mixture.lambda: 1}}]", "a: mixture.lambda is not a parameter"),
+        (
+            "sweep.runs=[{name: a, changes: {epochs.x: 1}}]",
+            "a: epochs.x is not a parameter of student.distill",
+        ),
+        ("sweep.runs=[{name: a, changes: {seed: 1}}]", "a: seed is each run's own"),
+        ("sweep.runs=[{name: a, changes: {temperature: -1}}]", "a: temperature: Input should be greater"),
+        (
+            "sweep.runs=[{name: a, changes: {mixture.weights: {de: 1}}}]",
+            "a: mixture: weights is {'de': 1.0}, but",
+        ),
+        (
+            "sweep.runs=[{name: a, changes: {mixture.weights: {de: 1, fr: 1}}}]",
+            "ablation.sweep.runs: a.mixture.weights is {'de': 1.0, 'fr': 1.0}; it needs one weight for",
+        ),
+        ("sweep.runs=[{name: mblm, changes: {}}]", "run: mblm is named twice"),
+        ("sweep.runs=[{name: a/b, changes: {}}]", "ablation.sweep.runs.0.name is 'a/b'"),
+        ("sweep.runs=[]", "ablation.sweep.runs is []: list should have at least 1 item"),
+        ("sweep.seeds=[7]", "sweep.seeds: 7 is not among ablation.seeds"),
+        ("seeds=[0, 1, 1]", "seeds: 1 is named twice"),
+        ("variants=[best]", "ablation.variants.0 is 'best'"),
+    ],
+)
+def test_what_is_wrong_in_the_section_is_named(change: str, message: str) -> None:
+    with pytest.raises(ParamsError) as caught:
+        load_params(ROOT / "params.yaml", [f"ablation.{change}"])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# The whole
+
+
+@pytest.fixture(scope="module")
+def compared_once(finished_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the ablation and its sweep have run; not to be changed."""
+    folder = tmp_path_factory.mktemp("ablation") / "work"
+    shutil.copytree(finished_once, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        params = tiny_params()
+        params["ablation"]["variants"] = list(VARIANTS)
+        write_params(params)
+        runs = [(name, seed) for name in VARIANTS for seed in (0, 1)] + [("as-it-is", 1), ("lambda-0.9", 1)]
+        for command in (
+            ["plan"],
+            *(["pretrain", "--seed", str(seed)] for seed in (0, 1)),
+            *(["train", "--run", name, "--seed", str(seed)] for name, seed in runs),
+            ["compare"],
+            ["compare", "--sweep"],
+        ):
+            patch.setattr(sys, "argv", ["pipeline", "ablation", *command])
+            with pytest.raises(SystemExit, match="0"):
+                main()
+    return folder
+
+
+@pytest.fixture
+def compared(compared_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder in which the ablation has run."""
+    folder = tmp_path / "work"
+    shutil.copytree(compared_once, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def values_of(table: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((ABLATION / f"{table}.json").read_text())
+    return values
+
+
+def test_a_run_with_the_seed_of_the_pipeline_says_what_its_student_says(compared: Path) -> None:
+    for run, model in (("finetune-0", "baseline"), ("mblm-0", "student")):
+        predictions = ABLATION / "predictions" / f"{run}.arrow"
+        assert predictions.read_bytes() == (compared / f"artifacts/predictions/{model}.arrow").read_bytes()
+    digest = file_digest(ABLATION / "encoders/0/model.safetensors")
+    assert digest == file_digest(compared / "artifacts/encoder/model.safetensors")
+    assert digest != file_digest(ABLATION / "encoders/1/model.safetensors")
+
+
+def test_no_student_is_kept_and_no_test_example_is_shown_to_the_sweep(compared: Path) -> None:
+    assert not list(ABLATION.glob("students/*"))
+    assert {path.stem for path in ABLATION.glob("sweep/*")} == {"as-it-is-1", "lambda-0.9-1"}
+    for folder, splits in (("sweep", {"validation"}), ("predictions", {"validation", "test"})):
+        for path in (ABLATION / folder).iterdir():
+            table = pa.ipc.open_file(path).read_all()
+            assert set(table["split"].to_pylist()) == splits
+
+
+def test_the_tables_hold_the_accuracies_of_the_runs(compared: Path) -> None:
+    task = load_params(Path("params.yaml")).task
+    for split in ("test", "validation"):
+        values = values_of(split)
+        assert (values["split"], values["seeds"], list(values["runs"])) == (split, [0, 1], VARIANTS)
+        for run, of_run in values["runs"].items():
+            accuracies = np.array(
+                [
+                    [
+                        (one.predicted == one.labels).mean()
+                        for language in task.languages
+                        for one in [said[language, split]]
+                    ]
+                    for seed in (0, 1)
+                    for said in [read_predictions(task, f"{run}-{seed}", folder=ABLATION / "predictions")]
+                ]
+            )
+            assert of_run["supervised"]["by_seed"] == pytest.approx(accuracies[:, :2].mean(axis=1))
+            assert of_run["zero-shot"]["mean"] == pytest.approx(accuracies[:, 2].mean())
+            deviation = accuracies[:, 2].std(ddof=1)
+            assert of_run["languages"]["nl"]["deviation"] == pytest.approx(deviation)
+        teachers = json.loads(Path("artifacts/metrics/teachers/de.json").read_text())
+        assert values["teachers"]["languages"]["de"] == teachers[split]["accuracy"]
+        assert "zero-shot" not in values["teachers"]
+
+
+def test_the_tables_can_be_read(compared: Path) -> None:
+    text = (ABLATION / "test.md").read_text()
+    assert (
+        "Test accuracy, mean ± standard deviation of 2 seeds, averaged over 2 supervised and 1 zero" in text
+    )
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    assert lines[0] == ["", "supervised", "over finetune", "zero-shot", "over finetune"]
+    assert [line[0] for line in lines if not line[0].startswith("-")] == [
+        *("", "teachers", *VARIANTS),
+        *("", "de", "en", "nl"),
+    ]
+    one = values_of("test")["runs"]["mblm"]["zero-shot"]
+    low, high = (one["difference"][bound] for bound in ("low", "high"))
+    assert low <= one["difference"]["mean"] <= high
+    row = next(line for line in lines if line[0] == "mblm")
+    assert row[3] == f"{one['mean']:.3f} ± {one['deviation']:.3f}"
+    assert row[4] == f"{one['difference']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    assert len({len(line) for line in text.split("\n\n")[1].splitlines()}) == 1
+
+
+def entities_known(task: TaskParams, known: set[Split]) -> None:
+    """Prepare the same data again, with a row's number for its entity in the splits that are named."""
+    for language in task.languages:
+        for split in SPLITS:
+            path = Path(f"data/{language}/{split}.jsonl")
+            if path.is_file():
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                for number, row in enumerate(rows):
+                    row |= {"entity": str(number)} if split in known else {}
+                write_jsonl(path, rows)
+    prepare(task)
+
+
+def answered_alike(task: TaskParams, run: str, seed: int, right: NDArray[np.bool_]) -> None:
+    """Write predictions of a run that are right on the same rows ``(N,)`` in all languages."""
+    said = []
+    for one in read_predictions(task, f"{run}-{seed}", folder=ABLATION / "predictions").values():
+        wanted = (one.labels + ~right[: len(one.labels)]) % len(task.classes)
+        said.append(one._replace(logits=np.eye(len(task.classes), dtype=np.float32)[wanted]))
+    write_predictions(task, f"{run}-{seed}", said, folder=ABLATION / "predictions")
+
+
+def test_translations_make_an_average_no_surer_than_one_language(compared: Path, run: Run) -> None:
+    task = load_params(Path("params.yaml")).task
+    generator = np.random.default_rng(0)
+    for name in VARIANTS:
+        for seed in (0, 1):
+            answered_alike(task, name, seed, generator.random(1000) < 0.6)
+
+    def widths(split: str) -> tuple[float, float]:
+        of_run = values_of(split)["runs"]["mblm"]
+        found = [
+            one["difference"]["high"] - one["difference"]["low"]
+            for one in (of_run["supervised"], of_run["languages"]["de"])
+        ]
+        return found[0], found[1]
+
+    entities_known(task, {"test"})
+    one_seed = ("--set", "ablation.seeds=[0]", "--set", "ablation.sweep.seeds=[0]")
+    assert run("ablation", "compare", *one_seed).code == 0
+    average, language = widths("test")
+    assert average == pytest.approx(language)
+    assert "translations of a text count as one." in (ABLATION / "test.md").read_text()
+    average, language = widths("validation")
+    assert average == pytest.approx(language / 2**0.5)
+    assert "of which none is known to be a translation" in (ABLATION / "validation.md").read_text()
+    n_validation = sum(read_examples(task, x, "validation").num_rows for x in task.languages)
+    assert values_of("validation")["entities"] == n_validation
+    assert values_of("test")["entities"] == read_examples(task, "de", "test").num_rows
+
+
+def test_a_sweep_is_compared_with_its_first_run(compared: Path) -> None:
+    values = values_of("sweep")
+    assert (values["split"], values["seeds"]) == ("validation", [1])
+    assert list(values["runs"]) == ["as-it-is", "lambda-0.9"]
+    assert values["runs"]["as-it-is"]["supervised"]["difference"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    by_variant = values_of("validation")["runs"]["mblm"]["supervised"]
+    assert values["runs"]["as-it-is"]["supervised"]["mean"] == by_variant["by_seed"][1]
+    assert "Validation accuracy, 1 seed," in (ABLATION / "sweep.md").read_text()
+
+
+def test_the_plan_changes_with_what_a_run_depends_on(compared: Path, run: Run) -> None:
+    def changed(*options: str) -> set[str]:
+        before = {path.stem: path.read_bytes() for path in ABLATION.glob("plan/runs/*.json")}
+        done = run("ablation", "plan", *options)
+        assert done.code == 0, done.err
+        after = {path.stem: path.read_bytes() for path in ABLATION.glob("plan/runs/*.json")}
+        return {name for name, facts in after.items() if before.get(name) != facts}
+
+    assert changed() == set()
+    assert changed("--set", "student.distill.seed=7") == set()  # each run has its own
+    assert changed("--set", "student.distill.mixture.loss_weight=0.4") == {"mblm", "as-it-is"}
+    more = "ablation.sweep.runs=[{name: as-it-is, changes: {}}, {name: c, changes: {temperature: 1.0}}]"
+    assert changed("--set", "student.distill.mixture.loss_weight=0.4", "--set", more) == {"c"}
+    changed()
+    set_bias(Path("artifacts/teachers/de"), [0.0, 0.1, 0.0])
+    run(*LABEL)
+    assert changed() == {"distill", "branches", "mblm", "as-it-is", "lambda-0.9"}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "train --run best --seed 0",
+            "'best' is no run of the ablation; these are: finetune, distill, branches, ",
+        ),
+        (
+            "train --run mblm --seed 5",
+            "encoders/5 holds no model; make it with: python -m pipeline ablation pretrain --seed 5",
+        ),
+        (
+            "compare --set ablation.seeds=[0,1,2]",
+            "write it with: python -m pipeline ablation train --run finetune --seed 2",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(compared: Path, run: Run, command: str, message: str) -> None:
+    done = run("ablation", *command.split())
+    assert done.code == 1
+    assert message in done.err.strip().splitlines()[-1]
+
+
+# What becomes of the shared layers
+
+
+@pytest.mark.slow
+def test_translations_that_are_the_same_text_are_each_others_neighbours(finished: Path, run: Run) -> None:
+    rows = [row | {"entity": str(number)} for number, row in enumerate(examples("en", "test"))]
+    for language in ("de", "en", "nl"):
+        write_jsonl(finished / f"data/{language}/test.jsonl", rows)
+    assert run("prepare").code == 0
+    script = [sys.executable, str(ROOT / "docs/trunk.py"), "--n-seeds", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(script, env=environment, check=True, capture_output=True, text=True).stdout
+    rows_of_table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()[2:]]
+    assert rows_of_table == [[name, "1.000 ± 0.000", "1.000 ± 0.000"] for name in ("before", *VARIANTS)]

@@ -1,0 +1,218 @@
+"""What an export holds says what the student says: as plain models, and as ONNX."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from families import FAMILIES, LANGUAGES, B, inputs, perturbed, save_plain, student_of
+from tiny import CLASSES, ROOT, Run
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from pipeline.params import load_params
+from stages.errors import StageError
+from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.student.export import export
+from stages.student.params import DistillParams
+
+# The others are as these in what matters to an exporter: bert, roberta and camembert as xlm-roberta.
+EXPORTED = ["deberta-v2", "distilbert", "electra", "modernbert, mean"]
+EXPORT = ("student", "export", "served")
+
+
+def params(max_tokens: int) -> DistillParams:
+    distill = load_params(ROOT / "params.yaml").student.distill
+    return distill.model_copy(update={"max_tokens": max_tokens})
+
+
+def refused(run: Run, *arguments: str) -> str:
+    done = run(*EXPORT, *arguments)
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    [line] = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def saved(family: str, finished_once: Path, folder: Path, **config: Any) -> MBLMForSequenceClassification:
+    """Save a student of a family whose branches differ, with a tokenizer of the family's inputs."""
+    save_plain(family, folder / "plain")
+    student = perturbed(student_of(folder / "plain", **config))
+    student.save_pretrained(folder / "student")
+    tokenizer = AutoTokenizer.from_pretrained(finished_once / "artifacts/student")
+    segments = ["token_type_ids"] if family in ("bert", "deberta-v2", "electra") else []
+    tokenizer.model_input_names = ["input_ids", *segments, "attention_mask"]
+    tokenizer.save_pretrained(folder / "student")
+    return student
+
+
+def logits_of(model: Any, **inputs: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = model(**inputs).logits
+    return logits
+
+
+@pytest.fixture(scope="module")
+def served(finished_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the finished student, with ONNX."""
+    folder = tmp_path_factory.mktemp("served")
+    done = export(folder, params(48), model=finished_once / "artifacts/student", onnx=True)
+    assert done.largest_difference is not None
+    assert done.largest_difference < 1e-4
+    assert done.line().startswith(f"{folder}: plain models of de, en; ONNX of these and of the mixture")
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_languages_plain_model_has_the_students_logits_and_classes(
+    family: str, finished_once: Path, tmp_path: Path
+) -> None:
+    student = saved(family, finished_once, tmp_path)
+    done = export(tmp_path / "served", params(30), model=tmp_path / "student")
+    assert done.languages == sorted(path.name for path in (tmp_path / "served").glob("*/")) == LANGUAGES
+    for branch, language in enumerate(LANGUAGES):
+        folder = tmp_path / "served" / language
+        plain, found = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        assert not found["missing_keys"]
+        assert not found["unexpected_keys"]
+        config = json.loads((folder / "config.json").read_text())
+        assert config["model_type"] == FAMILIES[family][0]
+        assert config["id2label"] == dict(zip("0123", "abcd", strict=True))
+        assert config["label2id"] == dict(zip("abcd", range(4), strict=True))
+        expected = logits_of(student, **inputs(), language_ids=torch.full((B,), branch))
+        torch.testing.assert_close(logits_of(plain.eval(), **inputs()), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["modernbert", "xlm-roberta"])
+def test_onnx_has_the_students_logits_whatever_the_batch_and_the_length(
+    family: str, finished_once: Path, tmp_path: Path
+) -> None:
+    languages = LANGUAGES[:2]
+    student = saved(family, finished_once, tmp_path, languages=languages, n_branches=2)
+    export(tmp_path / "served", params(30), model=tmp_path / "student", onnx=True)
+    for branch, name in enumerate([*languages, "mixture"]):
+        session = onnxruntime.InferenceSession(tmp_path / f"served/onnx/{name}.onnx")
+        for batch, length in ((1, 2), (2, 30), (7, 11)):
+            ids = torch.randint(5, 50, (batch, length), generator=torch.Generator().manual_seed(0))
+            mask = torch.ones_like(ids)
+            mask[0, 1:] = 0
+            given = {"input_ids": ids, "attention_mask": mask}
+            if "token_type_ids" in {i.name for i in session.get_inputs()}:
+                given["token_type_ids"] = torch.zeros_like(ids)
+            [logits] = session.run(None, {key: value.numpy() for key, value in given.items()})
+            language_ids = torch.full((batch,), -1 if name == "mixture" else branch)
+            expected = logits_of(student, **given, language_ids=language_ids)
+            np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", EXPORTED)
+def test_other_families_can_be_exported_to_onnx(family: str, finished_once: Path, tmp_path: Path) -> None:
+    saved(family, finished_once, tmp_path, languages=["de"], n_branches=1)
+    done = export(tmp_path / "served", params(30), model=tmp_path / "student", onnx=True)
+    assert done.largest_difference is not None
+    assert done.largest_difference < 1e-4
+
+
+def test_an_onnx_folder_is_all_that_a_server_needs(served: Path, finished_once: Path) -> None:
+    facts = json.loads((served / "onnx/model.json").read_text())
+    assert facts["classes"] == CLASSES
+    tokenizer = AutoTokenizer.from_pretrained(served / "onnx")
+    session = onnxruntime.InferenceSession(served / "onnx/de.onnx")
+    assert facts["inputs"] == [one.name for one in session.get_inputs()] == tokenizer.model_input_names
+    assert facts["outputs"] == [one.name for one in session.get_outputs()]
+    batch = tokenizer(["Hund 1", "rot"], padding=True, return_tensors="np")
+    [logits] = session.run(facts["outputs"], {name: batch[name] for name in facts["inputs"]})
+    classify = pipeline("text-classification", str(served / "de"), device="cpu")
+    expected = [one["label"] for one in classify(["Hund 1", "rot"])]
+    assert [facts["classes"][i] for i in logits.argmax(axis=1)] == expected
+
+
+def test_a_language_costs_in_onnx_one_branch_and_the_mixture_all(served: Path) -> None:
+    sizes = {path.stem: path.stat().st_size for path in (served / "onnx").glob("*.onnx")}
+    assert sorted(sizes) == ["de", "en", "mixture"]
+    assert sizes["de"] < sizes["mixture"]
+
+
+def test_the_command_writes_plain_models_and_says_where(finished: Path, run: Run) -> None:
+    done = run(*EXPORT)
+    assert (done.code, done.out) == (0, "served: plain models of de, en\n")
+    assert sorted(path.name for path in Path("served").glob("*/")) == ["de", "en"]
+
+
+def test_a_folder_in_use_is_replaced_only_on_request_and_only_what_is_ours(finished: Path, run: Run) -> None:
+    Path("served/de").mkdir(parents=True)
+    Path("served/de/old").touch()
+    Path("served/mine.txt").touch()
+    Path("served/fr").mkdir()
+    assert refused(run) == "error: served is not empty; replace what is in it with --overwrite"
+    assert run(*EXPORT, "--overwrite").code == 0
+    expected = ["de", "en", "export.json", "fr", "mine.txt"]
+    assert sorted(path.name for path in Path("served").iterdir()) == expected
+    assert not Path("served/de/old").exists()
+
+
+def test_nothing_of_an_earlier_export_stays_beside_a_new_one(finished: Path, run: Run) -> None:
+    Path("served/onnx").mkdir(parents=True)
+    Path("served/fr").mkdir()
+    Path("served/export.json").write_text('["de", "fr", "onnx", "../mine"]')
+    Path("mine").mkdir()
+    assert run(*EXPORT, "--overwrite").code == 0
+    assert sorted(path.name for path in Path("served").iterdir()) == ["de", "en", "export.json"]
+    assert Path("mine").exists()
+
+
+def test_a_models_own_folder_is_no_place_for_an_export(finished: Path, run: Run) -> None:
+    done = run("student", "export", "artifacts/student", "--overwrite")
+    assert (done.code, "artifacts/student holds a model" in done.err) == (1, True)
+
+
+def test_what_cannot_be_exported_is_refused(finished: Path, run: Run) -> None:
+    line = refused(run, "--model", "artifacts/teachers/de")
+    assert line == "error: artifacts/teachers/de holds a roberta model and no student"
+    assert "make it with: python -m pipeline student distill" in refused(run, "--model", "nowhere")
+    Path("served").touch()
+    assert refused(run) == "error: served is no folder"
+
+
+def test_an_onnx_file_that_differs_from_pytorch_is_refused(finished: Path) -> None:
+    # Weights so large that sums in another order differ: what rounds to 1e-7 of them is above the tolerance.
+    student = MBLMForSequenceClassification.from_pretrained("artifacts/student")
+    for parameter in student.head.parameters():
+        parameter.data *= 1e6
+    student.save_pretrained("large")
+    AutoTokenizer.from_pretrained("artifacts/student").save_pretrained("large")
+    with pytest.raises(StageError, match=r"the logits of mixture.onnx differ from PyTorch's by"):
+        export(Path("served"), params(48), model=Path("large"), onnx=True)
+    assert sorted(path.name for path in Path("served").glob("*/")) == ["de", "en"]
+
+
+def test_inputs_longer_than_the_model_takes_are_refused_before_the_export(finished: Path, run: Run) -> None:
+    line = refused(run, "--onnx", "--set", "student.distill.max_tokens=3000")
+    assert line.startswith("error: student.distill.max_tokens is 3000, but the model takes at most")
+    assert not Path("served").exists()
+
+
+def test_without_its_packages_onnx_says_what_to_install(finished: Path) -> None:
+    script = (
+        "import sys; sys.modules['onnxscript'] = None; from pipeline.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *EXPORT, "--onnx"],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: --onnx needs onnx, onnxscript, onnxruntime; install them with: "
+        "pip install --constraint constraints.txt --editable '.[onnx]'\n"
+    )
+    assert not Path("served").exists()

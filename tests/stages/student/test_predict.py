@@ -1,0 +1,379 @@
+"""Classifying users' files with the student: what goes in comes out, in its order, with a label beside it."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from families import save_plain, student_of
+from tiny import ROOT, Run, examples, write_jsonl
+from transformers import AutoTokenizer
+
+from pipeline.params import load_params
+from stages.data.files import Input, Output
+from stages.errors import StageError
+from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.student.predict import predict
+
+PREDICT = ("student", "predict")
+TEXTS = ["Hund 1", "cat 17 of a longer text, which goes into another batch", "", "rood\u2028blauw", "x"]
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def refused(run: Run, *arguments: str) -> str:
+    done = run(*PREDICT, *arguments)
+    assert done.code == 1
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    [line] = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.fixture
+def texts(finished: Path) -> Path:
+    """A file of plain texts."""
+    path = finished / "texts.txt"
+    path.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(finished_once: Path) -> Any:
+    """What the model itself says of one text through one branch: probabilities by class."""
+    folder = finished_once / "artifacts/student"
+    model = MBLMForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def say(*texts: str, branch: int) -> dict[str, float]:
+        with torch.inference_mode():
+            batch = tokenizer(
+                *([text] for text in texts), return_tensors="pt", truncation=True, max_length=48
+            )
+            logits = model(**batch, language_ids=torch.tensor([branch])).logits
+        names = model.config.id2label
+        return {names[i]: float(p) for i, p in enumerate(logits.softmax(-1)[0])}
+
+    return say
+
+
+def test_a_text_gets_the_label_and_the_probabilities_that_the_model_gives_it(
+    texts: Path, run: Run, expected: Any
+) -> None:
+    for language, branch in {"de": 0, "en-GB": 1, "fr": -1, None: -1}.items():
+        done = run(*PREDICT, "texts.txt", *(["--language", language] if language else []))
+        assert done.code == 0
+        rows = lines(done.out)
+        assert [row["text"] for row in rows] == TEXTS
+        for row in rows:
+            probabilities = expected(row["text"], branch=branch)
+            assert list(row["probabilities"]) == list(probabilities)
+            assert row["probabilities"] == pytest.approx(probabilities, abs=1e-5)
+            assert row["label"] == max(probabilities, key=lambda name: row["probabilities"][name])
+            assert row["branch"] == ["de", "en", "mixture"][branch]
+
+
+def test_the_language_may_differ_from_example_to_example(finished: Path, run: Run, expected: Any) -> None:
+    languages = ["en", None, "de-AT", "", "nl", "de"]
+    rows: list[dict[str, Any]] = [{"text": f"dog {i}", "lang": name} for i, name in enumerate(languages)]
+    write_jsonl(finished / "in.jsonl", [*rows, {"text": "dog"}])
+    found = lines(run(*PREDICT, "in.jsonl", "--language-field", "lang").out)
+    assert [row["branch"] for row in found] == ["en", "mixture", "de", "mixture", "mixture", "de", "mixture"]
+    for row, branch in zip(found, [1, -1, 0, -1, -1, 0, -1], strict=True):
+        assert row["probabilities"] == pytest.approx(expected(row["text"], branch=branch), abs=1e-5)
+
+
+def test_every_format_gives_the_same_labels_and_keeps_every_column(finished: Path, run: Run) -> None:
+    texts = ["Hund 1", 'a "quoted" cat, and a comma', "grün"]
+    rows = [{"n": f"00{i}", "text": text} for i, text in enumerate(texts)]
+    write_jsonl(finished / "in.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), "in.parquet")
+    quoted = [text.replace('"', '""') for text in texts]
+    Path("in.csv").write_text("\ufeffn,text\r\n" + "".join(f'00{i},"{t}"\r\n' for i, t in enumerate(quoted)))
+    Path("in.tsv").write_text("n\ttext\n" + "".join(f"00{i}\t{t}\n" for i, t in enumerate(texts)))
+    expected = lines(run(*PREDICT, "in.jsonl").out)
+    assert [{"n": row["n"], "text": row["text"]} for row in expected] == rows
+    for suffix in ("csv", "tsv", "parquet"):
+        assert lines(run(*PREDICT, f"in.{suffix}").out) == expected
+        done = run(*PREDICT, f"in.{suffix}", "--output", f"{suffix}.parquet")
+        assert done.out == f"3 examples in {suffix}.parquet; by branch: mixture 3\n"
+        found = pq.read_table(f"{suffix}.parquet").to_pylist()
+        assert [{**row, "probabilities": pytest.approx(row["probabilities"])} for row in expected] == found
+
+
+def test_values_of_any_kind_come_out_as_they_were(finished: Path, run: Run) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "Hund", "id": 2**60, "share": 0.1, "tags": ["a", None], "more": {"x": [1, {"y": "ä"}]}},
+        {"text": "dog", "flag": True, "nothing": None, "other text": "zeile\nzwei"},
+    ]
+    write_jsonl(finished / "in.jsonl", rows)
+    run(*PREDICT, "in.jsonl", "--output", "new/out.jsonl")
+    new = ("label", "probabilities", "branch")
+    found = lines(Path("new/out.jsonl").read_text(encoding="utf-8"))
+    assert [{key: row[key] for key in row if key not in new} for row in found] == rows
+    assert [list(row)[-3:] for row in found] == [list(new)] * 2
+
+
+def test_a_parquet_column_keeps_its_type_and_its_file_its_metadata(finished: Path, run: Run) -> None:
+    table = pa.table(
+        {
+            "when": pa.array([0, 1], pa.timestamp("ms")),
+            "raw": pa.array([b"\x00", None], pa.binary()),
+            "text": pa.array(["Hund", "dog"]).dictionary_encode(),
+        },
+    ).replace_schema_metadata({"from": "here"})
+    pq.write_table(table, "in.parquet")
+    assert run(*PREDICT, "in.parquet", "--output", "out.parquet").code == 0
+    found = pq.read_table("out.parquet")
+    assert found.select(table.column_names).equals(table)
+    assert found.schema.metadata[b"from"] == b"here"
+    assert "bytes in a column" in refused(run, "in.parquet", "--output", "out.jsonl")
+
+
+def test_windows_and_batches_change_no_label_and_no_order(finished: Path) -> None:
+    rows = [{"i": i, **row} for i, row in enumerate(examples("de", "train"))]
+    write_jsonl(finished / "in.jsonl", rows)
+    params = load_params(Path("params.yaml")).student
+    small = params.evaluate.model_copy(update={"batch_size": 1})
+    found = []
+    for name, window, evaluate in (("one", 1000, params.evaluate), ("two", 7, small)):
+        done = predict(
+            Input(Path("in.jsonl"), None, ["text"], None),
+            Output(Path(f"{name}.parquet")),
+            params.distill,
+            evaluate,
+            language="de",
+            prefix="new_",
+            window=window,
+        )
+        assert (done.examples, done.branches) == (36, {"de": 36})
+        found.append(pq.read_table(f"{name}.parquet").to_pylist())
+    for one, two, row in zip(*found, rows, strict=True):
+        assert one["i"] == two["i"] == row["i"]
+        assert one["label"] == row["label"], "the column that was there"
+        assert one["new_label"] == two["new_label"]
+        assert one["new_probabilities"] == pytest.approx(two["new_probabilities"], abs=1e-5)
+
+
+def test_pairs_are_read_from_two_columns_in_their_order(finished: Path, run: Run, expected: Any) -> None:
+    Path("in.csv").write_text("b,a\nHund,eins zwei\n")
+    [row] = lines(run(*PREDICT, "in.csv", "--text-field", "a", "--text-field", "b").out)
+    assert row["probabilities"] == pytest.approx(expected("eins zwei", "Hund", branch=-1), abs=1e-5)
+    assert "plain text has one text per line, but an example has 2, a and b" in refused(
+        run, "in.csv", "--format", "plain", "--text-field", "a", "--text-field", "b"
+    )
+
+
+@pytest.mark.parametrize("format_", ["plain", "jsonl", "parquet"])
+def test_a_pipe_may_bring_the_examples_and_take_the_answers(finished: Path, format_: str) -> None:
+    rows = [{"text": "Hund"}, {"text": "grün"}]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    data = {
+        "plain": "Hund\r\ngrün".encode(),
+        "jsonl": "\n\n".join(map(json.dumps, rows)).encode(),
+        "parquet": buffer.getvalue(),
+    }[format_]
+    options = [] if format_ == "plain" else ["-", "--format", format_]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *PREDICT, *options],
+        input=data,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=True,
+    )
+    assert [row["text"] for row in lines(done.stdout.decode("utf-8"))] == ["Hund", "grün"]
+    assert done.stderr.decode().splitlines()[-1] == "2 examples; by branch: mixture 2"
+
+
+def test_without_input_a_terminal_is_told_what_to_type(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal, other_end = os.openpty()
+    with os.fdopen(other_end, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert "echo Hallo | python -m pipeline student predict" in refused(run)
+    os.close(terminal)
+
+
+def test_another_student_may_classify(finished: Path, run: Run) -> None:
+    Path("in.txt").write_text("Hund\n")
+    Path("artifacts/student").rename("mine")
+    assert lines(run(*PREDICT, "in.txt", "--model", "mine").out)[0]["text"] == "Hund"
+    line = refused(run, "in.txt")
+    assert line.endswith("artifacts/student holds no model; make it with: python -m pipeline student distill")
+    line = refused(run, "in.txt", "--model", "artifacts/teachers/de")
+    assert line == "error: artifacts/teachers/de holds a roberta model and no student"
+
+
+def test_a_student_whose_languages_share_a_branch_calls_it_the_mixture(finished: Path, run: Run) -> None:
+    Path("in.txt").write_text("Hund\n")
+    [row] = lines(run(*PREDICT, "in.txt", "--language", "de", "--model", "artifacts/baseline").out)
+    assert row["branch"] == "mixture"
+
+
+def test_bfloat16_moves_a_probability_a_little(texts: Path, run: Run) -> None:
+    exact = lines(run(*PREDICT, "texts.txt").out)
+    rough = lines(run(*PREDICT, "texts.txt", "--set", "student.distill.precision=bfloat16").out)
+    assert rough != exact
+    for one, other in zip(rough, exact, strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=0.05)
+
+
+def test_a_language_is_found_whatever_its_case(finished: Path, run: Run) -> None:
+    rows = [{"text": "Hund 1", "lang": lang} for lang in ("de", "DE", " de-AT ", "", None, "fr")]
+    write_jsonl(Path("in.jsonl"), rows)
+    found = lines(run(*PREDICT, "in.jsonl", "--language-field", "lang").out)
+    assert [row["branch"] for row in found] == ["de"] * 3 + ["mixture"] * 3
+
+
+def test_numbers_that_json_has_not_are_written_as_null(finished: Path, run: Run) -> None:
+    table = pa.table({"text": ["a"], "n": [float("nan")], "many": [[1.0, float("inf")]]})
+    pq.write_table(table, "in.parquet")
+    [row] = lines(run(*PREDICT, "in.parquet").out)
+    assert (row["n"], row["many"]) == (None, [1.0, None])
+
+
+# What is wrong is said in one line
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("in.txt", b"", "in.txt holds no examples"),
+        ("in.csv", b"text\n", "in.csv holds no examples"),
+        ("in.txt", b"Hund\ngr\xfcn\n", "in.txt, line 2: not UTF-8 (invalid start byte)"),
+        ("in.csv", b"text\ngr\xfcn\n", "in.csv, line 2: not UTF-8 (invalid start byte)"),
+        ("in.csv", b"texts,n\na,1\n", "in.csv has no column 'text'; did you mean texts?"),
+        ("in.csv", b"text,text\na,b\n", "in.csv has two columns 'text'"),
+        ("in.csv", b"text,n\na,1\nb\n", "in.csv, line 3: 1 values in 2 columns"),
+        ("in.csv", b'text\n"a" b\n', "in.csv, line 2: "),
+        ("in.csv", b"text,label\na,b\n", "in.csv has a column 'label' already; give the new columns"),
+        ("in.jsonl", b'{"text": "a"}\n\n{"text": \n', "in.jsonl, line 3: not JSON (Expecting value, col"),
+        ("in.jsonl", b'{"text": "a"}\n[1]\n', "in.jsonl, line 2: [1] is no JSON object"),
+        ("in.jsonl", b'{"text": "a"}\n{"n": 1}\n', "in.jsonl, line 2 has no 'text'; there are: n"),
+        ("in.jsonl", b'{"text": 3}\n', "in.jsonl, line 1: text is 3, not a text"),
+        ("in.jsonl", b'{"text": "a", "branch": 0}\n', "line 1 has a column 'branch' already"),
+        ("in.jsonl", b'{"text": "\\ud800"}\n', "in.jsonl, line 1: not Unicode (surrogates not allowed)"),
+        ("in.jsonl", b"[" * 100_000, "in.jsonl, line 1: not JSON that can be read"),
+        (
+            "in.jsonl",
+            b'{"text": "a", "text": "b"}\n',
+            "line 1: not JSON that can be read (a name stands twice",
+        ),
+        ("in.jsonl", b'{"text": "a", "n": NaN}\n', "line 1: not JSON that can be read (NaN is no JSON)"),
+        ("in.csv", b"text;n\na;1\n", "in.csv has no column 'text'; its columns are separated by semicolons"),
+        ("in.csv", b"text,n\ra,1\r", "in.csv, line 1: lines end with CR alone; end them with LF"),
+        ("in.parquet", b"PAR1", "cannot read in.parquet: "),
+        ("in.xlsx", b"", "the suffix of in.xlsx is none of .txt, .jsonl, .csv, .tsv, .parquet; name the"),
+    ],
+)
+def test_a_bad_file_is_refused_and_nothing_is_left(
+    finished: Path, run: Run, name: str, data: bytes, message: str
+) -> None:
+    Path("new").mkdir()
+    Path(name).write_bytes(data)
+    for output in ("new/out.jsonl", "new/out.parquet"):
+        assert message in refused(run, name, "--output", output)
+    assert list(Path("new").iterdir()) == []
+
+
+def test_what_is_wrong_in_a_parquet_file_is_named_by_its_row(finished: Path, run: Run) -> None:
+    pq.write_table(pa.table({"text": ["a", None], "lang": [1, 2]}), "in.parquet")
+    assert "in.parquet, row 2: text is None, not a text" in refused(run, "in.parquet", "--output", "x.jsonl")
+    assert "row 1: lang is 1, not a language" in refused(run, "in.parquet", "--language-field", "lang")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), "empty.parquet")
+    assert "empty.parquet holds no examples" in refused(run, "empty.parquet")
+
+
+def test_options_that_contradict_the_input_are_refused(texts: Path, run: Run) -> None:
+    assert "not from both" in refused(run, "texts.txt", "--language", "de", "--language-field", "x")
+    assert "texts.txt has no column 'x'; there are: text" in refused(
+        run, "texts.txt", "--language-field", "x"
+    )
+    assert "--format xml is none of plain, jsonl, csv, tsv, parquet" in refused(
+        run, "texts.txt", "--format", "xml"
+    )
+    assert "cannot write out.csv: it is not one of .jsonl, .parquet" in refused(
+        run, "texts.txt", "--output", "out.csv"
+    )
+    assert "cannot read gone.txt: No such file" in refused(run, "gone.txt")
+    Path("folder.parquet").mkdir()
+    assert "folder.parquet is a folder; name a file" in refused(
+        run, "texts.txt", "--output", "folder.parquet", "--overwrite"
+    )
+    assert "texts.txt is no folder" in refused(run, "texts.txt", "--output", "texts.txt/new/out.jsonl")
+    write_jsonl(Path("in.jsonl"), [{"text": "a"}])
+    assert "has no 'lang' in its first 1 examples" in refused(run, "in.jsonl", "--language-field", "lang")
+
+
+def test_a_file_that_is_there_is_replaced_only_on_request(texts: Path, run: Run) -> None:
+    Path("out.jsonl").write_text("mine")
+    assert "out.jsonl is there already; replace it with --overwrite" in refused(
+        run, "texts.txt", "--output", "out.jsonl"
+    )
+    assert Path("out.jsonl").read_text() == "mine"
+    assert run(*PREDICT, "texts.txt", "--output", "out.jsonl", "--overwrite").code == 0
+    assert len(lines(Path("out.jsonl").read_text())) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            {"x": 1},
+            {"x": "a"},
+            "column 'x' fits into no Parquet column (string in some examples, int64 in others)",
+        ),
+        ({}, {"x": "a"}, "column 'x' fits into no Parquet column (string in some examples, null in others)"),
+        ({"x": {"a": 1}}, {"x": {"a": 1, "b": 2}}, "column 'x' fits into no Parquet column"),
+        ({"x": 1.5}, {"x": 2}, None),
+        ({"x": "a"}, {}, None),
+    ],
+)
+def test_parquet_takes_no_column_whose_kind_changes(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], message: str | None
+) -> None:
+    rows = [{"text": "a", **first}, {"text": "b", **second}]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    source = Input(tmp_path / "in.jsonl", None, ["text"], None)
+    output = Output(tmp_path / "out.parquet")
+
+    def copy() -> None:
+        with source.windows(1, reserved=[]) as windows, output.writing() as write:
+            for window in windows:
+                write(window, pa.table({"label": ["c"]}))
+
+    if message is None:
+        copy()
+        found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+        assert found == [{"label": "c", "x": None, **row} for row in rows]
+    else:
+        with pytest.raises(StageError) as refusal:
+            copy()
+        assert message in str(refusal.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_student_that_gives_nan_is_named(finished: Path, run: Run, tmp_path: Path) -> None:
+    save_plain("roberta", tmp_path / "plain")
+    student = student_of(tmp_path / "plain", languages=["de", "en"], n_branches=2)
+    for parameter in student.head.parameters():
+        parameter.data.fill_(float("nan"))
+    student.save_pretrained(tmp_path / "broken")
+    tokenizer = AutoTokenizer.from_pretrained("artifacts/student")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    Path("in.txt").write_text("a\n")
+    line = refused(
+        run, "in.txt", "--model", str(tmp_path / "broken"), "--set", "student.distill.max_tokens=20"
+    )
+    assert "gives NaN, first for 'a'" in line
