@@ -52,6 +52,7 @@ from cache.folder import write_atomically
 from cache.identity.columns import Outputs
 from cache.identity.digests import canonical_json, file_digest
 from cache.identity.example_id import ID_TYPE, example_id, example_ids
+from cache.identity.model_files import MODEL_FILES
 from cache.identity.producer import Producer
 from cache.lookup import Index, Lookup
 from cache.soft_label_set import SoftLabelSet
@@ -61,6 +62,7 @@ from cache.top_k import TopKChange
 
 __all__ = [
     "ID_TYPE",
+    "MODEL_FILES",
     "CacheError",
     "DamagedShardError",
     "Index",

@@ -5,10 +5,7 @@ from typing import Any
 from cache.errors import UnreadableError
 
 SCHEMA_VERSION = 1
-"""The schema that is written, of shards, manifests and facts; all up to it are read.
-
-It is one of the facts: a higher one gives every teacher another id.
-"""
+"""The schema of the shards and manifests that are written; all up to it are read."""
 
 
 def require_known_schema(path: str, values: Any) -> None:

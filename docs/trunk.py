@@ -18,13 +18,12 @@ import torch
 import typer
 from numpy.typing import NDArray
 from torch.nn import functional
-from torch.utils.data import DataLoader
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.params import PipelineParams, load_params
 from stages.data.examples import read_entities, read_examples
+from stages.models.batches import tokenize
 from stages.models.modeling_mblm import MBLMForSequenceClassification
-from stages.models.texts import Collator, Texts
 from stages.student.distill import distill
 from stages.student.params import Variant
 from stages.student.pretrain import pretrain
@@ -67,8 +66,8 @@ def translations_found(
 ) -> tuple[float, float]:
     """Give the share of texts whose translation is nearest: of supervised and of zero-shot languages."""
     task = params.task
-    collator = Collator(AutoTokenizer.from_pretrained(folder), params.student.distill.max_tokens)
-    states = {language: trunk_states(params, model, collator, language) for language in task.languages}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    states = {language: trunk_states(params, model, tokenizer, language) for language in task.languages}
 
     def share(languages: list[str]) -> float:
         pairs = [(of, among) for of in languages for among in task.supervised if of != among]
@@ -78,20 +77,25 @@ def translations_found(
 
 
 def trunk_states(
-    params: PipelineParams, model: MBLMForSequenceClassification, collator: Collator, language: str
+    params: PipelineParams,
+    model: MBLMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    language: str,
 ) -> dict[str, NDArray[np.float32]]:
     """Give what the layers below the branches make of each test text, by its entity: unit vectors, (H,)."""
     n_trunk = model.config.mplm_config.num_hidden_layers - params.student.distill.branch_layers
-    texts = Texts([read_examples(params.task, language, "test")["text"].to_pylist()], {})
-    vectors = []
+    fields = [read_examples(params.task, language, "test")["text"].to_pylist()]
+    tokens = tokenize(tokenizer, fields, max_tokens=params.student.distill.max_tokens)
+    vectors = np.empty((len(tokens), model.config.hidden_size), np.float32)
     model.eval()
     with torch.inference_mode():
-        for batch in DataLoader(texts, batch_size=256, collate_fn=collator):
+        for texts in tokens.batches(8192):
+            batch = tokens.batch(texts, tokenizer)
             seen = model.mblm(**batch, output_hidden_states=True).hidden_states[n_trunk]
             mask = batch["attention_mask"].unsqueeze(-1)
-            vectors.append(functional.normalize((seen * mask).sum(dim=1), dim=1))
-    entities = read_entities(language, "test")
-    return dict(zip(entities, torch.cat(vectors).numpy(), strict=True))
+            means = functional.normalize((seen * mask).sum(dim=1), dim=1)
+            vectors[tokens.positions[texts]] = means.numpy()
+    return dict(zip(read_entities(language, "test"), vectors, strict=True))
 
 
 def _share(of: dict[str, NDArray[np.float32]], among: dict[str, NDArray[np.float32]]) -> float:

@@ -10,21 +10,11 @@ from typing import Any, Self
 from cache.errors import ProducerError
 from cache.identity.columns import Column, Outputs
 from cache.identity.digests import canonical_json, file_digest
-from cache.schema import SCHEMA_VERSION
+from cache.identity.model_files import TOKENIZER_FILES
 
-# The files that transformers' tokenizers read; those that tokenizer_config.json names come to them.
-_TOKENIZER_FILES = (
-    *("added_tokens.json", "bpe.codes", "entity_vocab.json", "merges.txt", "prophetnet.tokenizer"),
-    *(
-        "sentencepiece.bpe.model",
-        "sentencepiece.model",
-        "special_tokens_map.json",
-        "spiece.model",
-        "spm.model",
-    ),
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt"),
-    *("word_pronunciation.json", "word_shape.json"),
-)
+_FACTS_SCHEMA = 1
+"""One of the facts: another one would give every teacher another id, so it does not rise with the shards'."""
+
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 # Keys of config.json and tokenizer_config.json that cannot change a logit: where the files came from, who
 # wrote them, and how they are to be loaded (the compute dtype is a fact of its own).
@@ -76,14 +66,14 @@ class Producer:
         for names, what in (
             (["config.json"], "config.json"),
             (["model.safetensors", _WEIGHTS_INDEX], "weights in model.safetensors"),
-            (_TOKENIZER_FILES, "tokenizer files"),
+            (TOKENIZER_FILES, "tokenizer files"),
         ):
             if not any((folder / name).is_file() for name in names):
                 raise ProducerError(f"{folder} is not a teacher: it has no {what}")
         config = _stable_json(folder / "config.json")
         producer = cls(
             {
-                "schema": SCHEMA_VERSION,
+                "schema": _FACTS_SCHEMA,
                 "outputs": ["logits", "hidden"] if outputs.hidden else ["logits"],
                 **_weights(folder),
                 "config": config,
@@ -179,7 +169,7 @@ def _weights(folder: Path) -> dict[str, Any]:
 
 def _tokenizer(folder: Path) -> dict[str, Any]:
     """Give the facts of the tokenizer, by file name."""
-    names = set(_TOKENIZER_FILES)
+    names = set(TOKENIZER_FILES)
     if (folder / "tokenizer_config.json").is_file():
         names |= set(map(str, _read_json(folder / "tokenizer_config.json").get("fast_tokenizer_files") or ()))
     facts: dict[str, Any] = {}

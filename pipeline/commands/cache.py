@@ -474,7 +474,9 @@ def _parse_age(text: str) -> timedelta:
 
 
 def _parse_size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,9})\s?([kMGT]?)B?", text)
-    if match is None:
-        raise typer.BadParameter(f"{text} is no size; write bytes, kB, MB, GB or TB, such as 20GB")
-    return int(match[1]) * int(1000 ** " kMGT".index(match[2] or " "))
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        raise typer.BadParameter(f"{text} is no size; write bytes, kB, MB, GB or TB, such as 20GB") from None

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cache import file_digest, write_atomically
+from cache import MODEL_FILES, file_digest, write_atomically
 from stages.errors import StageError
 from stages.hub import first_line, resolve_commit
 
 _PIN = "pin.json"
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.codes"]
 
 
 def resolve(base: str, revision: str | None, *, key: str) -> dict[str, Any]:
@@ -57,7 +56,9 @@ def fetch(source: dict[str, Any], *, command: str) -> Path:
     name, commit = source["hub"], source["commit"]
     try:
         folder = Path(
-            snapshot_download(name, revision=commit, allow_patterns=_FILES, ignore_patterns=["*/*"])
+            snapshot_download(
+                name, revision=commit, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"]
+            )
         )
     except Exception as error:  # the client's network errors have no stable type
         raise StageError(f"cannot download {name} at {commit}: {first_line(error)}") from error
@@ -105,4 +106,4 @@ def model_digests(folder: Path) -> dict[str, str]:
 
 def model_files(folder: Path) -> list[Path]:
     """List a model folder's weights, configuration and tokenizer."""
-    return [path for pattern in _FILES for path in folder.glob(pattern)]
+    return [path for pattern in MODEL_FILES for path in folder.glob(pattern)]

@@ -1,4 +1,4 @@
-"""Students out of their folders."""
+"""Students out of their folders, and what their branches and classes are called."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,23 @@ from stages.models.loading import loading
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.pins import model_folder
 
+MIXTURE = "mixture"
+"""What the mixture of all branches is called among their names."""
 
-def load_student(folder: Path) -> tuple[MBLMForSequenceClassification, PreTrainedTokenizerBase]:
+
+def load_student(
+    folder: Path, *, command: str = "student distill"
+) -> tuple[MBLMForSequenceClassification, PreTrainedTokenizerBase]:
     """Load a student in float32 and its tokenizer.
+
+    Args:
+        folder: Where it is.
+        command: What makes it, for messages.
 
     Raises:
         StageError: The folder holds no student, or parts of one.
     """
-    folder = model_folder(folder, command="student distill")
+    folder = model_folder(folder, command=command)
     with loading(f"the student in {folder}"):
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind != "mblm":

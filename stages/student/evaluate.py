@@ -10,24 +10,21 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
-from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from cache import write_atomically
 from stages.artifacts import BASELINE, METRICS, PLOTS, STUDENT
 from stages.data.examples import SPLITS, has_split, read_examples
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
-from stages.models.loading import loading
+from stages.models.batches import to_device, tokenize
 from stages.models.modeling_mblm import MBLMForSequenceClassification
-from stages.models.pins import model_folder
-from stages.models.texts import Collator, Texts
+from stages.models.students import MIXTURE, class_names, load_student
 from stages.results.measures import N_BINS, by_confidence, confusion, probabilities
 from stages.results.predictions import Predictions, write_predictions
 from stages.student.params import DistillParams, EvaluateParams
 
-MIXTURE = "mixture"
 KINDS = ("supervised", "zero_shot")
 
 
@@ -114,12 +111,9 @@ def answers(
         StageError: The model is not there, or is of other classes or languages.
     """
     name = folder.name
-    folder = model_folder(folder, command=command)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    with loading(f"the student in {folder}"):
-        model = MBLMForSequenceClassification.from_pretrained(folder).eval().to(device)
-        collator = Collator(AutoTokenizer.from_pretrained(folder), distill.max_tokens)
-    if (list(model.config.id2label.values()), model.config.languages) != (task.classes, task.supervised):
+    model, tokenizer = load_student(folder, command=command)
+    model.to(torch.accelerator.current_accelerator() or torch.device("cpu"))  # type: ignore[arg-type]  # its decorator hides self
+    if (class_names(model.config), model.config.languages) != (task.classes, task.supervised):
         raise StageError(
             f"the student in {folder} was trained for other classes or languages than params.yaml names; "
             f"train it again with: python -m pipeline {command}"
@@ -130,9 +124,10 @@ def answers(
             if not has_split(language, split):
                 continue
             examples = read_examples(task, language, split)
-            texts = Texts([examples[field].to_pylist() for field in task.text_fields], {})
+            fields = [examples[field].to_pylist() for field in task.text_fields]
             used = language if language in task.supervised and not shared else MIXTURE
-            logits = _logits(model, texts, collator, params.batch_size)
+            sizes = {"max_tokens": distill.max_tokens, "batch_size": params.batch_size}
+            logits = _logits(model, tokenizer, fields, **sizes)
             yield ByBranch(language, split, examples, used, logits)
 
 
@@ -197,21 +192,24 @@ def _calibration(task: TaskParams, predictions: list[Predictions]) -> list[dict[
 
 @torch.inference_mode()
 def _logits(
-    model: MBLMForSequenceClassification, texts: Texts, collator: Collator, batch_size: int
+    model: MBLMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    fields: Sequence[Sequence[str]],
+    *,
+    max_tokens: int,
+    batch_size: int,
 ) -> dict[str, NDArray[np.float32]]:
-    """Classify texts by every branch and by the uniform mixture, in one pass; each ``(N, C)``."""
+    """Classify N texts by every branch and by the uniform mixture, in one pass; each ``(N, C)``."""
     n_branches = model.config.n_branches
     # (K + 1, K): each branch alone, and all of them alike.
     weights = torch.cat([torch.eye(n_branches), torch.full((1, n_branches), 1 / n_branches)])
     weights = weights.to(model.device)
-    order = np.argsort(texts.lengths)
-    batches = []
-    for batch in DataLoader(texts, batch_size, sampler=order.tolist(), collate_fn=collator):
-        states = model(**{key: value.to(model.device) for key, value in batch.items()}).branch_states
-        batches.append(torch.stack([model.classify(states, w.expand(len(states), -1)) for w in weights]))
-    by_length = torch.cat(batches, dim=1).float().cpu().numpy()
-    logits = np.empty_like(by_length)
-    logits[:, order] = by_length
+    tokens = tokenize(tokenizer, fields, max_tokens=max_tokens)
+    logits = np.empty((len(weights), len(tokens), len(class_names(model.config))), np.float32)
+    for texts in tokens.batches(batch_size * max_tokens):
+        states = model(**to_device(tokens.batch(texts, tokenizer), model.device)).branch_states
+        found = torch.stack([model.classify(states, w.expand(len(states), -1)) for w in weights])
+        logits[:, tokens.positions[texts]] = found.float().cpu().numpy()
     names = [*(model.config.languages if n_branches > 1 else []), MIXTURE]
     return dict(zip(names, logits[-len(names) :], strict=True))
 

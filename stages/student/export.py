@@ -21,9 +21,8 @@ from stages.artifacts import STUDENT, replaced_folder
 from stages.errors import StageError
 from stages.models.loading import require_max_tokens
 from stages.models.modeling_mblm import MBLMForSequenceClassification
-from stages.models.students import class_names, load_student
+from stages.models.students import MIXTURE, class_names, load_student
 from stages.student.params import DistillParams
-from stages.student.predict import MIXTURE
 
 TOLERANCE = 1e-4
 """Largest difference of a logit between PyTorch and ONNX."""

@@ -157,7 +157,8 @@ class EvaluateParams(Params):
     """Section `student.evaluate`."""
 
     batch_size: PositiveInt = 64
-    """Examples per forward pass; changes speed and memory only."""
+    """A forward pass has at most the tokens of so many examples of full length; changes speed and memory
+    only."""
 
 
 class StudentSection(Params):

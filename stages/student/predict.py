@@ -9,19 +9,17 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import BatchEncoding
 
 from stages.artifacts import STUDENT
 from stages.data.files import Input, Output, Window, column
 from stages.errors import StageError
+from stages.models.batches import to_device, tokenize
 from stages.models.loading import require_max_tokens
-from stages.models.students import class_names, load_student
+from stages.models.students import MIXTURE, class_names, load_student
 from stages.student.params import DistillParams, EvaluateParams
 
-MIXTURE = "mixture"
 WINDOW = 20_000
 """Examples in memory at a time; batches of similar length are made within them."""
-_TOKENIZER_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -138,15 +136,10 @@ class _Student:
         Raises:
             StageError: A probability is NaN.
         """
-        rows = list(self._tokenize(fields))
-        lengths = np.array([len(row["input_ids"]) for row in rows])
-        order = np.argsort(-lengths, kind="stable")
-        start = 0
-        while start < len(order):
-            positions = order[start : start + max(1, self._batch_tokens // max(1, lengths[order[start]]))]
-            start += len(positions)
-            chosen = [{name: ids.tolist() for name, ids in rows[i].items()} for i in positions]
-            batch = self._tokenizer.pad(chosen, return_tensors="pt").to(self._device)
+        tokens = tokenize(self._tokenizer, fields, max_tokens=self._params.max_tokens)
+        for texts in tokens.batches(self._batch_tokens):
+            positions = tokens.positions[texts]
+            batch = to_device(tokens.batch(texts, self._tokenizer), self._device)
             ids = torch.from_numpy(language_ids[positions]).to(self._device)
             bfloat16 = self._params.precision == "bfloat16"
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bfloat16):
@@ -159,17 +152,6 @@ class _Student:
                     "try --set student.distill.precision=float32, or train it again"
                 )
             yield positions, found
-
-    def _tokenize(self, fields: Sequence[Sequence[str]]) -> Iterator[dict[str, NDArray[np.int32]]]:
-        # The tokenizer keeps some 800 bytes per token: so a few texts at a time, and only their numbers stay.
-        for start in range(0, len(fields[0]), _TOKENIZER_BATCH):
-            encoded: BatchEncoding = self._tokenizer(
-                *(list(field[start : start + _TOKENIZER_BATCH]) for field in fields),
-                truncation=True,
-                max_length=self._params.max_tokens,
-            )
-            for values in zip(*encoded.values(), strict=True):
-                yield {name: np.array(ids, np.int32) for name, ids in zip(encoded, values, strict=True)}
 
 
 def _languages(

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from cache import Outputs, Producer, ProducerError, example_id, example_ids
+from cache import MODEL_FILES, Outputs, Producer, ProducerError, example_id, example_ids
+from cache.identity.model_files import TOKENIZER_FILES
 
 
 def test_an_example_id_is_blake2b_of_the_length_prefixed_fields() -> None:
@@ -249,3 +251,8 @@ def test_facts_that_make_no_sense_are_refused_and_never_more(facts: Any) -> None
 def test_facts_without_class_names_are_refused(facts: dict[str, Any]) -> None:
     with pytest.raises(ProducerError, match="no class names"):
         _ = Producer(facts).classes
+
+
+def test_whatever_decides_a_tokenizer_is_a_file_that_is_fetched() -> None:
+    for name in TOKENIZER_FILES:
+        assert any(fnmatch(name, pattern) for pattern in MODEL_FILES), name

@@ -3,9 +3,7 @@
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +17,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils.import_utils import is_peft_available
 
 from stages.errors import StageError
+from stages.models.batches import Tokens, fitting, to_device, tokenize
 from stages.models.loading import loading, require_max_tokens
 from stages.teacher.labelling.decoders import NO_ID, LastToken, classifier_of, is_decoder
 from stages.teacher.params import LabelParams
-
-# What a tokenizer is given at once, at most: texts, and about so many characters.
-_TOKENIZER_BATCH, _TOKENIZER_TEXT = 4096, 1 << 20
-
-# A batch ends where its texts become this much shorter than its longest, if it is large enough by then:
-# texts of very different lengths would be padding for the most part.
-_SHORTEST_IN_BATCH = 0.95
-_LARGE_ENOUGH = 0.125  # of the budget
 
 
 class Answers(NamedTuple):
@@ -49,46 +40,6 @@ class Answers(NamedTuple):
     hidden: NDArray[np.float32] | None
     tokens: int
     cells: int
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """N texts as a model reads them, one behind the other, longest first.
-
-    Attributes:
-        positions: Of the texts among those that were given, shape ``(N,)``.
-        lengths: Tokens of each, shape ``(N,)``, in falling order.
-        columns: By name, as the model calls them: a number per token, shape ``(sum of lengths,)``.
-        texts: The first field of each, for messages.
-    """
-
-    positions: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    columns: dict[str, NDArray[np.int32]]
-    texts: list[str]
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    @cached_property
-    def _starts(self) -> NDArray[np.int64]:
-        return np.concatenate([[0], np.cumsum(self.lengths)])
-
-    def cells(self, texts: slice) -> slice:
-        """Tell where the tokens of some texts stand in the columns."""
-        return slice(int(self._starts[texts.start]), int(self._starts[texts.stop]))
-
-    def keep(self, wanted: NDArray[np.bool_]) -> "Tokens":
-        """Leave out texts.
-
-        Args:
-            wanted: By position among the texts that were given.
-        """
-        kept = wanted[self.positions]
-        cells = np.repeat(kept, self.lengths)
-        columns = {name: values[cells] for name, values in self.columns.items()}
-        texts = [text for text, keep in zip(self.texts, kept, strict=True) if keep]
-        return Tokens(self.positions[kept], self.lengths[kept], columns, texts)
 
 
 class Teacher:
@@ -121,10 +72,7 @@ class Teacher:
             )
         require_max_tokens(params.max_tokens, self._tokenizer, model.config, key="teacher.label.max_tokens")
         self._last = LastToken(model) if is_decoder(model.config, type(model)) else None
-        self._padding = {
-            "input_ids": self._tokenizer.pad_token_id or 0,
-            "token_type_ids": self._tokenizer.pad_token_type_id,
-        }
+        self._padding_id: int | None = None  # as the tokenizer has it
         self._last_states: Tensor | None = None
         if params.hidden:
             model.base_model.register_forward_hook(self._keep_states)
@@ -140,28 +88,7 @@ class Teacher:
         Raises:
             StageError: The tokenizer makes no token of a text.
         """
-        lengths: list[int] = []
-        parts: dict[str, list[NDArray[np.int32]]] = {}
-        for some in _few_at_once(fields):
-            encoded = self._tokenizer(
-                *(list(field[some]) for field in fields),
-                truncation=True,
-                max_length=self._params.max_tokens,
-                return_attention_mask=False,  # all ones: `_batch` makes it
-            )
-            lengths += map(len, encoded["input_ids"])
-            for name, rows in encoded.items():
-                parts.setdefault(name, []).append(np.fromiter(chain.from_iterable(rows), np.int32))
-        if 0 in lengths:
-            raise StageError(
-                f"the tokenizer in {self._folder} makes no token of the text "
-                f"{fields[0][lengths.index(0)]!r}; take it out of the data"
-            )
-        return _longest_first(
-            np.array(lengths, np.int64),
-            {name: np.concatenate(values) for name, values in parts.items()},
-            fields[0],
-        )
+        return tokenize(self._tokenizer, fields, max_tokens=self._params.max_tokens)
 
     def answer(self, tokens: Tokens) -> Iterator[Answers]:
         """Compute a teacher's logits, longest texts first, each text exactly once.
@@ -183,7 +110,8 @@ class Teacher:
             answers = None
             try:
                 if begins:
-                    running.append((batch, *self._forward(self._batch(tokens, batch))))
+                    inputs = tokens.batch(batch, self._tokenizer, padding_id=self._padding_id)
+                    running.append((batch, *self._forward(to_device(inputs, self._device))))
                 else:
                     answers = self._answers(tokens, *running[0])
             except Exception as error:
@@ -219,7 +147,7 @@ class Teacher:
             start: The first text of the batch.
             padding: For a decoder, an id that is in none of the texts; None: there is none.
         """
-        n_texts = _fitting(tokens.lengths[start:], self._budget)
+        n_texts = fitting(tokens.lengths[start:], self._budget)
         if self._last:
             some = tokens.columns["input_ids"][tokens.cells(slice(start, start + n_texts))]
             padding = self._last.unused(some) if padding is None else padding
@@ -227,27 +155,8 @@ class Teacher:
                 lengths = tokens.lengths[start : start + n_texts]
                 n_texts, padding = int(np.count_nonzero(lengths == lengths[0])), NO_ID
             self._last.pad_with(padding)
-            self._padding["input_ids"] = padding
+            self._padding_id = padding
         return slice(start, start + n_texts)
-
-    def _batch(self, tokens: Tokens, texts: slice) -> dict[str, Tensor]:
-        """Pad texts to the longest of them and send them to the device, each ``(B, T)``."""
-        lengths = tokens.lengths[texts, None]
-        cells = tokens.cells(texts)
-        width = int(lengths[0, 0])
-        left = self._tokenizer.padding_side == "left" and not self._last
-        column = np.arange(width)
-        is_token = column >= width - lengths if left else column < lengths
-        batch = {"attention_mask": is_token.astype(np.int64)}
-        for name, values in tokens.columns.items():
-            batch[name] = np.full(is_token.shape, self._padding.get(name, 0))
-            batch[name][is_token] = values[cells]
-        return {name: self._send(torch.from_numpy(values)) for name, values in batch.items()}
-
-    def _send(self, values: Tensor) -> Tensor:
-        if self._device.type == "cuda":
-            return values.pin_memory().to(self._device, non_blocking=True)
-        return values.to(self._device)
 
     def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Give logits, ``(B, C)``, and a token's states, ``(B, H)``, which may still be computed."""
@@ -367,43 +276,3 @@ def _load(folder: Path) -> tuple[Any, list[str]]:
         drawn = {name for name, value in model.state_dict().items() if not value.equal(again[name])}
         untrained |= {name for name in drawn if ".original_module." not in name}  # which the adapter replaces
     return model, sorted(untrained)
-
-
-def _few_at_once(fields: Sequence[Sequence[str]]) -> Iterator[slice]:
-    """Cut texts into what a tokenizer is given at once: it needs many times the memory of the text."""
-    start = n_characters = 0
-    for stop, texts in enumerate(zip(*fields, strict=True), 1):
-        n_characters += sum(map(len, texts))
-        if stop - start == _TOKENIZER_BATCH or n_characters >= _TOKENIZER_TEXT or stop == len(fields[0]):
-            yield slice(start, stop)
-            start, n_characters = stop, 0
-
-
-def _longest_first(
-    lengths: NDArray[np.int64], columns: dict[str, NDArray[np.int32]], texts: Sequence[str]
-) -> Tokens:
-    """Sort N texts, whose tokens stand one behind the other, by their lengths, ``(N,)``."""
-    order = np.argsort(-lengths, kind="stable")
-    starts = np.cumsum(lengths) - lengths
-    sorted_lengths = lengths[order]
-    sorted_starts = np.cumsum(sorted_lengths) - sorted_lengths
-    source = np.repeat(starts[order] - sorted_starts, sorted_lengths) + np.arange(int(lengths.sum()))
-    return Tokens(
-        order,
-        sorted_lengths,
-        {name: values[source] for name, values in columns.items()},
-        [texts[i] for i in order],
-    )
-
-
-def _fitting(lengths: NDArray[np.int64], budget: int) -> int:
-    """Tell how many texts make the next batch.
-
-    Args:
-        lengths: Tokens of the texts that are left, in falling order.
-        budget: B texts whose longest has T tokens fit where B * T is at most this; a single text always does.
-    """
-    longest = int(lengths[0])
-    most = max(1, budget // longest)
-    similar = int(np.searchsorted(-lengths[:most], -_SHORTEST_IN_BATCH * longest, side="right"))
-    return min(max(similar, int(most * _LARGE_ENOUGH), 1), len(lengths), most)

@@ -27,7 +27,8 @@ from stages.teacher.labelling.identity import producer_of
 from stages.teacher.params import LabelParams
 
 if TYPE_CHECKING:
-    from stages.teacher.labelling.inference import Answers, Teacher, Tokens
+    from stages.models.batches import Tokens
+    from stages.teacher.labelling.inference import Answers, Teacher
 
 # Fewer examples than `shard_examples` make a shard where that leaves processes that label at once few shards
 # to go different ways with, but not so few that batches of similar lengths are hard to find among them.

@@ -45,7 +45,7 @@ except ImportError:
 _BLOCKS_PER_ACTOR = 4
 """At least, so that actors finish at about the same time and a lost one had little in its hands."""
 
-_CODE = [Path(__file__).parents[1], Path(__file__).parents[2] / "cache"]
+_CODE = [Path(__file__).parents[2], Path(__file__).parents[3] / "cache"]
 """The packages that an actor on another machine needs."""
 
 

@@ -29,7 +29,8 @@ def label_and_log(folder: Path, root: Path, all_are_ready: Barrier) -> None:
 
     No process begins to label before all have looked at the store, which is empty, and have their teacher.
     """
-    from stages.teacher.labelling.inference import Answers, Teacher, Tokens  # slow import: torch
+    from stages.models.batches import Tokens  # slow import: torch
+    from stages.teacher.labelling.inference import Answers, Teacher
 
     load, update, answer, append = Teacher.__init__, Store.update, Teacher.answer, Store.append
     looked: list[int] = []
