@@ -14,8 +14,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 if n_processes() > 1:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns if the first batch needs all weights
-if process_index():
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # `prepare` has a bar of its own
+if process_index() or not sys.stderr.isatty():
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of downloads
 
 from pipeline.commands.app import app
 

@@ -58,9 +58,9 @@ def counted(count: int, what: str) -> str:
 @contextmanager
 def bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show how many of some bytes are done; gives what counts them."""
-    from tqdm import tqdm
+    from stages.progress import Bar
 
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=1) as bar:
+    with Bar(total=total, desc=title, unit="B", unit_scale=True, delay=1) as bar:
 
         def advance(size: int) -> None:
             bar.update(size)

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
-from tqdm import tqdm
 
 from cache import example_ids, file_digest, write_atomically
 from stages.artifacts import DATA, replaced_folder
@@ -21,6 +20,7 @@ from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, columns_o
 from stages.data.sources import Columns, hint_of, read_unlabelled, reader_of, require_texts, revision_of
 from stages.data.task import Split, TableSource, TaskParams
 from stages.errors import StageError
+from stages.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
     read = reader_of(task, revision)
     examples: dict[str, dict[Split, int]] = {}
     overlap = {}
-    for language in tqdm(task.languages, desc="prepare", unit="language", leave=False):
+    for language in Bar(task.languages, desc="prepare", unit="language", leave=False):
         supervised = language in task.supervised
         tables: dict[Split, pa.Table] = {}
         for split in SPLITS if supervised else SPLITS[1:]:

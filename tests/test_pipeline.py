@@ -30,8 +30,8 @@ from tiny import (
 )
 
 from cache import SoftLabelSet, example_ids
+from stages.models.checkpoints import checkpoints_of
 from stages.models.modeling_mblm import MBLMForSequenceClassification
-from stages.models.training import checkpoints_of
 
 # What a finished run leaves
 

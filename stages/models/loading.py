@@ -6,6 +6,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+import stages.models.quiet  # noqa: F401
 from stages.errors import StageError
 from stages.hub import first_line
 

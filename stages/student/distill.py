@@ -26,6 +26,7 @@ from stages.data.origin import data_source
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
+from stages.models.checkpoints import checkpoints_of
 from stages.models.loading import loading, require_max_tokens
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.pins import model_digests, model_folder, read_pin
@@ -34,7 +35,6 @@ from stages.models.texts import Collator, Texts, require_splittable
 from stages.models.training import (
     TextTrainer,
     accuracy,
-    checkpoints_of,
     end_all_but_the_first,
     require_equal_shares,
     run,

@@ -10,7 +10,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from cache import write_atomically
@@ -21,6 +20,7 @@ from stages.errors import StageError
 from stages.models.batches import to_device, tokenize
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.students import MIXTURE, class_names, load_student
+from stages.progress import Bar
 from stages.results.measures import N_BINS, by_confidence, confusion, probabilities
 from stages.results.predictions import Predictions, write_predictions
 from stages.student.params import DistillParams, EvaluateParams
@@ -119,7 +119,7 @@ def answers(
             f"train it again with: python -m pipeline {command}"
         )
     shared = model.config.n_branches == 1
-    for language in tqdm(task.languages, desc=f"evaluate {name}", unit="language"):
+    for language in Bar(task.languages, desc=f"evaluate {name}", unit="language"):
         for split in splits:
             if not has_split(language, split):
                 continue

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from cache import write_atomically
@@ -22,6 +21,7 @@ from stages.errors import StageError
 from stages.models.loading import require_max_tokens
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.students import MIXTURE, class_names, load_student
+from stages.progress import Bar
 from stages.student.params import DistillParams
 
 TOLERANCE = 1e-4
@@ -92,7 +92,7 @@ def export(
             distill.max_tokens, tokenizer, student.mblm.encoder.config, key="student.distill.max_tokens"
         )
     _remove_former(folder)
-    for language in tqdm(languages, desc="export", unit="language", delay=2):
+    for language in Bar(languages, desc="export", unit="language", delay=2):
         with replaced_folder(folder / language) as target:
             student.to_plain(language).save_pretrained(target)
             tokenizer.save_pretrained(target)
@@ -136,7 +136,7 @@ def _export_onnx(
     names = list(tokenizer.model_input_names)
     lengths = sorted({min(length, max_tokens) for length in (3, 17, max_tokens)})
     largest = 0.0
-    for name in tqdm([MIXTURE, *student.config.languages], desc="export to ONNX", unit="model"):
+    for name in Bar([MIXTURE, *student.config.languages], desc="export to ONNX", unit="model"):
         path = folder / f"{name}.onnx"
         is_mixture = name == MIXTURE
         student.set_default_language(None if is_mixture else name)

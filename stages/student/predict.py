@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from stages.artifacts import STUDENT
 from stages.data.files import Input, Output, Window, column
@@ -16,6 +15,7 @@ from stages.errors import StageError
 from stages.models.batches import to_device, tokenize
 from stages.models.loading import require_max_tokens
 from stages.models.students import MIXTURE, class_names, load_student
+from stages.progress import Bar
 from stages.student.params import DistillParams, EvaluateParams
 
 WINDOW = 20_000
@@ -79,7 +79,7 @@ def predict(
         student = _Student(model, distill, evaluate.batch_size * distill.max_tokens)
         with (
             output.writing() as write,
-            tqdm(total=source.count(), desc="predict", unit="example", delay=2) as bar,
+            Bar(total=source.count(), desc="predict", unit="example", delay=2) as bar,
         ):
             for examples in windows:
                 n = len(examples)

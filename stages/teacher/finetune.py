@@ -17,6 +17,7 @@ from stages.data.examples import examples_digest, pretraining_texts, read_exampl
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
+from stages.models.checkpoints import checkpoints_of
 from stages.models.loading import loading, require_max_tokens
 from stages.models.pins import fetch, pin, resolve
 from stages.models.processes import alone, process_index, wait_for
@@ -25,7 +26,6 @@ from stages.models.texts import Collator, Texts, require_splittable
 from stages.models.training import (
     TextTrainer,
     accuracy,
-    checkpoints_of,
     end_all_but_the_first,
     require_equal_shares,
     run,

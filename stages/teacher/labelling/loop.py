@@ -22,6 +22,7 @@ from cache import CacheError, Lookup, Outputs, Producer, SoftLabels, Store, TopK
 from stages.artifacts import ARTIFACTS
 from stages.data.task import TaskParams
 from stages.errors import StageError
+from stages.progress import Bar
 from stages.teacher.labelling.examples import Examples
 from stages.teacher.labelling.identity import producer_of
 from stages.teacher.params import LabelParams
@@ -375,7 +376,7 @@ class Progress:
         self.n_examples = 0
         self._n_tokens = self._n_cells = 0
         self._bytes_left, self._bytes_counted, self._tokens_counted = n_bytes, 0, 0
-        self._bar = tqdm(desc=title, unit="token", unit_scale=True)
+        self._bar = Bar(desc=title, unit="token", unit_scale=True)
 
     def begin(self, n_bytes: int, n_tokens: int, *, n_done: int = 0) -> None:
         """Count the tokens of a shard.

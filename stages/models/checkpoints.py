@@ -1,0 +1,104 @@
+"""Checkpoints of trainings: where they lie, and which of them a training may go on from."""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from cache import canonical_json, write_atomically
+from stages.dependencies import code_digests
+from stages.models.processes import process_index
+
+_CHECKPOINTS = Path(".checkpoints")
+
+
+_MADE_BY = "made_by.json"
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """Find the last checkpoint that a killed run had finished writing: its state is written last."""
+    complete = {}
+    for path in folder.glob("checkpoint-*/trainer_state.json"):
+        with suppress(ValueError):
+            complete[int(json.loads(path.read_bytes())["global_step"])] = str(path.parent)
+    return complete[max(complete)] if complete else None
+
+
+class Checkpoints(NamedTuple):
+    """Where a training keeps its checkpoints while it runs.
+
+    Attributes:
+        folder: What an interrupted run has left is in it.
+        went_on_over: What of code and libraries had changed when the training went on all the same.
+    """
+
+    folder: Path
+    went_on_over: list[str]
+
+
+def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpoints:
+    """Choose where a training keeps its checkpoints, and delete those of an interrupted run of other code.
+
+    Outside of ``artifacts/``, because DVC deletes a stage's outputs before it runs it again. A training that
+    depends on other parameters or data gets another folder, so that it never goes on from a foreign one.
+
+    Args:
+        name: The stage's name.
+        facts: JSON values: the parameters and the data that the training depends on.
+        file: The training's file, whose code, and what that imports, must not have changed.
+        resume: Go on from a checkpoint of other code as well.
+    """
+    folder = _CHECKPOINTS / name / hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    now = {"code": code_digests(Path(file)), "versions": versions}
+    if process_index():
+        while _read_json(folder / _MADE_BY).get("now") != now:  # what the first process writes
+            time.sleep(0.2)
+    elif any(folder.rglob("config.json")):  # a model to go on from
+        noted = _read_json(folder / _MADE_BY)
+        changes = _changes(noted.get("now"), now)
+        if changes and not resume:
+            tqdm.write(
+                f"{name}: a training that was interrupted is left in {folder}, but since then other: "
+                f"{', '.join(changes)}; training starts anew (--resume goes on regardless)",
+                file=sys.stderr,
+            )
+            shutil.rmtree(folder)
+            noted, changes = {}, []
+        over = [*noted.get("went_on_over", []), *changes]
+    else:
+        over = []
+    if process_index() == 0:
+        write_atomically(folder / _MADE_BY, canonical_json({"now": now, "went_on_over": over}))
+    return Checkpoints(folder, _read_json(folder / _MADE_BY)["went_on_over"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file; nothing where it is not there, as in what an older version left."""
+    with suppress(FileNotFoundError, ValueError):
+        values: dict[str, Any] = json.loads(path.read_bytes())
+        return values
+    return {}
+
+
+def _changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """Say what of code and libraries is not what it was."""
+    if before is None:
+        return ["code of a version that did not note it"]
+    files = before["code"].keys() | now["code"].keys()
+    code = [file for file in sorted(files) if before["code"].get(file) != now["code"].get(file)]
+    versions = [
+        f"{library} {now['versions'][library]} (was {version})"
+        for library, version in before["versions"].items()
+        if now["versions"][library] != version
+    ]
+    return code + versions

@@ -1,0 +1,33 @@
+"""Progress: a bar on a terminal; anywhere else, such as in a log, a line every half minute."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+_SECONDS = 30
+
+
+class Bar(tqdm):  # type: ignore[type-arg]
+    """A tqdm bar that writes whole lines, and few of them, where nobody can watch it move."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what tqdm takes."""
+        self._moves = sys.stderr.isatty()
+        if not self._moves:
+            kwargs |= {"mininterval": _SECONDS, "maxinterval": _SECONDS, "delay": _SECONDS}
+        super().__init__(*args, **kwargs)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draw the bar, or write its state as a line."""
+        if self._moves:
+            super().display(msg, pos)
+        elif msg is None:
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
+
+    def close(self) -> None:
+        """End the bar; a log needs no last line, for the stage says what it did."""
+        if not self._moves:
+            self.leave = False
+        super().close()
