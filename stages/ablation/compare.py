@@ -90,7 +90,7 @@ class Compared:
         """Compare predictions: for each run and seed, by language."""
         groups = {
             kind: [language for language in languages if language in found[0][0]]
-            for kind, languages in (("supervised", task.supervised), ("zero-shot", task.zero_shot))
+            for kind, languages in task.groups.items()
         }
         groups = {kind: languages for kind, languages in groups.items() if languages}
         languages = [language for names in groups.values() for language in names]
