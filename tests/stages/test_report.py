@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from scipy.spatial.distance import jensenshannon
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+from sklearn.metrics import accuracy_score, confusion_matrix
 from tiny import CLASSES, ROOT, SIZES, Run, tiny_params, write_jsonl
+from written_out import calibration_error_of
 
 from cache import SoftLabels, SoftLabelSet
 from pipeline.params import PipelineParams, load_params
@@ -31,17 +32,7 @@ from stages.page.charts import spread
 from stages.page.findings import Findings, find
 from stages.page.sections import _most_confused, clip
 from stages.report import _page
-from stages.results.measures import (
-    N_BINS,
-    by_confidence,
-    calibration_error,
-    confusion,
-    divergence,
-    entropy,
-    fit_temperature,
-    interval,
-    probabilities,
-)
+from stages.results.measures import by_confidence, fit_temperature, probabilities
 from stages.results.predictions import Predictions, read_predictions, write_predictions
 
 PAGE = Path("artifacts/report/report.html")
@@ -288,7 +279,7 @@ def test_calibration_is_fitted_on_validation_and_reported_on_test(varied: Path) 
         one = student[language, "test"]
         assert rows[language]["mblm: temperature"] == f"{temperature:.2f}"
         for when, by in (("before", 1.0), ("after", temperature)):
-            expected = naive_calibration_error(one.logits / by, one.labels)
+            expected = calibration_error_of(one.logits / by, one.labels)
             assert rows[language][f"mblm: {when}"] == percent(expected)
 
 
@@ -504,58 +495,6 @@ def test_predictions_of_other_data_are_refused(finished: Path, run: Run) -> None
     path = PREDICTIONS / "student.arrow"
     path.write_bytes(path.read_bytes()[:99])
     assert "student.arrow is broken" in run("report").err
-
-
-# Its mathematics
-
-
-def naive_calibration_error(logits: Any, labels: Any) -> float:
-    """Guo et al. (2017), equation 3, word by word."""
-    error = 0.0
-    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
-    for m in range(1, N_BINS + 1):
-        inside = (confidence > (m - 1) / N_BINS) & (confidence <= m / N_BINS)
-        if inside.any():
-            error += inside.sum() / len(labels) * abs(right[inside].mean() - confidence[inside].mean())
-    return float(error)
-
-
-@pytest.fixture
-def answers() -> tuple[Any, Any]:
-    """Logits and labels of 53 examples, 5 classes, from a classifier that is three times too sure."""
-    numbers = np.random.default_rng(1)
-    logits = numbers.normal(size=(53, 5))
-    labels = np.array([numbers.choice(5, p=row) for row in probabilities(logits)])
-    return 3 * logits, labels
-
-
-def test_measures_are_those_of_the_literature(answers: tuple[Any, Any]) -> None:
-    logits, labels = answers
-    probs = probabilities(logits)
-    assert calibration_error(by_confidence(probs, labels)) == pytest.approx(
-        naive_calibration_error(logits, labels)
-    )
-    predicted = logits.argmax(axis=1)
-    assert np.array_equal(
-        confusion(labels, predicted, n_classes=5), confusion_matrix(labels, predicted, labels=range(5))
-    )
-    others = probabilities(np.roll(logits, 1, axis=0))
-    expected = [jensenshannon(p, q, base=2) ** 2 for p, q in zip(probs, others, strict=True)]
-    np.testing.assert_allclose(divergence(probs, others), expected, atol=1e-12)
-    certain = np.eye(5)
-    np.testing.assert_allclose(divergence(certain, np.roll(certain, 1, axis=0)), 1)
-    np.testing.assert_allclose(entropy(np.full((2, 4), 0.25)), 2)
-    assert interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-
-
-def test_the_temperature_makes_held_out_labels_most_likely(answers: tuple[Any, Any]) -> None:
-    logits, labels = answers
-    temperature = fit_temperature(logits, labels)
-    assert temperature > 1.5
-    best = log_loss(labels, probabilities(logits, temperature=temperature), labels=range(5))
-    for other in np.linspace(0.5, 9, 50):
-        assert best <= log_loss(labels, probabilities(logits, temperature=other), labels=range(5)) + 1e-6
 
 
 @given(st.lists(st.floats(-1e3, 1e3), max_size=12))
