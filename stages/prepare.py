@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
+from tabulate import tabulate
 
 from cache import example_ids, file_digest, write_atomically
 from stages.artifacts import DATA, replaced_folder
@@ -37,12 +38,20 @@ class Prepared:
 
     def table(self) -> str:
         """Lay out the counts, one language a line."""
-        lines = [f"{'language':<12}{'train':>10}{'validation':>12}{'test':>10}{'test in train':>15}"]
-        for language, counts in self.examples.items():
-            cells = [counts.get(split, 0) or "–" for split in SPLITS]
-            overlap = self.overlap.get(language, "–")
-            lines.append(f"{language:<12}{cells[0]:>10}{cells[1]:>12}{cells[2]:>10}{overlap:>15}")
-        return "\n".join(lines)
+        rows = [
+            [language, *(counts.get(split) for split in SPLITS), self.overlap.get(language)]
+            for language, counts in self.examples.items()
+        ]
+        head = ["language", *SPLITS, "test in train"]
+        return tabulate(
+            rows,
+            head,
+            tablefmt="plain",
+            stralign="right",
+            colalign=("left",),
+            missingval="–",
+            disable_numparse=True,
+        )
 
 
 def prepare(task: TaskParams) -> Prepared:

@@ -6,11 +6,20 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from tiny import COMMANDS, Ran, Run, tiny_params, write_input, write_params
+
+from cache import SoftLabels, SoftLabelSet
+from pipeline.params import load_params
+from stages.artifacts import SOFT_LABELS
+from stages.data.examples import SPLITS, read_examples
+from stages.results.predictions import Predictions, write_predictions
 
 # Also where a shell runs the tests in the background, with Ctrl-C ignored: tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -93,3 +102,30 @@ def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MBLM_TEACHER_CACHE", str(folder / "store"))
     return folder
+
+
+@pytest.fixture
+def varied(finished: Path, run: Run) -> Path:
+    """A finished run in which students and teachers of some skill say different things."""
+    task = load_params(Path("params.yaml")).task
+    numbers = np.random.default_rng(0)
+
+    def logits(labels: Any, skill: float) -> Any:
+        return (numbers.normal(size=(len(labels), 3)) + skill * np.eye(3)[labels]).astype("f4")
+
+    for model in ("student", "baseline"):
+        answers = [
+            Predictions(language, split, branch, table, logits(table["label"].to_numpy(), 1.5))
+            for language, branch in (("de", "de"), ("en", "en"), ("nl", "mixture"))
+            for split in SPLITS[1:]
+            for table in [read_examples(task, language, split)]
+        ]
+        write_predictions(task, model, answers)
+    for language in task.supervised:
+        table = pa.concat_tables([read_examples(task, language, split) for split in SPLITS])
+        producer = SoftLabelSet.read(SOFT_LABELS / language, language=language).producers[0]
+        ids = table["example_id"].combine_chunks()
+        said = SoftLabels.pack(ids, logits(table["label"].to_numpy(), 3.0))
+        SoftLabelSet.write(SOFT_LABELS / language, language=language, parts=[(producer, said)])
+    assert run("report").code == 0
+    return finished

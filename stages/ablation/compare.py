@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tabulate import tabulate
 
 from cache import write_atomically
 from stages.ablation.params import AblationParams
@@ -90,7 +91,7 @@ class Compared:
         """Compare predictions: for each run and seed, by language."""
         groups = {
             kind: [language for language in languages if language in found[0][0]]
-            for kind, languages in (("supervised", task.supervised), ("zero-shot", task.zero_shot))
+            for kind, languages in task.groups.items()
         }
         groups = {kind: languages for kind, languages in groups.items() if languages}
         languages = [language for names in groups.values() for language in names]
@@ -178,9 +179,8 @@ class Compared:
         return (
             f"{self.split.capitalize()} accuracy, {seeds}, averaged over {n_languages} languages.\n"
             f"Differences with 95 % intervals {self._of_what()}\n\n"
-            + _table(head, averages)
-            + "\n"
-            + _table(["", "teacher", *self.runs], by_language)
+            f"{_table(head, averages)}\n\n"
+            f"{_table(['', 'teacher', *self.runs], by_language)}\n"
         )
 
     def _of_what(self) -> str:
@@ -229,10 +229,4 @@ def _difference(one: dict[str, float]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
-    lines = [
-        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
-        for row in (head, *rows)
-    ]
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:]]) + "\n"
+    return tabulate(rows, head, tablefmt="pipe", stralign="right", colalign=("left",), disable_numparse=True)

@@ -65,14 +65,13 @@ def train(
 
 
 def _validation_accuracy(task: TaskParams, predictions: list[Predictions]) -> str:
-    groups = {"supervised": task.supervised, "zero-shot": task.zero_shot}
     accuracies = {
         kind: [
             (one.predicted == one.labels).mean()
             for one in predictions
             if one.split == "validation" and one.language in languages
         ]
-        for kind, languages in groups.items()
+        for kind, languages in task.groups.items()
     }
     means = [f"{kind} {np.mean(found):.1%}" for kind, found in accuracies.items() if found]
     return f"{', '.join(means)} (validation)"

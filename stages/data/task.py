@@ -90,3 +90,8 @@ class TaskParams(Params):
     def languages(self) -> list[str]:
         """All languages, supervised ones first."""
         return [*self.supervised, *self.zero_shot]
+
+    @property
+    def groups(self) -> dict[str, list[Language]]:
+        """The languages by kind. Metrics and plots write the second kind as ``zero_shot``."""
+        return {"supervised": self.supervised, "zero-shot": self.zero_shot}

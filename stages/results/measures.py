@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, rel_entr
+from scipy.special import log_softmax, rel_entr, softmax
+from scipy.stats import binomtest
+from scipy.stats import entropy as shannon_entropy
+from sklearn.metrics import confusion_matrix
 
 N_BINS = 15
 """Bins of confidence, each as wide as the others, as Guo et al. (2017) take them."""
@@ -29,14 +32,13 @@ class Bins(NamedTuple):
 
 def probabilities(logits: NDArray[Any], *, temperature: float = 1.0) -> NDArray[np.float64]:
     """Give the softmax of logits ``(N, C)``, divided by the temperature, in double precision."""
-    probs: NDArray[np.float64] = np.exp(log_softmax(logits.astype(np.float64) / temperature, axis=1))
+    probs: NDArray[np.float64] = softmax(logits.astype(np.float64) / temperature, axis=1)
     return probs
 
 
 def confusion(labels: NDArray[Any], predicted: NDArray[Any], *, n_classes: int) -> NDArray[np.int64]:
     """Count examples by hard label (rows) and predicted class (columns); shape ``(C, C)``."""
-    counts = np.zeros((n_classes, n_classes), np.int64)
-    np.add.at(counts, (labels, predicted), 1)
+    counts: NDArray[np.int64] = confusion_matrix(labels, predicted, labels=range(n_classes))
     return counts
 
 
@@ -103,6 +105,7 @@ def divergence(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[
     Returns:
         Bits in [0, 1], shape ``(N,)``: 0 where both say the same, 1 where they share no class.
     """
+    # Not scipy.spatial.distance.jensenshannon: rounding makes it NaN where both are almost equal.
     middle = (one + other) / 2
     nats = (rel_entr(one, middle) + rel_entr(other, middle)).sum(axis=1) / 2
     bits: NDArray[np.float64] = np.clip(nats / np.log(2), 0, 1)
@@ -111,13 +114,11 @@ def divergence(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[
 
 def entropy(probs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give the entropy of each example's distribution ``(N, C)`` in bits, shape ``(N,)``."""
-    bits: NDArray[np.float64] = -rel_entr(probs, 1.0).sum(axis=1) / np.log(2)
+    bits: NDArray[np.float64] = shannon_entropy(probs, base=2, axis=1)
     return bits
 
 
 def interval(n_right: int, n: int) -> tuple[float, float]:
     """Give the 95 % interval of a share of `n_right` in `n` examples (Wilson, 1927)."""
-    z = 1.959964
-    centre = (n_right + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * (n_right * (n - n_right) / n + z * z / 4) ** 0.5
-    return centre - half, centre + half
+    found = binomtest(n_right, n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)

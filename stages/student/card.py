@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from tabulate import tabulate
 
 from stages.data.task import TaskParams
 from stages.models.configuration_mblm import MBLMConfig
@@ -161,8 +162,7 @@ def _table(accuracy: Mapping[str, float], teachers: Mapping[str, Sequence[Teache
                 (_plain(one.name), " ".join(one.producer_ids), one.soft_labels) for one in teachers[language]
             ]
             row += ["<br>".join(values) for values in zip(*each, strict=True)]
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return tabulate(rows, titles, tablefmt="pipe", disable_numparse=True)
 
 
 def _plain(text: str) -> str:

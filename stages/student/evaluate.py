@@ -25,8 +25,6 @@ from stages.results.measures import N_BINS, by_confidence, confusion, probabilit
 from stages.results.predictions import Predictions, write_predictions
 from stages.student.params import DistillParams, EvaluateParams
 
-KINDS = ("supervised", "zero_shot")
-
 
 def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -> dict[str, Any]:
     """Write metrics, plots and predictions of ``artifacts/student`` and ``artifacts/baseline``.
@@ -48,7 +46,7 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
         write_predictions(task, name, used)
         own = [_row(task, one) for one in used]
         by_language += [{"model": name, **row} for row in own]
-        metrics[name] = _averages(own)
+        metrics[name] = _averages(task, own)
         _write_json(METRICS / f"{name}.json", metrics[name])
         if name == "student":
             tested = [one for one in used if one.split == "test"]
@@ -136,22 +134,26 @@ def _row(task: TaskParams, one: Predictions) -> dict[str, Any]:
     return {
         "split": one.split,
         "language": one.language,
-        "kind": _kind(task, one),
+        "kind": next(kind for kind, names in _groups(task).items() if one.language in names),
         "branch": one.branch,
         "accuracy": float((one.predicted == one.labels).mean()),
         "macro_f1": _macro_f1(one.labels, one.predicted, len(task.classes)),
     }
 
 
-def _kind(task: TaskParams, one: Predictions) -> str:
-    return "supervised" if one.language in task.supervised else "zero_shot"
+def _groups(task: TaskParams) -> dict[str, list[str]]:
+    """Give the languages of each kind as the files name it: ``supervised`` and ``zero_shot``."""
+    return {kind.replace("-", "_"): languages for kind, languages in task.groups.items()}
 
 
 def _by_kind(
     task: TaskParams, predictions: list[Predictions]
 ) -> dict[str, tuple[NDArray[np.int32], NDArray[np.float32]]]:
     """Put labels ``(N,)`` and logits ``(N, C)`` of each kind of language one behind the other."""
-    chosen = {kind: [one for one in predictions if _kind(task, one) == kind] for kind in KINDS}
+    chosen = {
+        kind: [one for one in predictions if one.language in languages]
+        for kind, languages in _groups(task).items()
+    }
     return {
         kind: (np.concatenate([one.labels for one in some]), np.concatenate([one.logits for one in some]))
         for kind, some in chosen.items()
@@ -178,14 +180,18 @@ def _calibration(task: TaskParams, predictions: list[Predictions]) -> list[dict[
 
     None stands for a bin without predictions; `ideal` is what their accuracy should be.
     """
-    accuracies: dict[str, list[float | None]] = {kind: [None] * N_BINS for kind in KINDS}
+    accuracies: dict[str, list[float | None]] = {kind: [None] * N_BINS for kind in _groups(task)}
     for kind, (labels, logits) in _by_kind(task, predictions).items():
         bins = by_confidence(probabilities(logits), labels)
         found = zip(bins.counts, bins.accuracy, strict=True)
         accuracies[kind] = [float(accuracy) if count else None for count, accuracy in found]
     middles = [(place + 0.5) / N_BINS for place in range(N_BINS)]
     return [
-        {"confidence": middle, "ideal": middle, **{kind: accuracies[kind][place] for kind in KINDS}}
+        {
+            "confidence": middle,
+            "ideal": middle,
+            **{kind: shares[place] for kind, shares in accuracies.items()},
+        }
         for place, middle in enumerate(middles)
     ]
 
@@ -214,11 +220,11 @@ def _logits(
     return dict(zip(names, logits[-len(names) :], strict=True))
 
 
-def _averages(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+def _averages(task: TaskParams, rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Average over languages, each counting alike."""
     averages: dict[str, dict[str, dict[str, float]]] = {}
     for split in SPLITS[1:]:
-        for kind in KINDS:
+        for kind in _groups(task):
             chosen = [row for row in rows if row["split"] == split and row["kind"] == kind]
             if chosen:
                 averages.setdefault(split, {})[kind] = {

@@ -304,7 +304,7 @@ def test_the_tables_can_be_read(compared: Path) -> None:
     )
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
     assert lines[0] == ["", "supervised", "over finetune", "zero-shot", "over finetune"]
-    assert [line[0] for line in lines if not line[0].startswith("-")] == [
+    assert [line[0] for line in lines if not line[0].startswith(":-")] == [
         *("", "teachers", *VARIANTS),
         *("", "de", "en", "nl"),
     ]

@@ -1,0 +1,74 @@
+"""Section `calibration`: how far confidence and accuracy agree, before and after temperature scaling."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.page.charts import errors_chart, reliability_chart
+from stages.page.drawing import MARKS
+from stages.page.findings import Findings
+from stages.page.tables import Figure, Table, percent
+from stages.results.measures import Bins
+
+
+class Calibration(NamedTuple):
+    """What the section shows.
+
+    Attributes:
+        panels: Accuracy over confidence, of teachers and student by kind of language.
+        errors: Calibration errors by language, a figure for each kind of language.
+    """
+
+    panels: list[Figure]
+    errors: list[Figure]
+
+
+def calibration(found: Findings) -> Calibration:
+    """Compare confidence and accuracy, before and after temperature scaling."""
+    of_student = [(found.student_name, kind) for kind in found.groups]
+    panels = [_panel(found, model, kind) for model, kind in [("teacher", "supervised"), *of_student]]
+    return Calibration(panels, [_errors(found, kind) for kind in found.groups])
+
+
+def _panel(found: Findings, model: str, kind: str) -> Figure:
+    mark = dict(zip(found.models, MARKS.values(), strict=True))[model]
+    before, after = (found.bins(model, found.groups[kind], calibrated=after) for after in (False, True))
+    title = f"{'teachers' if model == 'teacher' else model}, {kind} languages"
+    label = f"Accuracy over confidence, before and after calibration: {title}"
+    chart = reliability_chart(before, after, colour=mark.colour, title=label)
+    return Figure(title, chart, _bins_table(title, before, after))
+
+
+def _bins_table(title: str, before: Bins, after: Bins) -> Table:
+    whats = ("examples", "confidence", "accuracy")
+    rows = []
+    for place in np.flatnonzero(before.counts + after.counts).tolist():
+        ends = (place / len(after.counts), (place + 1) / len(after.counts))
+        cells = [" – ".join(map(percent, ends))]
+        for bins in (before, after):
+            count = int(bins.counts[place])
+            means = (bins.confidence[place], bins.accuracy[place]) if count else (None, None)
+            cells += [f"{count:,}", *map(percent, means)]
+        rows.append(cells)
+    return Table(title, ["bin", *(f"{what} {when}" for when in ("before", "after") for what in whats)], rows)
+
+
+def _errors(found: Findings, kind: str) -> Figure:
+    whats = ("temperature", "before", "after")
+    student, rows = {}, []
+    for language in found.groups[kind]:
+        cells = [language]
+        for results in found.models.values():
+            if language in results:
+                one = results[language]
+                before, after = (one.calibration_error(calibrated=after) for after in (False, True))
+                cells += [f"{one.temperature:.2f}", percent(before), percent(after)]
+                student[language] = (before, after)  # the last of the models
+            else:
+                cells += ["–"] * len(whats)
+        rows.append(cells)
+    title = f"Calibration error of {found.student_name}, {kind} languages"
+    chart = errors_chart(student, title=f"{title}, before and after calibration")
+    head = ["language", *(f"{model}: {what}" for model in found.models for what in whats)]
+    caption = f"Expected calibration error on the test split, {kind} languages"
+    return Figure(title, chart, Table(caption, head, rows))

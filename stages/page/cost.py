@@ -1,0 +1,66 @@
+"""Section `cache`: what has soft labels, and the teachers' forward passes that reading them saves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stages.page.findings import Findings
+from stages.page.tables import Table
+from stages.page.taught import LabelSet
+
+
+def cost(found: Findings) -> Table:
+    """Count what has soft labels, and the teachers' forward passes that reading them saves."""
+    rows = []
+    totals = np.zeros(5, np.int64)
+    for language in found.supervised:
+        taught = found.teachers[language]
+        n_labels = sum(one.n_labels for one in taught.sets)
+        n_bytes = sum(one.n_bytes for one in taught.sets)
+        needed = saved = 0
+        if found.variant != "finetune":  # which reads no soft labels
+            needed = taught.n_train * found.epochs * len(taught.sets)
+            saved = needed - n_labels
+        numbers = (sum(found.counts[language].values()), n_labels, n_bytes, needed, saved)
+        totals += numbers
+        rows.append([language, *_counts(numbers), _operations(taught.sets)])
+    rows.append(["together", *_counts(totals.tolist()), ""])
+    return Table(
+        "Soft labels, and forward passes of the teachers",
+        [
+            "language",
+            "examples",
+            "of them with a soft label",
+            "soft labels",
+            "bytes",
+            "passes without the cache",
+            "saved, if no run came before",
+            "million operations per token",
+        ],
+        rows,
+        ["together"],
+    )
+
+
+def _counts(numbers: Sequence[int]) -> list[str]:
+    first, *others = (f"{number:,}" for number in numbers)
+    return [first, "100 %", *others]  # an example without a soft label is an error, and there is no page
+
+
+def _operations(sets: Sequence[LabelSet]) -> str:
+    """Give about how many operations a forward pass takes for each token, from the teachers' configurations.
+
+    Twice the weights of the layers (Kaplan et al., 2020, section 2.1): attention has four matrices, and the
+    feed-forward part two.
+    """
+    total = 0
+    for one in sets:
+        config = one.producers[0].facts["config"]  # folds differ in their weights alone
+        try:
+            layers = config.get("num_hidden_layers") or config["n_layers"]  # the second is DistilBERT's word
+            hidden = config.get("hidden_size") or config["dim"]
+            inner = config.get("intermediate_size") or config["hidden_dim"]
+        except KeyError:
+            return "–"
+        total += 2 * layers * (4 * hidden * hidden + 2 * hidden * inner)
+    return f"{total / 1e6:,.1f}"

@@ -1,0 +1,86 @@
+"""Section `run`: data, producers of soft labels, digests and parameters."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from cache import Producer, canonical_json
+from stages.artifacts import DATA, SOFT_LABELS
+from stages.data.examples import SPLITS
+from stages.page.findings import Findings
+from stages.page.tables import Table, clip
+from stages.page.taught import LabelSet
+
+
+class Tables(NamedTuple):
+    """What the section shows.
+
+    Attributes:
+        data: Examples by language and split.
+        producers: Who wrote each soft-label set.
+        digests: Of data, soft labels and weights.
+        params: All of params.yaml.
+    """
+
+    data: Table
+    producers: Table
+    digests: Table
+    params: Table
+
+
+def run(found: Findings, params: Mapping[str, Any]) -> Tables:
+    """Say what was run.
+
+    Args:
+        found: What came of it.
+        params: All sections of params.yaml, as plain values.
+    """
+    sets = [one for language in found.task.supervised for one in found.teachers[language].sets]
+    counts = [
+        [name, *(f"{splits[split]:,}" if split in splits else "–" for split in SPLITS)]
+        for name, splits in found.counts.items()
+    ]
+    digests = {
+        **{f"{DATA / name}, ids and labels": digest for name, digest in found.data.items()},
+        **{f"producer of {name}": producer.id for one in sets for name, producer in _named(one)},
+        **{f"{SOFT_LABELS / one.name}/manifest.json": one.manifest for one in sets},
+        **found.weights,
+    }
+    values = [[clip(key, 100), clip(_value(value), 200)] for key, value in _flat(params)]
+    return Tables(
+        Table("Examples by language and split", ["language", *SPLITS], counts),
+        Table(
+            "Who wrote the soft labels",
+            ["soft labels", "model", "reads", "class order"],
+            [_producer(one) for one in sets],
+        ),
+        Table("Digests", ["what", "sha256"], [[name, digest] for name, digest in digests.items()]),
+        Table("Parameters", ["params.yaml", "value"], values),
+    )
+
+
+def _producer(one: LabelSet) -> list[str]:
+    facts = one.producers[0].facts
+    kind = clip(str(facts["config"].get("model_type", "–")), 60)
+    reads = f"{facts['max_tokens']} tokens, {facts['dtype']}"
+    return [one.name, kind, reads, clip(", ".join(one.producers[0].classes), 200)]
+
+
+def _named(one: LabelSet) -> Iterable[tuple[str, Producer]]:
+    """Name the producers of a set by what they labelled."""
+    place = str(SOFT_LABELS / one.name)
+    if len(one.producers) == 1:
+        return [(place, one.producers[0])]
+    return [(f"{place}, fold {index}", producer) for index, producer in enumerate(one.producers)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else canonical_json(value).decode()

@@ -1,0 +1,57 @@
+"""Section `teachers`: how good the teachers are, and whether their classes are read rightly."""
+
+from typing import NamedTuple
+
+from stages.data.examples import SPLITS
+from stages.page.findings import Findings
+from stages.page.tables import Table, clip, percent
+
+
+class Teachers(NamedTuple):
+    """What the section shows.
+
+    Attributes:
+        quality: Soft labels against hard labels, by language.
+        order: The declared class order against the best one, by soft-label set.
+    """
+
+    quality: Table
+    order: Table
+
+
+def teachers(found: Findings) -> Teachers:
+    """Say how good the teachers are, and whether their classes are read rightly."""
+    return Teachers(_quality(found), _order(found))
+
+
+def _quality(found: Findings) -> Table:
+    rows = []
+    for language in found.supervised:
+        taught = found.teachers[language]
+        test = taught.test
+        rows.append(
+            [
+                language,
+                *(percent(taught.accuracy[split]) for split in SPLITS),
+                f"{taught.entropy:.3f}",
+                percent(test.calibration_error(calibrated=False)),
+                percent(test.calibration_error(calibrated=True)),
+                f"{test.temperature:.2f}",
+            ]
+        )
+    accuracies = [f"accuracy, {split}" for split in SPLITS]
+    head = [
+        *("language", *accuracies, "entropy, train (bits)"),
+        *("calibration error before", "after", "temperature"),
+    ]
+    return Table("Teachers against the hard labels", head, rows)
+
+
+def _order(found: Findings) -> Table:
+    rows = []
+    for one in (one for language in found.supervised for one in found.teachers[language].sets):
+        reading = clip(one.order.reading(found.task.classes), 80) or "the declared one"
+        verdict = "REFUTED" if one.order.is_refuted else "passed"
+        rows.append([one.name, percent(one.order.declared), percent(one.order.best), reading, verdict])
+    head = ["soft labels", "accuracy as declared", "with the best order", "the best order", "gate"]
+    return Table("The class-order gate, over all labelled examples", head, rows)

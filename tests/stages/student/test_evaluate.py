@@ -1,0 +1,45 @@
+"""What `student evaluate` writes for whoever compares models: predictions and plots."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from pipeline.params import load_params
+from stages.data.examples import SPLITS, has_split
+from stages.results.measures import by_confidence, probabilities
+from stages.results.predictions import read_predictions
+
+
+def test_predictions_are_the_students_logits_in_the_order_of_the_data(finished: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    task = load_params(Path("params.yaml")).task
+    folder = "artifacts/student"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
+    predictions = read_predictions(task, "student")
+    assert set(predictions) == {
+        (language, split) for language in task.languages for split in SPLITS[1:] if has_split(language, split)
+    }
+    for language, language_id in (("en", 1), ("nl", -1)):
+        one = predictions[language, "test"]
+        assert one.branch == ("en" if language == "en" else "mixture")
+        inputs = tokenizer(one.examples["text"].to_pylist(), padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            logits = model(**inputs, language_ids=torch.full((12,), language_id)).logits
+        np.testing.assert_allclose(one.logits, logits.numpy(), atol=1e-5)
+
+
+def test_plots_of_dvc_hold_the_numbers_of_the_predictions(finished: Path) -> None:
+    task = load_params(Path("params.yaml")).task
+    student = read_predictions(task, "student")
+    plots = {path.stem: json.loads(path.read_text()) for path in Path("artifacts/plots").iterdir()}
+    one = student["nl", "test"]
+    counts = [row["count"] for row in plots["confusion"] if row["kind"] == "zero_shot"]
+    assert counts == confusion_matrix(one.labels, one.predicted, labels=range(3)).ravel().tolist()
+    bins = by_confidence(probabilities(one.logits), one.labels)
+    accuracies = [row["zero_shot"] for row in plots["calibration"]]
+    assert accuracies == [a if n else None for a, n in zip(bins.accuracy, bins.counts, strict=True)]
