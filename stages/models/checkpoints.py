@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
 from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainingArguments
 
 from cache import canonical_json, write_atomically
 from stages.dependencies import code_digests
@@ -22,6 +27,7 @@ _CHECKPOINTS = Path(".checkpoints")
 
 
 _MADE_BY = "made_by.json"
+_SECONDS = 300  # between checkpoints
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:
@@ -102,3 +108,55 @@ def _changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[s
         if now["versions"][library] != version
     ]
     return code + versions
+
+
+class BestInMemory(TrainerCallback):
+    """Keeps the weights of the best validation in memory, and writes a checkpoint every few minutes.
+
+    A checkpoint holds the weights and, twice as large, the optimizer's state: to write one after each epoch
+    takes longer than many an epoch.
+
+    Attributes:
+        accuracy: The best that validation has seen, in [0, 1].
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Take up what an interrupted run has left.
+
+        Args:
+            folder: Where the training keeps its checkpoints.
+        """
+        self.accuracy = -1.0
+        self._file = folder / "best.safetensors"
+        self._weights: dict[str, Tensor] = {}
+        self._saved = time.monotonic()
+        if self._file.is_file():
+            with safe_open(self._file, "pt") as file:
+                self.accuracy = float(file.metadata()["accuracy"])
+                self._weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: Any,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Compare with the best so far; ask for a checkpoint where the last one is old."""
+        assert metrics is not None
+        if metrics["eval_accuracy"] > self.accuracy:
+            self.accuracy = metrics["eval_accuracy"]
+            self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        # The processes of a training ask their own clocks, and must save together.
+        (is_time,) = broadcast_object_list([time.monotonic() - self._saved >= _SECONDS])
+        if is_time:
+            if process_index() == 0:
+                write_atomically(self._file, save(self._weights, {"accuracy": repr(self.accuracy)}))
+            self._saved = time.monotonic()
+            control.should_save = True
+
+    def restore(self, model: Any) -> None:
+        """Give a model the best weights."""
+        model.load_state_dict(self._weights)

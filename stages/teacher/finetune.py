@@ -17,7 +17,7 @@ from stages.data.examples import examples_digest, pretraining_texts, read_exampl
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
-from stages.models.checkpoints import checkpoints_of
+from stages.models.checkpoints import BestInMemory, checkpoints_of
 from stages.models.loading import loading, require_max_tokens
 from stages.models.pins import fetch, pin, resolve
 from stages.models.processes import alone, process_index, wait_for
@@ -219,9 +219,7 @@ def _train(
             max_steps=params.epochs * steps_per_epoch,
             label_smoothing_factor=params.label_smoothing,
             eval_strategy="epoch",
-            save_strategy="epoch",
-            load_best_model_at_end=True,
-            metric_for_best_model="accuracy",
+            save_strategy="no",
         ),
         train_dataset=texts_of(
             task, splits["train"], subword_dropout=params.subword_dropout, seed=params.seed
@@ -230,8 +228,11 @@ def _train(
         data_collator=Collator(tokenizer, params.max_tokens),
         compute_metrics=accuracy,
     )
+    best = BestInMemory(checkpoints)
+    trainer.add_callback(best)
     run(trainer, title=name)
+    best.restore(model)
     if process_index() == 0:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return float(trainer.state.best_metric or 0.0)
+    return best.accuracy
