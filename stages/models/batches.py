@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+import stages.models.quiet  # noqa: F401
 from stages.errors import StageError
 
 # What a tokenizer is given at once, at most: texts, and about so many characters.

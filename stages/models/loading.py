@@ -6,7 +6,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-import stages.models.quiet  # noqa: F401
 from stages.errors import StageError
 from stages.hub import first_line
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+import stages.models.quiet  # noqa: F401
 from stages.errors import StageError
 from stages.models.configuration_mblm import MBLMConfig
 from stages.models.loading import loading

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+import stages.models.quiet  # noqa: F401
 from stages.errors import StageError
 
 SPLIT_MARK = "\u2063"

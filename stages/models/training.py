@@ -18,7 +18,6 @@ from transformers import EvalPrediction, Trainer, TrainerState, TrainingArgument
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-import stages.models.quiet  # noqa: F401
 from stages.errors import StageError
 from stages.models.checkpoints import last_complete_checkpoint
 from stages.models.processes import n_processes, process_index
