@@ -113,7 +113,7 @@ def label_all(params: PipelineParams, options: Options, more: Sequence[str]) -> 
             if code:
                 failed.append(work[done])
             else:
-                typer.echo(f"{work[done]}: {out.strip()}")
+                typer.echo(out.strip())
     if failed:
         raise StageError(f"not labelled: {', '.join(sorted(failed))}; the reason stands above")
 

@@ -73,7 +73,7 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
     read = reader_of(task, revision)
     examples: dict[str, dict[Split, int]] = {}
     overlap = {}
-    for language in Bar(task.languages, desc="prepare", unit="language", leave=False):
+    for language in Bar(task.languages, desc="prepare", unit="language"):
         supervised = language in task.supervised
         tables: dict[Split, pa.Table] = {}
         for split in SPLITS if supervised else SPLITS[1:]:

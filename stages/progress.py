@@ -14,6 +14,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what tqdm takes."""
         self._moves = sys.stderr.isatty()
+        kwargs.setdefault("leave", False)  # what is done is said in a line by the stage
         if not self._moves:
             kwargs |= {"mininterval": _SECONDS, "maxinterval": _SECONDS, "delay": _SECONDS}
         super().__init__(*args, **kwargs)
@@ -25,9 +26,3 @@ class Bar(tqdm):  # type: ignore[type-arg]
         elif msg is None:
             self.fp.write(f"{self}\n")
             self.fp.flush()
-
-    def close(self) -> None:
-        """End the bar; a log needs no last line, for the stage says what it did."""
-        if not self._moves:
-            self.leave = False
-        super().close()

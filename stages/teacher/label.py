@@ -37,12 +37,14 @@ class Labelled:
     """What a run of stage one did.
 
     Attributes:
+        language: Of the examples.
         examples: Soft labels in the language's sets, one set per teacher.
         labelled: Of these, how many went through a teacher now; the others came from the store.
         accuracy: Per split, the share of examples on which the teacher, or the average of the teachers,
             agrees with the hard label.
     """
 
+    language: str
     examples: int
     labelled: int
     accuracy: dict[str, float]
@@ -51,7 +53,7 @@ class Labelled:
         """Say it in one line."""
         accuracies = ", ".join(f"{split} {value:.1%}" for split, value in self.accuracy.items())
         return (
-            f"{self.examples:,} soft labels, {self.labelled:,} of them new; "
+            f"{self.language}: {self.examples:,} soft labels, {self.labelled:,} of them new; "
             f"the teacher's accuracy: {accuracies}"
         )
 
@@ -75,7 +77,7 @@ class LabelledPart:
     def line(self) -> str:
         """Say it in one line."""
         return (
-            f"part {self.part.number}/{self.part.of}: {self.examples:,} soft labels in the store, "
+            f"{self.language}: part {self.part.number}/{self.part.of}: {self.examples:,} soft labels in the store, "
             f"{self.labelled:,} of them new; once all parts are there, write the set with: "
             f"python -m pipeline teacher label --language {self.language}"
         )
@@ -144,7 +146,7 @@ def label(
         METRICS / "teachers" / f"{language}.json",
         json.dumps({split: {"accuracy": value} for split, value in accuracy.items()}).encode(),
     )
-    return Labelled(len(teacher.all) * len(examples), n_labelled, accuracy)
+    return Labelled(language, len(teacher.all) * len(examples), n_labelled, accuracy)
 
 
 def label_part(

@@ -74,7 +74,7 @@ def test_a_part_counts_what_the_store_has_and_not_what_was_asked_for(
 def test_the_old_name_of_a_part_works_with_a_warning(finished: Path, run: Run) -> None:
     done = run(*LABEL, "--shard", "1/2")
     assert done.code == 0
-    assert done.out.startswith("part 1/2: ")
+    assert done.out.startswith("de: part 1/2: ")
     assert done.err.startswith(
         "warning: --shard is called --part now; the old name goes with the next release"
     )
