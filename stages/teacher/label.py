@@ -77,8 +77,8 @@ class LabelledPart:
     def line(self) -> str:
         """Say it in one line."""
         return (
-            f"{self.language}: part {self.part.number}/{self.part.of}: {self.examples:,} soft labels in the store, "
-            f"{self.labelled:,} of them new; once all parts are there, write the set with: "
+            f"{self.language}: part {self.part.number}/{self.part.of}: {self.examples:,} soft labels in the "
+            f"store, {self.labelled:,} of them new; once all parts are there, write the set with: "
             f"python -m pipeline teacher label --language {self.language}"
         )
 
