@@ -24,13 +24,14 @@ all-stages: export OMP_NUM_THREADS := 1
 all-stages:
 	@echo "Four teachers, their soft labels, a student and its baseline: about four minutes on two cores."
 	@dvc repro --quiet prepare
-	@{ echo student-pretrain; dvc stage list --name-only | grep '^teacher-label@'; } | $(two-at-once)
+	@{ echo student-pretrain; dvc stage list --name-only | sed -n 's/^teacher-label\(@.*\)/teacher-finetune\1 &/p'; } | \
+		$(two-at-once)
 	@printf '%s\n' student-distill student-baseline | $(two-at-once)
 	@dvc repro --quiet
 
 # Bars side by side need a line each: tqdm takes it from the environment, where xargs can number what it starts.
-two-at-once = xargs -P 2 -n 1 $(shell xargs --process-slot-var=X true < /dev/null 2> /dev/null && \
-	echo --process-slot-var=TQDM_POSITION) dvc --wait-for-lock repro --quiet
+two-at-once = xargs -P 2 -L 1 $(shell xargs --process-slot-var=X true < /dev/null 2> /dev/null && \
+	echo --process-slot-var=TQDM_POSITION) dvc --wait-for-lock repro --quiet --single-item
 
 test: .venv/installed-test
 	ruff check .

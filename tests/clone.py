@@ -5,8 +5,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from ruamel.yaml import YAML
 from tiny import ROOT
+from warm import warm_python
+
+DVC_STAGES = {
+    *(f"teacher-{what}@{language}" for what in ("finetune", "label") for language in ("de", "en")),
+    *("plan", "prepare", "report"),
+    *("student-pretrain", "student-distill", "student-baseline", "student-evaluate"),
+}
+"""The stages of the small task."""
+
+TEACHERS = {stage for stage in DVC_STAGES if stage.startswith("teacher")}
 
 
 def clone(folder: Path) -> None:
@@ -29,10 +41,12 @@ def commit_all(folder: Path, message: str, *before: list[str]) -> None:
         output_of(folder, "git", *command)
 
 
-def environment(home: Path) -> dict[str, str]:
+def environment(home: Path, prefix: tuple[str, ...] = ()) -> dict[str, str]:
+    """Give what commands in a clone see: stages that DVC starts are forked where their imports are done."""
+    programs = [str(Path(warm_python(*prefix)).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
     return {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": os.pathsep.join(programs),
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / "cache"),
         "MBLM_TEACHER_CACHE": str(home / "store"),
@@ -45,14 +59,14 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def dvc(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
-    return output_of(folder, *prefix, "dvc", *arguments)
+    return output_of(folder, "dvc", *arguments, prefix=prefix)
 
 
-def output_of(folder: Path, *command: str) -> str:
+def output_of(folder: Path, *command: str, prefix: tuple[str, ...] = ()) -> str:
     done = subprocess.run(
-        command,
+        [*prefix, *command],
         cwd=folder,
-        env=environment(folder.parent),
+        env=environment(folder.parent, prefix),
         capture_output=True,
         text=True,
         check=False,
@@ -64,3 +78,18 @@ def output_of(folder: Path, *command: str) -> str:
 def stages_run(output: str) -> set[str]:
     marker = "Running stage '"
     return {line.split("'")[1] for line in output.splitlines() if line.startswith(marker)}
+
+
+def make(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
+    """Run make as after its installation."""
+    installed = ("--no-print-directory", "--old-file", ".venv/installed")
+    return output_of(folder, "make", *installed, *arguments, prefix=prefix)
+
+
+def change(folder: Path, **values: Any) -> None:
+    """Change section student.distill of a clone's params.yaml."""
+    path = folder / "params.yaml"
+    params = YAML(typ="safe").load(path)
+    params["student"]["distill"] |= values
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(params, file)

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tiny import COMMANDS, Ran, Run, tiny_params, write_input, write_params
+from clone import DVC_STAGES, clone, commit_all, make
+from ruamel.yaml import YAML
+from tiny import COMMANDS, Ran, Run, may_unshare, tiny_params, write_input, write_params
 
 from cache import SoftLabels, SoftLabelSet
 from pipeline.params import load_params
@@ -102,6 +104,34 @@ def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MBLM_TEACHER_CACHE", str(folder / "store"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def reproduced_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with the small task in which `make demo` has run once; not to be changed.
+
+    A new network namespace has no interface but a loopback that is down: nothing needed a network.
+    """
+    folder = tmp_path_factory.mktemp("dvc") / "clone"
+    clone(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_params(tiny_params())
+        write_input(folder)
+    commit_all(folder, "start", ["init", "-q"])
+    output = make(folder, "demo", prefix=("unshare", "-rn") if may_unshare("-rn") else ())
+    assert output.startswith("Four teachers, their soft labels, a student and its baseline: about ")
+    assert set(YAML(typ="safe").load(folder / "dvc.lock")["stages"]) == DVC_STAGES
+    commit_all(folder, "reproduced")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reproduced(reproduced_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the clone, with its store and cache, for the tests of a file."""
+    home = tmp_path_factory.mktemp("copy") / "home"
+    shutil.copytree(reproduced_once.parent, home, symlinks=True)
+    return home / reproduced_once.name
 
 
 @pytest.fixture

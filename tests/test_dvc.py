@@ -1,61 +1,28 @@
 """The pipeline under real DVC: what runs, what does not, experiments, metrics, and no network."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from clone import clone, commit_all, dvc, output_of, stages_run
+from clone import TEACHERS, change, dvc, make, stages_run
 from ruamel.yaml import YAML
-from tiny import examples, may_unshare, tiny_params, write_input, write_jsonl, write_params
+from tiny import examples, may_unshare, write_jsonl
 
 from pipeline.params import load_params
 
 pytestmark = pytest.mark.slow
 
-TEACHERS = {f"teacher-{what}@{language}" for what in ("finetune", "label") for language in ("de", "en")}
-ALL = TEACHERS | {
-    "plan",
-    "prepare",
-    "student-pretrain",
-    "student-distill",
-    "student-baseline",
-    "student-evaluate",
-    "report",
-}
 
-
-def change(folder: Path, **values: Any) -> None:
-    path = folder / "params.yaml"
-    params = YAML(typ="safe").load(path)
-    params["student"]["distill"] |= values
-    with path.open("w", encoding="utf-8") as file:
-        YAML(typ="safe").dump(params, file)
-
-
-@pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with the small task in which `dvc repro` has run once, cut off from every network."""
-    folder = tmp_path_factory.mktemp("dvc") / "clone"
-    clone(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        write_params(tiny_params())
-        write_input(folder)
-    commit_all(folder, "start", ["init", "-q"])
-    # A new network namespace has no interface but a loopback that is down.
-    output = dvc(folder, "repro", prefix=("unshare", "-rn") if may_unshare("-rn") else ())
-    assert stages_run(output) == ALL
-    commit_all(folder, "reproduced")
-    return folder
-
-
-def test_a_second_repro_runs_nothing(reproduced: Path) -> None:
+def test_after_make_demo_nothing_is_left_to_do(reproduced: Path) -> None:
     assert stages_run(dvc(reproduced, "repro")) == set()
     assert "up to date" in dvc(reproduced, "status")
+    lock = (reproduced / "dvc.lock").read_bytes()
+    table = (reproduced / "artifacts/report/accuracy.md").read_text(encoding="utf-8")
+    page = reproduced / "artifacts/report/report.html"
+    assert make(reproduced, "demo") == f"\n{table}\nThe report: {page}\n"
+    assert (reproduced / "dvc.lock").read_bytes() == lock
 
 
 @pytest.mark.skipif(
@@ -152,46 +119,6 @@ def test_one_new_example_labels_one(reproduced: Path) -> None:
     dvc(reproduced, "repro")
 
 
-@pytest.mark.parametrize(("where", "variant"), [((), "branches"), (("--temp",), "distill")])
-def test_experiments_run_in_place_and_apart(reproduced: Path, where: tuple[str, ...], variant: str) -> None:
-    output = dvc(reproduced, "exp", "run", *where, "-S", f"student.distill.variant={variant}")
-    ran = stages_run(output)
-    assert "student-distill" in ran
-    assert not ran & (TEACHERS | {"prepare", "student-pretrain", "student-baseline"})
-    assert "plan" in ran
-    shown = dvc(reproduced, "exp", "show", "--csv")
-    assert variant in shown
-    subprocess.run(["git", "checkout", "-q", "."], cwd=reproduced, check=True)
-    dvc(reproduced, "checkout")
-
-
-def test_metrics_and_plots_say_something(reproduced: Path) -> None:
-    metrics = json.loads(dvc(reproduced, "metrics", "show", "--json"))[""]["data"]
-    (summary,) = metrics.values()
-    assert summary["data"] == json.loads((reproduced / "artifacts/report/summary.json").read_text())
-    columns = dvc(reproduced, "exp", "show", "--csv").splitlines()[0].split(",")
-    assert {"supervised.student", "zero_shot.student", "supervised.calibration_error"} <= set(columns)
-    assert sum(column.startswith(("supervised", "zero_shot")) for column in columns) == 10
-    change(reproduced, epochs=3, variant="branches")
-    dvc(reproduced, "repro")
-    assert "artifacts/report/summary.json" in dvc(reproduced, "metrics", "diff", "--all")
-    dvc(reproduced, "plots", "diff", "HEAD", "workspace")
-    page = (reproduced / "dvc_plots/index.html").read_text(encoding="utf-8")
-    specs = [json.loads(spec) for spec in re.findall(r"var spec = (\{.*?\});\s*vegaEmbed", page, re.DOTALL)]
-    assert [spec["title"]["text"] for spec in specs] == [
-        "Test accuracy per language",
-        "Every branch on every language",
-        "What is taken for what",
-        "Calibration of the student",
-        "Training losses",
-        "Validation accuracy while training",
-    ]
-    for spec in specs:
-        assert {row["rev"] for row in spec["data"]["values"]} == {"HEAD", "workspace"}
-    subprocess.run(["git", "checkout", "-q", "."], cwd=reproduced, check=True)
-    dvc(reproduced, "checkout")
-
-
 def test_soft_labels_travel_by_push_and_pull_and_suffice_for_stage_two(reproduced: Path) -> None:
     remote, other = reproduced.parent / "remote", reproduced.parent / "other"
     dvc(reproduced, "remote", "add", "--default", "--local", "-f", "there", str(remote))
@@ -202,36 +129,3 @@ def test_soft_labels_travel_by_push_and_pull_and_suffice_for_stage_two(reproduce
     assert not (other / "artifacts/teachers").exists()
     output = dvc(other, "repro", "--force", "--single-item", "student-distill")
     assert stages_run(output) == {"student-distill"}
-
-
-def make(folder: Path, *arguments: str) -> str:
-    """Run make as after its installation."""
-    return output_of(folder, "make", "--no-print-directory", "--old-file", ".venv/installed", *arguments)
-
-
-def test_the_ablation_runs_when_asked_for_and_goes_on_where_it_was(reproduced: Path) -> None:
-    """All but one run are made; what is left, or changes, is made at the next call, and nothing else."""
-    ablation = ("--cd", "ablation")
-    runs = [f"{variant}-{seed}" for variant in ("finetune", "mblm") for seed in (0, 1)]
-    dvc(reproduced, *ablation, "repro", *(f"train@{run}" for run in runs[1:]))
-    assert stages_run(dvc(reproduced, "repro")) == set()
-    assert "up to date" in dvc(reproduced, "status")
-    dvc(reproduced, "checkout")  # fails where a stage that it knows of has not run
-
-    output = make(reproduced, "ablation", "JOBS=2")
-    assert stages_run(output) == {f"train@{runs[0]}", "compare"}
-    assert output.endswith((reproduced / "ablation/artifacts/test.md").read_text(encoding="utf-8"))
-    assert "up to date" in dvc(reproduced, *ablation, "status", "compare")
-
-    params = (reproduced / "params.yaml").read_text(encoding="utf-8")
-    changed = YAML(typ="safe").load(params)
-    changed["student"]["distill"]["mixture"]["loss_weight"] = 0.4
-    with (reproduced / "params.yaml").open("w", encoding="utf-8") as file:
-        YAML(typ="safe").dump(changed, file)
-    output = make(reproduced, "ablation", "JOBS=2")
-    assert stages_run(output) == {"plan", "train@mblm-0", "train@mblm-1", "compare"}
-    output = make(reproduced, "sweep")
-    assert stages_run(output) == {"train-sweep@run0-1", "train-sweep@run1-1", "compare-sweep"}
-    assert "lambda-0.9" in output.splitlines()[-5]
-    (reproduced / "params.yaml").write_text(params, encoding="utf-8")
-    assert stages_run(make(reproduced, "ablation")) <= {"plan"}  # DVC has kept what these parameters gave

@@ -28,6 +28,7 @@ from tiny import (
     write_jsonl,
     write_params,
 )
+from warm import warm_python
 
 from cache import SoftLabelSet, example_ids
 from stages.models.checkpoints import checkpoints_of
@@ -215,7 +216,7 @@ def test_labelling_that_is_stopped_keeps_what_it_has(finished: Path, stop: signa
     assert process.returncode == 130
     assert "stopped; 10 of 57 soft labels are kept" in err
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *LABEL],
+        [warm_python(), "-m", "pipeline", *LABEL],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -359,7 +360,7 @@ def test_training_is_deterministic_and_the_seed_matters(finished: Path, run: Run
 def stop_after_a_checkpoint(options: list[str], code: Path = ROOT) -> None:
     """Start `student distill` in a process of its own, and kill it once it has a second checkpoint."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "student", "distill", *options],
+        [warm_python(), "-m", "pipeline", "student", "distill", *options],
         env={**os.environ, "PYTHONPATH": str(code)},
         stderr=subprocess.DEVNULL,
     )
@@ -370,6 +371,7 @@ def stop_after_a_checkpoint(options: list[str], code: Path = ROOT) -> None:
         time.sleep(0.005)
     process.kill()
     process.wait()
+    time.sleep(0.5)  # the training ends with the one that asked for it, a moment later
 
 
 @pytest.mark.slow
@@ -383,7 +385,7 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: 
     (unfinished.with_name("checkpoint-99") / "trainer_state.json").write_text("{")
     assert not Path("artifacts/student").exists()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline", "student", "distill"]
+    command = [warm_python(), "-m", "pipeline", "student", "distill"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "going on from" in done.stderr
     after = load_file("artifacts/student/model.safetensors")
@@ -400,7 +402,7 @@ def test_a_training_goes_on_over_changed_code_only_when_told_to_and_the_card_say
     for package in ("cache", "pipeline", "stages"):
         shutil.copytree(ROOT / package, code / package)
     objective = code / "stages/student/objective.py"
-    command = [sys.executable, "-m", "pipeline", "student", "distill"]
+    command = [warm_python(), "-m", "pipeline", "student", "distill"]
 
     def go_on(*options: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(code)}

@@ -13,6 +13,7 @@ import pytest
 from labels import FORMATS, producer, soft_labels, texts
 from moto.server import ThreadedMotoServer
 from tiny import LABEL, ROOT, Run, may_unshare
+from warm import warm_python
 
 from cache import Store, StoreError, UnreadableError, example_ids
 from cache.commands.compact import compact
@@ -303,7 +304,7 @@ def test_a_store_that_cannot_be_reached_is_one_line(
     finished: Path, s3_server: str, url: str, environment: dict[str, str], message: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *LABEL],
+        [warm_python(), "-m", "pipeline", *LABEL],
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),

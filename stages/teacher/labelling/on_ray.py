@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from cache import CacheError, Lookup, Producer, Store, TopKChange
 from stages.artifacts import ARTIFACTS
@@ -120,8 +122,9 @@ class OnRay:
         misses = np.flatnonzero(~lookup.found)
         at_most = min(params.shard_examples, -(-len(misses) // (_BLOCKS_PER_ACTOR * self._n_actors)))
         shards = shards_to_label(examples, misses, at_most=at_most)
-        title = f"label '{examples.language}' ({self._n_actors} actors)"
-        with measuring(store) as changes, Progress(title, sum(one.n_bytes for one in shards)) as progress:
+        tqdm.write(f"{examples.language}: {self._n_actors} actors share the work", file=sys.stderr)
+        n_bytes = sum(one.n_bytes for one in shards)
+        with measuring(store) as changes, Progress(f"label '{examples.language}'", n_bytes) as progress:
             blocks = [ray.put(_block(examples, shard.positions)) for shard in shards]
             files = {path.name: ray.put(path.read_bytes()) for path in model_files(folder)}
             try:

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from processes import Alone, let_teacher_speak
 from tiny import LABEL, ROOT, Run, examples, tiny_params, use_ready_teacher, write_jsonl, write_params
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from warm import warm_python
 
 from cache import SoftLabels, SoftLabelSet, Store, StoreError
 from cache.store import producer_ids
@@ -49,7 +49,7 @@ def test_parts_have_nothing_in_common_and_are_everything_together(
     assert "write the set with: python -m pipeline teacher label --language de" in done[1].out
     assert not (SOFT_LABELS / "de/manifest.json").exists()
     again = [run(*LABEL, "--part", f"{i}/5") for i in range(1, 6)]  # another count: only what is missing
-    assert sum(int(one.out.split()[8]) for one in again) == len(alone) - len(labelled)
+    assert sum(int(one.out.split()[9]) for one in again) == len(alone) - len(labelled)
     assert sorted(alone.ids_in(root)) == sorted(alone.ids.to_pylist())
     assert "57 cached, 0 to label" in run(*LABEL).err
     alone.require_same_set(finished)
@@ -141,7 +141,7 @@ def test_a_stop_reaches_every_language_once_and_keeps_what_is_computed(finished:
     params["teacher"]["label"] |= {"batch_tokens": 8}
     write_params(params)
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "teacher", "label", "--language", "all", "--jobs", "2"],
+        [warm_python(), "-m", "pipeline", "teacher", "label", "--language", "all", "--jobs", "2"],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(finished), str(ROOT)]),

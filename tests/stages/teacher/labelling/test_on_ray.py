@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from processes import Alone, let_teacher_speak
 from tiny import CLASSES, LABEL, ROOT, Run, set_bias, tiny_params, write_jsonl, write_params
+from warm import warm_python
 
 from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS
@@ -84,7 +84,7 @@ def many(finished: Path, run: Run) -> Alone:
 
 
 def start(address: str, root: Path | str, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipeline", *LABEL, "--engine", "ray", "--address", address, *options]
+    command = [warm_python(), "-m", "pipeline", *LABEL, "--engine", "ray", "--address", address, *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MBLM_TEACHER_CACHE": str(root)}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -121,7 +121,7 @@ def test_what_is_killed_costs_only_what_it_had_in_its_hands(
     assert process.returncode == 0, err[-3000:]
     total = len(many)
     assert f"{total:,} soft labels" in out
-    assert "(2 actors)" in err
+    assert "de: 2 actors share the work" in err
     in_store = many.ids_in(root)
     assert set(in_store) == set(many.ids.to_pylist())
     assert len(in_store) - total <= total // 8 + 1  # at most the block that was in its hands

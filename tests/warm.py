@@ -1,0 +1,169 @@
+"""`python -m pipeline` without the seconds that its imports take: a process that has done them forks.
+
+Tests start the pipeline in processes of its own some hundred times. Where what a process imports is not the
+point, they put `warm_python()` in the place of ``python``. It is a script that asks a server to run the same
+command in the caller's folder and environment and with its files, and that passes signals on. Nothing of ours
+is imported before the fork: the code is that of the folder that the command runs in. Anything but
+``-m pipeline`` goes to the real Python.
+"""
+
+import array
+import atexit
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    *("accelerate", "babel", "datasets", "fsspec", "jinja2", "matplotlib.figure", "numpy", "pandas", "peft"),
+    *("pyarrow.compute", "pyarrow.csv", "pyarrow.json", "pyarrow.parquet", "pydantic", "rich.table"),
+    *("ruamel.yaml", "safetensors.torch", "scipy.optimize", "scipy.stats", "sklearn.metrics", "tabulate"),
+    *("tokenizers", "torch", "tqdm", "transformers", "transformers.models.modernbert.modeling_modernbert"),
+    *("transformers.models.roberta.modeling_roberta", "transformers.trainer", "typer", "zarr"),
+)
+
+CLIENT = """#!{python} -IS
+import array, json, os, signal, socket, sys
+arguments = sys.argv[1:]
+if arguments[:2] != ["-m", "pipeline"]:
+    os.execv({python!r}, [{python!r}, *arguments])
+server = socket.socket(socket.AF_UNIX)
+server.connect({socket!r})
+request = json.dumps([arguments[2:], os.getcwd(), dict(os.environ)]).encode()
+files = array.array("i", [0, 1, 2]).tobytes()
+server.sendmsg([len(request).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+server.sendall(request)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda number, _: server.send(bytes([number])))
+code = int.from_bytes(server.recv(4), "big", signed=True)
+if code < 0:  # as a process that a signal ended
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+@cache
+def warm_python(*prefix: str) -> str:
+    """Start a server, once, and give the script to start in the place of Python.
+
+    Args:
+        prefix: What starts the server, such as ``unshare -rn``, which is then where all its processes run.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    address = folder / "socket"
+    settings = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    command = [*prefix, sys.executable, __file__, str(address)]
+    server = subprocess.Popen(command, env=os.environ | settings, start_new_session=True)
+    atexit.register(server.kill)
+    while not address.exists():
+        assert server.poll() is None
+        time.sleep(0.05)
+    script = folder / "python"
+    script.write_text(CLIENT.format(python=sys.executable, socket=str(address)))
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return str(script)
+
+
+def serve(address: str) -> tuple[list[str], str, dict[str, str]]:
+    """Import the libraries and fork for each request; returns in the process that is to run one."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.freeze()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{address}.new")
+    listener.listen(64)
+    os.rename(f"{address}.new", address)  # noqa: PTH104 - a socket is no file to pathlib
+    while True:
+        connection, _ = listener.accept()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whose processes are nobody's to wait for
+        if os.fork():
+            connection.close()
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        listener.close()
+        size, files = receive(connection)
+        request: tuple[list[str], str, dict[str, str]] = json.loads(connection.recv(size, socket.MSG_WAITALL))
+        process = os.fork()
+        if process:
+            watch(process, connection)
+        connection.close()
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        return request
+
+
+def receive(connection: socket.socket) -> tuple[int, list[int]]:
+    """Take the size of a request, and the caller's files."""
+    data, told, _, _ = connection.recvmsg(4, socket.CMSG_LEN(3 * 4))
+    files = array.array("i")
+    for _, _, values in told:
+        files.frombytes(values)
+    return int.from_bytes(data, "big"), list(files)
+
+
+def watch(process: int, connection: socket.socket) -> None:
+    """Pass signals on to a process, tell how it ended, and end with it; it does not outlive the caller."""
+    while True:
+        if select.select([connection], [], [], 0.01)[0]:
+            told = connection.recv(1)
+            os.kill(process, told[0] if told else signal.SIGKILL)
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            try:
+                connection.send(code.to_bytes(4, "big", signed=True))
+            finally:
+                os._exit(0)
+
+
+def run(arguments: list[str], folder: str, environment: dict[str, Any]) -> None:
+    """Be the process that was asked for."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    ours = str(Path(__file__).parent)
+    paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:] = [folder, *paths, *(path for path in sys.path if path != ours)]
+    sys.argv = ["pipeline", *arguments]
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
+    runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+
+
+def end_with(ending: BaseException | None) -> None:
+    """End as Python does, but for taking the libraries apart, which takes a second."""
+    code = 0
+    if isinstance(ending, SystemExit):
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    elif ending is not None:
+        traceback.print_exception(ending)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    request = serve(sys.argv[1])
+    try:
+        run(*request)
+    except BaseException as error:
+        end_with(error)
+    end_with(None)
