@@ -134,6 +134,27 @@ def reproduced(reproduced_once: Path, tmp_path_factory: pytest.TempPathFactory) 
     return home / reproduced_once.name
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A real S3 server on loopback, which the environment names."""
+    from moto.server import ThreadedMotoServer  # slow import
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(key, value)
+        yield f"http://{host}:{port}"
+    server.stop()
+
+
 @pytest.fixture
 def varied(finished: Path, run: Run) -> Path:
     """A finished run in which students and teachers of some skill say different things."""

@@ -175,7 +175,7 @@ def test_a_shared_training_that_was_killed_and_stopped_ends_as_if_it_had_not(fin
 
 
 def errors(err: str) -> list[str]:
-    return [line for line in err.splitlines() if line.startswith("error: ")]
+    return re.findall(r"\berror: [^\r\n]*", err)
 
 
 def test_a_loss_that_is_no_number_ends_both_processes_in_one_line(finished: Path) -> None:

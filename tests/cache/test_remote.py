@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -11,7 +10,6 @@ import fsspec
 import numpy as np
 import pytest
 from labels import FORMATS, producer, soft_labels, texts
-from moto.server import ThreadedMotoServer
 from tiny import LABEL, ROOT, Run, may_unshare
 from warm import warm_python
 
@@ -23,24 +21,6 @@ from cache.commands.repair import repair
 from cache.commands.transfer import compare, copy
 from cache.commands.verify import verify
 from cache.store import producer_ids
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(key, value)
-        yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture
