@@ -89,7 +89,15 @@ def tiny_params() -> dict[str, Any]:
         "folds": 1,
     }
     params["teachers"] = {"de": dict(teacher), "en": dict(teacher)}
-    size = {"architecture": "roberta", "layers": 2, "hidden": 16, "heads": 2, "merges": 30, "mlm_steps": 2, "mlm_batch_size": 4}
+    size = {
+        "architecture": "roberta",
+        "layers": 2,
+        "hidden": 16,
+        "heads": 2,
+        "merges": 30,
+        "mlm_steps": 2,
+        "mlm_batch_size": 4,
+    }
     params["teacher"]["finetune"]["scratch"] |= size
     params["teacher"]["finetune"] |= {"epochs": 2, "batch_size": 6}
     params["student"]["pretrain"]["scratch"] |= size

@@ -70,7 +70,7 @@ class ByBranch(NamedTuple):
     Attributes:
         language: The examples' language.
         split: Their split.
-        examples: As `stages.data.task.read_examples` gives them.
+        examples: As `stages.data.examples.read_examples` gives them.
         used: The branch that the language uses, or ``mixture``.
         logits: By branch; each of shape ``(N, C)``.
     """
@@ -110,7 +110,7 @@ def answers(
     """
     name = folder.name
     model, tokenizer = load_student(folder, command=command)
-    model.to(torch.accelerator.current_accelerator() or torch.device("cpu"))  # type: ignore[arg-type]  # its decorator hides self
+    model.to(torch.accelerator.current_accelerator() or torch.device("cpu"))  # type: ignore[arg-type]  # as in predict
     if (class_names(model.config), model.config.languages) != (task.classes, task.supervised):
         raise StageError(
             f"the student in {folder} was trained for other classes or languages than params.yaml names; "
