@@ -3,15 +3,13 @@
 import shutil
 from collections.abc import Mapping
 
-import numpy as np
-
 from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION
 from stages.data.examples import SPLITS
 from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.models.pins import model_folder
-from stages.results.predictions import Predictions, write_predictions
+from stages.results.predictions import validation_accuracy, write_predictions
 from stages.student.distill import distill
 from stages.student.evaluate import answers
 from stages.student.params import StudentSection, Teachers
@@ -61,17 +59,6 @@ def train(
     folder = ABLATION / ("predictions" if is_variant else "sweep")
     write_predictions(task, name, predictions, folder=folder)
     shutil.rmtree(model)
-    return f"{run}, seed {seed}: {_validation_accuracy(task, predictions)}"
-
-
-def _validation_accuracy(task: TaskParams, predictions: list[Predictions]) -> str:
-    accuracies = {
-        kind: [
-            (one.predicted == one.labels).mean()
-            for one in predictions
-            if one.split == "validation" and one.language in languages
-        ]
-        for kind, languages in task.groups.items()
-    }
-    means = [f"{kind} {np.mean(found):.1%}" for kind, found in accuracies.items() if found]
-    return f"{', '.join(means)} (validation)"
+    averages = validation_accuracy(task, predictions).items()
+    said = ", ".join(f"{kind} {value:.1%}" for kind, value in averages)
+    return f"{run}, seed {seed}: {said} (validation)"

@@ -17,7 +17,7 @@ from stages.errors import StageError
 from stages.page.result import Result
 from stages.page.taught import Taught, read_taught
 from stages.results.measures import Bins, by_confidence, fit_temperature
-from stages.results.predictions import Predictions, read_predictions
+from stages.results.predictions import Predictions, read_predictions, validation_accuracy
 
 Curve = list[dict[str, float]]
 """Points of a training: ``step``, and what was measured there, by name."""
@@ -121,7 +121,7 @@ def find(task: TaskParams, params: Mapping[str, Any]) -> Findings:
             (row["language"], row["branch"]): row["accuracy"] for row in by_branch if row["split"] == "test"
         },
         used={one.language: one.branch for one in predictions.values()},
-        validation_accuracy=_validation_accuracy(task, predictions),
+        validation_accuracy=validation_accuracy(task, predictions.values()),
         losses=_read_json(STUDENT / "losses.json", "student distill"),
         validation={
             name: _read_json(folder / "validation.json", command)
@@ -167,20 +167,6 @@ def _best_first(task: TaskParams, results: Mapping[str, Result]) -> dict[str, li
         for kind, languages in task.groups.items()
     }
     return {kind: languages for kind, languages in groups.items() if languages}
-
-
-def _validation_accuracy(
-    task: TaskParams, predictions: Mapping[tuple[str, Split], Predictions]
-) -> dict[str, float]:
-    accuracies = {
-        kind: [
-            Result(one.examples, one.logits).accuracy
-            for name in languages
-            if (one := predictions.get((name, "validation")))
-        ]
-        for kind, languages in task.groups.items()
-    }
-    return {kind: float(np.mean(found)) for kind, found in accuracies.items() if found}
 
 
 def _data(task: TaskParams) -> tuple[dict[str, dict[Split, int]], dict[str, str]]:

@@ -7,7 +7,7 @@ from stages.page.findings import Findings
 from stages.page.tables import Table, clip, percent
 
 
-class Teachers(NamedTuple):
+class TeacherTables(NamedTuple):
     """What the section shows.
 
     Attributes:
@@ -19,9 +19,9 @@ class Teachers(NamedTuple):
     order: Table
 
 
-def teachers(found: Findings) -> Teachers:
+def teachers(found: Findings) -> TeacherTables:
     """Say how good the teachers are, and whether their classes are read rightly."""
-    return Teachers(_quality(found), _order(found))
+    return TeacherTables(_quality(found), _order(found))
 
 
 def _quality(found: Findings) -> Table:

@@ -113,6 +113,16 @@ def read_predictions(
     return found
 
 
+def validation_accuracy(task: TaskParams, predictions: Iterable[Predictions]) -> dict[str, float]:
+    """Average over the languages of each kind that has some, each counting alike."""
+    found: dict[str, list[float]] = {}
+    of_split = {one.language: one for one in predictions if one.split == "validation"}
+    for kind, languages in task.groups.items():
+        for one in (of_split[language] for language in languages if language in of_split):
+            found.setdefault(kind, []).append(float((one.predicted == one.labels).mean()))
+    return {kind: float(np.mean(accuracies)) for kind, accuracies in found.items()}
+
+
 def _schema(task: TaskParams) -> pa.Schema:
     names = {name: pa.string() for name in ("language", "split", "branch")}
     columns = {**names, "example_id": ID_TYPE, "logits": pa.list_(pa.float32(), len(task.classes))}

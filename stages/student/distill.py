@@ -179,7 +179,7 @@ def _training_texts(
             _require_small_top_k_change(label_set, params)
             order = match_classes(label_set.classes, task.classes, names=teacher.labels, language=language)
             soft_labels = label_set.join(table["example_id"])
-            said.append(_Said(soft_labels.logits[:, order], soft_labels.hidden))
+            said.append(_OfTeacher(soft_labels.logits[:, order], soft_labels.hidden))
             name = teacher.base if teacher.revision is None else f"{teacher.base} at {teacher.revision}"
             manifest = file_digest(folder / "manifest.json")
             producers = [producer.id for producer in label_set.producers]
@@ -228,7 +228,7 @@ def _require_small_top_k_change(label_set: SoftLabelSet, params: DistillParams) 
         )
 
 
-class _Said(NamedTuple):
+class _OfTeacher(NamedTuple):
     """What one teacher said of N examples: logits ``(N, C)``, and hidden states ``(N, H_t)`` where kept."""
 
     logits: NDArray[np.float32]

@@ -110,7 +110,8 @@ def answers(
     """
     name = folder.name
     model, tokenizer = load_student(folder, command=command)
-    model.to(torch.accelerator.current_accelerator() or torch.device("cpu"))  # type: ignore[arg-type]  # as in predict
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides self
     if (class_names(model.config), model.config.languages) != (task.classes, task.supervised):
         raise StageError(
             f"the student in {folder} was trained for other classes or languages than params.yaml names; "

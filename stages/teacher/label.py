@@ -110,7 +110,7 @@ def label(
     examples = Examples.read(task, language)
     places = of_each_teacher(TEACHERS / language, len(teacher.all))
     sets = of_each_teacher(SOFT_LABELS / language, len(teacher.all))
-    said: list[list[_Said]] = []
+    said: list[list[_OfModel]] = []
     n_labelled = 0
     for one, place, output in zip(teacher.all, places, sets, strict=True):
         parts = []
@@ -122,7 +122,9 @@ def label(
                 n_labelled += n_asked
                 change = measured_top_k(params, model.store, model.folder, its)
                 changes |= {model.store.producer.id: change} if change else {}
-                parts.append(_Said(model.store.producer, Index(its.ids), lookup.soft_labels(), model.order))
+                parts.append(
+                    _OfModel(model.store.producer, Index(its.ids), lookup.soft_labels(), model.order)
+                )
         said.append(parts)
         counts = _confusion(examples, said[-1:])
         confusion = np.sum(list(counts.values()), axis=0)
@@ -219,7 +221,7 @@ def _models(
         yield _Model(folder, store, order, Fold(index, n_folds))
 
 
-class _Said(NamedTuple):
+class _OfModel(NamedTuple):
     """What one model said of the examples that it was to label.
 
     Attributes:
@@ -235,7 +237,7 @@ class _Said(NamedTuple):
     order: NDArray[np.int64]
 
 
-def _confusion(examples: Examples, teachers: Sequence[Sequence[_Said]]) -> dict[Split, NDArray[np.int64]]:
+def _confusion(examples: Examples, teachers: Sequence[Sequence[_OfModel]]) -> dict[Split, NDArray[np.int64]]:
     """Count, by split, what teachers say and what the hard label is; several say what they say on average.
 
     Returns:
