@@ -9,7 +9,7 @@ JOBS ?= 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo all-stages test stage-one ablation sweep bench
+.PHONY: demo all-stages test stage-one ablation all-variants sweep all-settings bench
 
 demo: .venv/installed
 	@dvc status --quiet || $(MAKE) --no-print-directory all-stages || dvc repro
@@ -41,29 +41,40 @@ test: .venv/installed-test
 	python -m pytest -m '' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # DVC runs one stage at a time, but several of it may run at once, each with a stage of its own.
+ifeq ($(JOBS),1)
+each = dvc --cd $(1) repro --single-item $(2)
+else
 each = dvc --cd $(1) stage list --name-only | grep '^$(2)@' | \
 	xargs -P $(JOBS) -n 1 dvc --cd $(1) --wait-for-lock repro --single-item
+endif
+up-to-date = dvc status --quiet --with-deps teacher-label && dvc --cd ablation status --quiet --with-deps $(1)
 
-stage-one: .venv/installed
+stage-one:
 	dvc repro prepare
 	$(call each,.,teacher-finetune)
 	$(call each,.,teacher-label)
 
-ablation: stage-one
+ablation: .venv/installed
+	@$(call up-to-date,compare) || $(MAKE) --no-print-directory all-variants
+	@echo
+	@cat ablation/artifacts/test.md
+
+all-variants: stage-one
 	dvc --cd ablation repro plan
 	$(call each,ablation,pretrain)
 	$(call each,ablation,train)
 	dvc --cd ablation repro compare
-	@echo
-	@cat ablation/artifacts/test.md
 
-sweep: stage-one
+sweep: .venv/installed
+	@$(call up-to-date,compare-sweep) || $(MAKE) --no-print-directory all-settings
+	@echo
+	@cat ablation/artifacts/sweep.md
+
+all-settings: stage-one
 	dvc --cd ablation repro plan
 	$(call each,ablation,pretrain)
 	$(call each,ablation,train-sweep)
 	dvc --cd ablation repro compare-sweep
-	@echo
-	@cat ablation/artifacts/sweep.md
 
 bench: .venv/installed-test
 	@set -e; for script in $(filter-out %/measure.py,$(wildcard tests/benchmarks/*.py)); do \

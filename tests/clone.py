@@ -50,6 +50,7 @@ def environment(home: Path, prefix: tuple[str, ...] = ()) -> dict[str, str]:
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / "cache"),
         "MBLM_TEACHER_CACHE": str(home / "store"),
+        "PYTHON_EXEC": warm_python(*prefix),  # what torchrun starts
         "GIT_AUTHOR_NAME": "a",
         "GIT_AUTHOR_EMAIL": "a@b",
         "GIT_COMMITTER_NAME": "a",

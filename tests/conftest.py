@@ -1,10 +1,12 @@
 """Folders in which the pipeline runs on a small real task, without network."""
 
+import gc
+import os
 import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 from clone import DVC_STAGES, clone, commit_all, make
+from filelock import FileLock
 from ruamel.yaml import YAML
 from tiny import COMMANDS, Ran, Run, may_unshare, tiny_params, write_input, write_params
 
@@ -35,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that no process waits for another at the end."""
     n_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -n_slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Leave all modules out of garbage collection: the Trainer calls for it, and half a second would go."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -78,12 +87,30 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Give a folder of all processes that run tests, which the first of them fills."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            try:
+                make(folder)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every command has run once; not to be changed."""
+    return made_once(tmp_path_factory, "finished", run_every_command)
+
+
+def run_every_command(folder: Path) -> None:
     from pipeline.__main__ import main
 
-    folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_params(tiny_params())
@@ -93,7 +120,6 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setattr(sys, "argv", ["pipeline", *command])
             with pytest.raises(SystemExit, match="0"):
                 main()
-    return folder
 
 
 @pytest.fixture
@@ -108,11 +134,16 @@ def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="session")
 def reproduced_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with the small task in which `make demo` has run once; not to be changed.
+    """A clone with the small task in which `make demo` has run once; not to be changed."""
+    return made_once(tmp_path_factory, "dvc", reproduce) / "clone"
+
+
+def reproduce(home: Path) -> None:
+    """Run `make demo` in a new clone.
 
     A new network namespace has no interface but a loopback that is down: nothing needed a network.
     """
-    folder = tmp_path_factory.mktemp("dvc") / "clone"
+    folder = home / "clone"
     clone(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -123,7 +154,6 @@ def reproduced_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert output.startswith("Four teachers, their soft labels, a student and its baseline: about ")
     assert set(YAML(typ="safe").load(folder / "dvc.lock")["stages"]) == DVC_STAGES
     commit_all(folder, "reproduced")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -49,9 +49,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def config_of(family: str) -> PreTrainedConfig:
+def config_of(family: str, **changes: Any) -> PreTrainedConfig:
     model_type, values = FAMILIES[family]
-    return AutoConfig.for_model(model_type, num_labels=C, **values)
+    return AutoConfig.for_model(model_type, num_labels=C, **values | changes)
 
 
 def inputs() -> dict[str, Tensor]:
@@ -65,10 +65,10 @@ def inputs() -> dict[str, Tensor]:
     }
 
 
-def save_plain(family: str, folder: Path) -> Any:
+def save_plain(family: str, folder: Path, **changes: Any) -> Any:
     """Save a classifier of a family, and give it."""
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config_of(family)).eval()
+    model = AutoModelForSequenceClassification.from_config(config_of(family, **changes)).eval()
     model.save_pretrained(folder)
     return model
 

@@ -203,7 +203,7 @@ def test_labelling_that_is_stopped_keeps_what_it_has(finished: Path, stop: signa
         "sys.argv = ['pipeline', *sys.argv[1:]]; sys.exit(main())"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, *LABEL],
+        [warm_python(), "-c", script, *LABEL],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from transformers import (
     RobertaTokenizer,
     XLMRobertaTokenizer,
 )
+from warm import warm_python
 
 from pipeline.params import load_params
 from stages.data.examples import SPLITS, pretraining_texts, read_entities, read_examples
@@ -141,7 +141,7 @@ def test_the_small_data_sets_become_files_for_their_recipes(here: Path, name: st
         )
     write_table("all/parallel/tatoeba/tr/text.parquet", {"en": ["I am."], "text": ["Varım."]})
     write_table("all/mono/wiki/tr/text.parquet", {"text": ["ein Artikel", "getestet"]})
-    script = [sys.executable, str(ROOT / "docs/small_data.py"), name, "all"]
+    script = [warm_python(), str(ROOT / "docs/small_data.py"), name, "all"]
     said = subprocess.run(script, check=True, capture_output=True, text=True).stdout
     prepare(task)
     turkish = read_examples(task, "tr", "train")[task.text_fields[-1]].to_pylist()

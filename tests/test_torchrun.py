@@ -12,26 +12,31 @@ import termios
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from processes import let_teacher_speak
 from safetensors.torch import load_file
 from tiny import ROOT, Run, tiny_params, write_params
+from warm import warm_python
 
 pytestmark = pytest.mark.slow
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline"]
+
+
+def torchrun(launcher: str, *arguments: str, **pipes: Any) -> subprocess.Popen[str]:
+    """Start a command with two processes; torchrun itself is in a Python of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON_EXEC": warm_python()}
+    return subprocess.Popen([launcher, *TORCHRUN, *arguments], env=environment, text=True, **pipes)
 
 
 def share(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command with two processes, to its end; what they say is said to a terminal, which sees bars."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 200))
-    process = subprocess.Popen(
-        [*TORCHRUN, *arguments], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=theirs, text=True
-    )
+    process = torchrun(warm_python(), *arguments, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     said = b""
     with suppress(OSError):  # which is how a terminal tells that nobody is left to write to it
@@ -129,9 +134,7 @@ def children(process: int) -> list[int]:
 
 def stop_at(checkpoint: int, stop: signal.Signals) -> str:
     """Start `student distill`; kill a process, or ask torchrun to stop, once it has the checkpoint."""
-    process = subprocess.Popen(
-        [*TORCHRUN, "student", "distill"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
+    process = torchrun(sys.executable, "student", "distill", stderr=subprocess.PIPE)
     state = f"student-student/*/checkpoint-{checkpoint}/trainer_state.json"
     deadline = time.monotonic() + 120
     while not list(Path(".checkpoints").glob(state)):
@@ -140,7 +143,10 @@ def stop_at(checkpoint: int, stop: signal.Signals) -> str:
         time.sleep(0.005)
     both = children(process.pid)
     assert len(both) == 2
-    os.kill(both[1] if stop == signal.SIGKILL else process.pid, stop)
+    if stop == signal.SIGKILL:
+        os.kill(both[1], signal.SIGUSR1)  # the server kills what it has forked for this one
+    else:
+        process.send_signal(stop)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     for child in both:

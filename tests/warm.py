@@ -1,10 +1,11 @@
-"""`python -m pipeline` without the seconds that its imports take: a process that has done them forks.
+"""`python` without the seconds that imports take: a process that has done them forks.
 
-Tests start the pipeline in processes of its own some hundred times. Where what a process imports is not the
-point, they put `warm_python()` in the place of ``python``. It is a script that asks a server to run the same
-command in the caller's folder and environment and with its files, and that passes signals on. Nothing of ours
-is imported before the fork: the code is that of the folder that the command runs in. Anything but
-``-m pipeline`` goes to the real Python.
+Tests start the pipeline, DVC and torchrun in processes of their own some hundred times. Where what a process
+imports is not the point, they put `warm_python()` in the place of ``python``. It is a script that asks a
+server to run the same module, script or code in the caller's folder and environment and with its files, and
+that passes signals on, SIGUSR1 as SIGKILL; beside it lies a ``dvc`` that does the same. Nothing of ours is
+imported before the fork: the code is that of the folder that the command runs in. Other modules go to the
+real Python.
 """
 
 import array
@@ -16,6 +17,7 @@ import os
 import runpy
 import select
 import signal
+import site
 import socket
 import stat
 import subprocess
@@ -28,26 +30,43 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+MODULES = ("pipeline", "dvc", "torch.distributed.run")
+"""What the server runs after ``-m``."""
+
 LIBRARIES = (
-    *("accelerate", "babel", "datasets", "fsspec", "jinja2", "matplotlib.figure", "numpy", "pandas", "peft"),
-    *("pyarrow.compute", "pyarrow.csv", "pyarrow.json", "pyarrow.parquet", "pydantic", "rich.table"),
-    *("ruamel.yaml", "safetensors.torch", "scipy.optimize", "scipy.stats", "sklearn.metrics", "tabulate"),
-    *("tokenizers", "torch", "tqdm", "transformers", "transformers.models.modernbert.modeling_modernbert"),
-    *("transformers.models.roberta.modeling_roberta", "transformers.trainer", "typer", "zarr"),
+    *(
+        "babel",
+        "dvc.cli.parser",
+        "dvc.repo.reproduce",
+        "dvc.stage.run",
+        "fsspec",
+        "jinja2",
+        "matplotlib.figure",
+    ),
+    *("numpy", "pandas", "pyarrow.compute", "pyarrow.csv", "pyarrow.json", "pyarrow.parquet"),
+    *("rich.table", "ruamel.yaml", "safetensors.torch", "scipy.optimize", "scipy.stats", "sklearn.metrics"),
+    *("tabulate", "torch", "torch._dynamo", "torch.distributed.tensor", "tqdm", "typer", "zarr"),
 )
+KNOW_THE_HUB = (
+    *("accelerate", "datasets", "peft", "tokenizers", "transformers", "transformers.trainer"),
+    "transformers.models.modernbert.modeling_modernbert",
+    "transformers.models.roberta.modeling_roberta",
+)
+"""Those that read at import where the Hub is and what is kept of it."""
 
 CLIENT = """#!{python} -IS
 import array, json, os, signal, socket, sys
-arguments = sys.argv[1:]
-if arguments[:2] != ["-m", "pipeline"]:
+arguments = [*{before!r}, *sys.argv[1:]]
+kind, what = [*(part for part in arguments if part != "-u"), "", ""][:2]
+if kind != "-c" and not kind.endswith(".py") and (kind != "-m" or what not in {modules!r}):
     os.execv({python!r}, [{python!r}, *arguments])
 server = socket.socket(socket.AF_UNIX)
 server.connect({socket!r})
-request = json.dumps([arguments[2:], os.getcwd(), dict(os.environ)]).encode()
+request = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
 files = array.array("i", [0, 1, 2]).tobytes()
 server.sendmsg([len(request).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
 server.sendall(request)
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, lambda number, _: server.send(bytes([number])))
 code = int.from_bytes(server.recv(4), "big", signed=True)
 if code < 0:  # as a process that a signal ended
@@ -58,30 +77,35 @@ sys.exit(code)
 
 
 @cache
-def warm_python(*prefix: str) -> str:
+def warm_python(*prefix: str, with_hub: bool = False) -> str:
     """Start a server, once, and give the script to start in the place of Python.
 
     Args:
         prefix: What starts the server, such as ``unshare -rn``, which is then where all its processes run.
+        with_hub: Whether each process is to read its environment for what concerns the Hub; it is offline
+            otherwise.
     """
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     address = folder / "socket"
-    settings = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    command = [*prefix, sys.executable, __file__, str(address)]
+    settings = {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    settings |= {} if with_hub else {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "huggingface")}
+    command = [*prefix, sys.executable, __file__, str(address), *(() if with_hub else KNOW_THE_HUB)]
     server = subprocess.Popen(command, env=os.environ | settings, start_new_session=True)
     atexit.register(server.kill)
     while not address.exists():
         assert server.poll() is None
         time.sleep(0.05)
-    script = folder / "python"
-    script.write_text(CLIENT.format(python=sys.executable, socket=str(address)))
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return str(script)
+    for name, before in (("dvc", ["-m", "dvc"]), ("python", [])):
+        script = folder / name
+        values = {"python": sys.executable, "socket": str(address), "before": before, "modules": MODULES}
+        script.write_text(CLIENT.format(**values))
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return str(folder / "python")
 
 
-def serve(address: str) -> tuple[list[str], str, dict[str, str]]:
+def serve(address: str, *more: str) -> tuple[list[str], str, dict[str, str]]:
     """Import the libraries and fork for each request; returns in the process that is to run one."""
-    for library in LIBRARIES:
+    for library in (*LIBRARIES, *more):
         importlib.import_module(library)
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
@@ -121,8 +145,8 @@ def watch(process: int, connection: socket.socket) -> None:
     """Pass signals on to a process, tell how it ended, and end with it; it does not outlive the caller."""
     while True:
         if select.select([connection], [], [], 0.01)[0]:
-            told = connection.recv(1)
-            os.kill(process, told[0] if told else signal.SIGKILL)
+            told = connection.recv(1) or [signal.SIGKILL]
+            os.kill(process, signal.SIGKILL if told[0] == signal.SIGUSR1 else told[0])
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
@@ -133,16 +157,27 @@ def watch(process: int, connection: socket.socket) -> None:
 
 
 def run(arguments: list[str], folder: str, environment: dict[str, Any]) -> None:
-    """Be the process that was asked for."""
+    """Be the process that was asked for; those that it starts in its turn are forked, too."""
+    sys.executable = str(Path(sys.argv[1]).with_name("python"))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     ours = str(Path(__file__).parent)
     paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [folder, *paths, *(path for path in sys.path if path != ours)]
-    sys.argv = ["pipeline", *arguments]
     sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
-    runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+    sys.orig_argv = [sys.executable, *arguments]
+    site.execsitecustomize()
+    kind, *rest = [part for part in arguments if part != "-u"]
+    what = rest.pop(0) if kind in ("-c", "-m") else kind
+    sys.argv = [kind, *rest]
+    if kind == "-c":
+        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+    elif kind == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(what).parent)
+        runpy.run_path(what, run_name="__main__")
 
 
 def end_with(ending: BaseException | None) -> None:
@@ -161,7 +196,7 @@ def end_with(ending: BaseException | None) -> None:
 
 
 if __name__ == "__main__":
-    request = serve(sys.argv[1])
+    request = serve(*sys.argv[1:])
     try:
         run(*request)
     except BaseException as error:

@@ -26,7 +26,7 @@ from cache.identity.columns import SCALAR
 from cache.shards import ShardName, read_shard
 
 ROWS = 7
-N_INPUTS = 60_000  # of each format
+N_INPUTS = 20_000  # of each format
 MEMORY = 1 << 30  # bytes that a process may take after its start; a shard here has 4,000
 SECONDS = 240
 OUTPUTS = (

@@ -1,7 +1,6 @@
 """The store: found again by content, shared by many writers, honest about what is damaged."""
 
 import errno
-import multiprocessing
 import os
 import shutil
 import stat
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from labels import FORMATS, only_shard, producer, shard_files, soft_labels, texts
+from processes import fork
 from unreadable import fail_to_read, needs_proc
 
 from cache import (
@@ -387,10 +387,7 @@ def _append_many(root: Path, worker: int) -> None:
 
 
 def test_four_processes_append_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_append_many, args=(tmp_path, worker)) for worker in range(4)]
-    for worker in workers:
-        worker.start()
+    workers = [fork(_append_many, tmp_path, worker) for worker in range(4)]
     for worker in workers:
         worker.join()
     store = Store(tmp_path, producer())

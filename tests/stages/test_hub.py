@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from urllib.parse import parse_qs
 
 import pytest
 from tiny import ROOT, tiny_params, write_params
+from warm import warm_python
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "acme/teacher"
@@ -147,7 +147,7 @@ def pipeline(hub: Hub, *command: str) -> subprocess.CompletedProcess[str]:
         "HF_HOME": str(Path("huggingface").absolute()),
     }
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *command],
+        [warm_python(with_hub=True), "-m", "pipeline", *command],
         env=environment,
         capture_output=True,
         text=True,
@@ -220,7 +220,7 @@ def test_a_student_that_is_pushed_to_the_hub_is_loaded_from_there_by_a_stranger(
     def python(script: str, *arguments: str, path: str) -> str:
         inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script), *arguments],
+            [warm_python(with_hub=True), "-c", textwrap.dedent(script), *arguments],
             env={
                 **inherited,
                 "PYTHONPATH": path,

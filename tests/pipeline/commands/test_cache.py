@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from labels import only_shard, producer, shard_files, soft_labels, texts
 from tiny import LABEL, ROOT, Run, examples, set_bias, use_ready_teacher, write_jsonl
 from unreadable import fail_to_read, needs_proc, pipeline_where_modes_hold
+from warm import warm_python
 
 from cache import Outputs, SoftLabelSet, Store, UnreadableError, example_id, example_ids
 from cache.commands.gc import delete, plan
@@ -146,7 +146,7 @@ def test_the_readmes_lines_for_other_projects_find_soft_labels(finished: Path) -
     (snippet,) = (block for block in readme.split("```python\n") if block.startswith("from pathlib"))
     snippet = snippet.partition("```")[0].replace("Südafrikanischer Rand", examples("de", "train")[0]["text"])
     done = subprocess.run(
-        [sys.executable, "-c", snippet],
+        [warm_python(), "-c", snippet],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -502,7 +502,7 @@ def clone(finished: Path, run: Run) -> Path:
     call("git", "init", "-q")
     call("git", "config", "user.email", "someone@example.org")
     call("git", "config", "user.name", "Someone")
-    dvc = (sys.executable, "-m", "dvc")
+    dvc = (warm_python(), "-m", "dvc")
     call(*dvc, "init")
     assert run("plan").code == 0
     call(*dvc, "commit", "--force", "teacher-label@de", "teacher-label@en")

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 from tiny import LABEL, ROOT, Run, examples, set_bias, tiny_params, write_jsonl, write_params
+from warm import warm_python
 
 from cache import file_digest
 from pipeline.__main__ import main
@@ -135,7 +136,7 @@ def test_swapped_models_have_the_opposite_interval() -> None:
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     """The simulation of the documentation, with fewer runs than there."""
-    script = [sys.executable, str(ROOT / "docs/coverage.py"), "--n-runs", "300", "--seeds", "1,5"]
+    script = [warm_python(), str(ROOT / "docs/coverage.py"), "--n-runs", "300", "--seeds", "1,5"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     said = subprocess.run(script, env=environment, check=True, capture_output=True, text=True).stdout
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()[2:]]
@@ -429,7 +430,7 @@ def test_translations_that_are_the_same_text_are_each_others_neighbours(finished
     for language in ("de", "en", "nl"):
         write_jsonl(finished / f"data/{language}/test.jsonl", rows)
     assert run("prepare").code == 0
-    script = [sys.executable, str(ROOT / "docs/trunk.py"), "--n-seeds", "2"]
+    script = [warm_python(), str(ROOT / "docs/trunk.py"), "--n-seeds", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     said = subprocess.run(script, env=environment, check=True, capture_output=True, text=True).stdout
     rows_of_table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()[2:]]

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
 )
+from warm import warm_python
 
 from stages.models.configuration_mblm import MBLMConfig
 from stages.models.modeling_mblm import _Routing
@@ -174,7 +174,7 @@ def test_a_stranger_loads_the_model_from_its_folder_alone(tmp_path: Path) -> Non
     """
     environment = {"PATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [warm_python(), "-c", textwrap.dedent(script)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

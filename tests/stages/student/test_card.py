@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from ast import literal_eval
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from ruamel.yaml import YAML
 from tiny import CLASSES, Run, tiny_params, use_ready_teacher
+from warm import warm_python
 
 from cache import SoftLabelSet, file_digest
 from pipeline.params import load_params
@@ -82,7 +82,7 @@ def python_in(card: str) -> str:
 
 def run_as_a_stranger(code: str, folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [warm_python(), "-c", code],
         cwd=folder,
         env={"PATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"},
         capture_output=True,

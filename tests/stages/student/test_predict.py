@@ -15,6 +15,7 @@ import torch
 from families import save_plain, student_of
 from tiny import ROOT, Run, examples, write_jsonl
 from transformers import AutoTokenizer
+from warm import warm_python
 
 from pipeline.params import load_params
 from stages.data.files import Input, Output
@@ -185,7 +186,7 @@ def test_a_pipe_may_bring_the_examples_and_take_the_answers(finished: Path, form
     }[format_]
     options = [] if format_ == "plain" else ["-", "--format", format_]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *PREDICT, *options],
+        [warm_python(), "-m", "pipeline", *PREDICT, *options],
         input=data,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"},
         capture_output=True,

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -107,6 +108,7 @@ def test_all_languages_are_labelled_side_by_side(
     finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "executable", warm_python())
     monkeypatch.setenv("MBLM_TEACHER_CACHE", str(finished / "new"))
     config = finished / "artifacts/teachers/en/config.json"
     intact = config.read_bytes()

@@ -15,7 +15,7 @@ from tiny import LABEL, ROOT
 
 from stages.artifacts import SOFT_LABELS
 
-N_KILLS = 50
+N_KILLS = 30
 
 
 @pytest.fixture

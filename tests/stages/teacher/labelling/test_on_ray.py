@@ -32,7 +32,9 @@ class TwoNodes:
     """A cluster: the node that the driver is on, which has no room for an actor, and two others."""
 
     def __init__(self) -> None:
-        self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        quick = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}  # to miss a node
+        head = {"num_cpus": 0, "_system_config": quick}
+        self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self._add() for _ in range(2)]
         self.address: str = self._cluster.address
 
@@ -65,7 +67,7 @@ def _whole(cluster: TwoNodes) -> None:
     cluster.restore()
 
 
-N_TEXTS = 2000
+N_TEXTS = 800
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def test_what_goes_wrong_is_said_in_one_line(cluster: TwoNodes, many: Alone, tmp
 
 
 def test_actors_measure_what_top_k_changes(cluster: TwoNodes, finished: Path) -> None:
-    process = start(cluster.address, finished / "new", "--set", "teacher.label.top_k=1")
+    process = start(cluster.address, finished / "new", "--actors", "1", "--set", "teacher.label.top_k=1")
     _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err[-3000:]
     assert "asking the teacher" not in err
