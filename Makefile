@@ -9,7 +9,7 @@ JOBS ?= 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo all-stages test stage-one ablation all-variants sweep all-settings bench
+.PHONY: demo all-stages test stage-one all-teachers ablation all-variants sweep all-settings bench
 
 demo: .venv/installed
 	@dvc status --quiet || $(MAKE) --no-print-directory all-stages || dvc repro
@@ -38,7 +38,7 @@ test: .venv/installed-test
 	ruff check .
 	ruff format --check .
 	mypy
-	python -m pytest -m '' --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	python -m pytest -m '' --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # DVC runs one stage at a time, but several of it may run at once, each with a stage of its own.
 ifeq ($(JOBS),1)
@@ -47,30 +47,33 @@ else
 each = dvc --cd $(1) stage list --name-only | grep '^$(2)@' | \
 	xargs -P $(JOBS) -n 1 dvc --cd $(1) --wait-for-lock repro --single-item
 endif
-up-to-date = dvc status --quiet --with-deps teacher-label && dvc --cd ablation status --quiet --with-deps $(1)
+up-to-date = dvc --cd $(1) status --quiet --with-deps $(2)
 
-stage-one:
+stage-one: .venv/installed
+	@$(call up-to-date,.,teacher-label) || $(MAKE) --no-print-directory all-teachers
+
+all-teachers:
 	dvc repro prepare
 	$(call each,.,teacher-finetune)
 	$(call each,.,teacher-label)
 
-ablation: .venv/installed
-	@$(call up-to-date,compare) || $(MAKE) --no-print-directory all-variants
+ablation: stage-one
+	@$(call up-to-date,ablation,compare) || $(MAKE) --no-print-directory all-variants
 	@echo
 	@cat ablation/artifacts/test.md
 
-all-variants: stage-one
+all-variants:
 	dvc --cd ablation repro plan
 	$(call each,ablation,pretrain)
 	$(call each,ablation,train)
 	dvc --cd ablation repro compare
 
-sweep: .venv/installed
-	@$(call up-to-date,compare-sweep) || $(MAKE) --no-print-directory all-settings
+sweep: stage-one
+	@$(call up-to-date,ablation,compare-sweep) || $(MAKE) --no-print-directory all-settings
 	@echo
 	@cat ablation/artifacts/sweep.md
 
-all-settings: stage-one
+all-settings:
 	dvc --cd ablation repro plan
 	$(call each,ablation,pretrain)
 	$(call each,ablation,train-sweep)

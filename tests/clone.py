@@ -41,16 +41,16 @@ def commit_all(folder: Path, message: str, *before: list[str]) -> None:
         output_of(folder, "git", *command)
 
 
-def environment(home: Path, prefix: tuple[str, ...] = ()) -> dict[str, str]:
-    """Give what commands in a clone see: stages that DVC starts are forked where their imports are done."""
-    programs = [str(Path(warm_python(*prefix)).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+def environment(home: Path) -> dict[str, str]:
+    """Give what commands in a clone see: DVC and its stages are forked where their imports are done."""
+    programs = [str(Path(warm_python()).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
     return {
         **os.environ,
         "PATH": os.pathsep.join(programs),
+        "PYTHON_EXEC": warm_python(),  # what torchrun starts
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / "cache"),
         "MBLM_TEACHER_CACHE": str(home / "store"),
-        "PYTHON_EXEC": warm_python(*prefix),  # what torchrun starts
         "GIT_AUTHOR_NAME": "a",
         "GIT_AUTHOR_EMAIL": "a@b",
         "GIT_COMMITTER_NAME": "a",
@@ -59,15 +59,16 @@ def environment(home: Path, prefix: tuple[str, ...] = ()) -> dict[str, str]:
     }
 
 
-def dvc(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
-    return output_of(folder, "dvc", *arguments, prefix=prefix)
+def dvc(folder: Path, *arguments: str) -> str:
+    return output_of(folder, "dvc", *arguments)
 
 
-def output_of(folder: Path, *command: str, prefix: tuple[str, ...] = ()) -> str:
+def output_of(folder: Path, *command: str, **more: str) -> str:
+    """Run a command in a clone, in an environment with something more."""
     done = subprocess.run(
-        [*prefix, *command],
+        command,
         cwd=folder,
-        env=environment(folder.parent, prefix),
+        env=environment(folder.parent) | more,
         capture_output=True,
         text=True,
         check=False,
@@ -81,10 +82,10 @@ def stages_run(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith(marker)}
 
 
-def make(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
+def make(folder: Path, *arguments: str, **more: str) -> str:
     """Run make as after its installation."""
     installed = ("--no-print-directory", "--old-file", ".venv/installed")
-    return output_of(folder, "make", *installed, *arguments, prefix=prefix)
+    return output_of(folder, "make", *installed, *arguments, **more)
 
 
 def change(folder: Path, **values: Any) -> None:

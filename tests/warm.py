@@ -10,17 +10,18 @@ real Python.
 
 import array
 import atexit
+import ctypes
 import gc
 import importlib
 import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import site
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
 import threading
@@ -29,6 +30,8 @@ import traceback
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 MODULES = ("pipeline", "dvc", "torch.distributed.run")
 """What the server runs after ``-m``."""
@@ -77,34 +80,45 @@ sys.exit(code)
 
 
 @cache
-def warm_python(*prefix: str, with_hub: bool = False) -> str:
-    """Start a server, once, and give the script to start in the place of Python.
+def warm_python(*, with_hub: bool = False) -> str:
+    """Start a server, once for all processes that run tests, and give the script to start in place of Python.
 
     Args:
-        prefix: What starts the server, such as ``unshare -rn``, which is then where all its processes run.
         with_hub: Whether each process is to read its environment for what concerns the Hub; it is offline
             otherwise.
     """
-    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}")
+    folder = Path(tempfile.gettempdir()) / f"warm-{run}{'-hub' * with_hub}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
+            start(folder, with_hub=with_hub)
+    return str(folder / "python")
+
+
+def start(folder: Path, *, with_hub: bool) -> None:
+    """Start a server in a folder, and write there the scripts that ask it."""
     address = folder / "socket"
+    client = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     settings = {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     settings |= {} if with_hub else {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "huggingface")}
-    command = [*prefix, sys.executable, __file__, str(address), *(() if with_hub else KNOW_THE_HUB)]
-    server = subprocess.Popen(command, env=os.environ | settings, start_new_session=True)
-    atexit.register(server.kill)
+    command = [sys.executable, __file__, str(address), str(client), *(() if with_hub else KNOW_THE_HUB)]
+    server = os.posix_spawn(sys.executable, command, os.environ | settings, setsid=True)
     while not address.exists():
-        assert server.poll() is None
+        assert os.waitpid(server, os.WNOHANG) == (0, 0)
         time.sleep(0.05)
     for name, before in (("dvc", ["-m", "dvc"]), ("python", [])):
         script = folder / name
         values = {"python": sys.executable, "socket": str(address), "before": before, "modules": MODULES}
         script.write_text(CLIENT.format(**values))
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return str(folder / "python")
 
 
-def serve(address: str, *more: str) -> tuple[list[str], str, dict[str, str]]:
-    """Import the libraries and fork for each request; returns in the process that is to run one."""
+def serve(address: str, client: str, *more: str) -> tuple[list[str], str, dict[str, str]]:
+    """Import the libraries and fork for each request; returns in the process that is to run one.
+
+    The server ends with the process whose tests it serves.
+    """
     for library in (*LIBRARIES, *more):
         importlib.import_module(library)
     gc.freeze()
@@ -113,6 +127,12 @@ def serve(address: str, *more: str) -> tuple[list[str], str, dict[str, str]]:
     listener.listen(64)
     os.rename(f"{address}.new", address)  # noqa: PTH104 - a socket is no file to pathlib
     while True:
+        if not select.select([listener], [], [], 1)[0]:
+            if not Path(f"/proc/{client}").exists():
+                shutil.rmtree(Path(address).parent)
+                Path(f"{Path(address).parent}.lock").unlink()
+                os._exit(0)
+            continue
         connection, _ = listener.accept()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whose processes are nobody's to wait for
         if os.fork():
@@ -126,6 +146,7 @@ def serve(address: str, *more: str) -> tuple[list[str], str, dict[str, str]]:
         if process:
             watch(process, connection)
         connection.close()
+        os.setpgrp()  # Ray kills the groups of its workers
         for number, file in enumerate(files):
             os.dup2(file, number)
             os.close(file)
@@ -162,6 +183,8 @@ def run(arguments: list[str], folder: str, environment: dict[str, Any]) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if environment.get("WITHOUT_NETWORK"):
+        leave_the_network()
     ours = str(Path(__file__).parent)
     paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [folder, *paths, *(path for path in sys.path if path != ours)]
@@ -178,6 +201,17 @@ def run(arguments: list[str], folder: str, environment: dict[str, Any]) -> None:
     else:
         sys.path[0] = str(Path(what).parent)
         runpy.run_path(what, run_name="__main__")
+
+
+def leave_the_network() -> None:
+    """Move to a new network namespace, which has no interface but a loopback that is down."""
+    user, group = os.getuid(), os.getgid()
+    new_user, new_network = 0x10000000, 0x40000000
+    if ctypes.CDLL(None, use_errno=True).unshare(new_user | new_network):
+        raise OSError(ctypes.get_errno(), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
 
 
 def end_with(ending: BaseException | None) -> None:

@@ -6,7 +6,6 @@ again after a change: whoever makes a hostile file can do so too, and else no ch
 
 import hashlib
 import io
-import multiprocessing
 import random
 import re
 import resource
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from labels import FORMATS, only_shard, producer, soft_labels, texts
+from processes import FORKS, fork
 
 from cache import DamagedShardError, Outputs, Producer, SoftLabels, Store, UnreadableError
 from cache.folder import Folder
@@ -208,10 +208,8 @@ def read_hostile(folder: Path, format_: str, number: Any, n_read: Any) -> None:
 @pytest.mark.parametrize("format_", FORMATS)
 def test_hostile_bytes_give_sound_soft_labels_or_a_damaged_shard(tmp_path: Path, format_: str) -> None:
     # In a process of its own: to read out of bounds or without end, or to fill the memory, is to fail.
-    context = multiprocessing.get_context("spawn")
-    number, n_read = context.Value("q", -1, lock=False), context.Value("q", 0, lock=False)
-    reader = context.Process(target=read_hostile, args=(tmp_path, format_, number, n_read))
-    reader.start()
+    number, n_read = FORKS.Value("q", -1, lock=False), FORKS.Value("q", 0, lock=False)
+    reader = fork(read_hostile, tmp_path, format_, number, n_read)
     reader.join(SECONDS)
     reader.kill()
     reader.join()

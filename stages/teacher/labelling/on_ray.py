@@ -5,7 +5,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -131,20 +132,22 @@ class OnRay:
                 place = _place(store.root)
                 share = share_to_measure(len(misses))
                 teacher = (str(folder), files, params, examples.task, store.producer.facts, place, share)
-                for done in self._labelled(blocks, teacher, batch_size=at_most):
-                    if done["error"]:
-                        raise StageError(done["error"])
-                    progress.begin(done["bytes"], done["tokens"])
-                    progress.add(done["examples"], done["tokens"], done["cells"])
-                    change = TopKChange.decode(json.loads(done["top_k_change"]))
-                    changes += [change] if change else []
+                # Closed, whatever ends it: a thread of Ray's that asks a Ray that is gone ends the process.
+                with closing(self._labelled(blocks, teacher, batch_size=at_most)) as rows:
+                    for done in rows:
+                        if done["error"]:
+                            raise StageError(done["error"])
+                        progress.begin(done["bytes"], done["tokens"])
+                        progress.add(done["examples"], done["tokens"], done["cells"])
+                        change = TopKChange.decode(json.loads(done["top_k_change"]))
+                        changes += [change] if change else []
             finally:  # whatever ended it, the actors' shards are there
                 store.update(lookup)
         return progress.n_examples
 
     def _labelled(
         self, blocks: list[Any], teacher: tuple[Any, ...], *, batch_size: int
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any]]:
         """Send blocks of examples through actors; gives what `_Labeller` says of each when it is done."""
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False

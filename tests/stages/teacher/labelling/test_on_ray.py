@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -57,9 +58,11 @@ class TwoNodes:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[TwoNodes]:
-    two = TwoNodes()
-    yield two
-    two.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm_python())  # which Ray starts its workers with
+        two = TwoNodes()
+        yield two
+        two.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +143,7 @@ def test_what_goes_wrong_is_said_in_one_line(cluster: TwoNodes, many: Alone, tmp
     process = start(cluster.address, tmp_path / "store", "--actors", "1")
     _, err = process.communicate(timeout=180)
     assert process.returncode == 1
-    assert "error: the teacher in artifacts/teachers/de gives NaN or infinite logits" in err
+    assert "error: the teacher in artifacts/teachers/de gives NaN or infinite logits" in err, err
     assert "Traceback" not in err
 
 
