@@ -311,10 +311,12 @@ def test_what_is_computed_is_written_however_a_run_ends(
     monkeypatch.setattr(Store, "append", slow_or_failing)
     if ends == "Ctrl-C at the end":
         monkeypatch.setattr("stages.teacher.labelling.loop._FEW", 20)  # the third shard is the last one
-        exit_ = ThreadPoolExecutor.__exit__
+        exit_, timers = ThreadPoolExecutor.__exit__, list[Timer]()
 
         def interrupt(self: ThreadPoolExecutor, *reason: Any) -> bool | None:
-            Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            if given and not timers:  # once, and not where the store is looked at: a second Ctrl-C is obeyed
+                timers.append(Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)))
+                timers[0].start()
             return exit_(self, *reason)
 
         monkeypatch.setattr(ThreadPoolExecutor, "__exit__", interrupt)
