@@ -1,5 +1,6 @@
 """What all trainings share: the Hugging Face Trainer with our sampler and progress bar."""
 
+import gc
 import math
 import os
 import sys
@@ -215,9 +216,11 @@ def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
         set_seed((trainer.args.seed + process_index()) % 2**32)
     elif checkpoint:
         tqdm.write(f"{title}: going on from {checkpoint}", file=sys.stderr)
+    gc.freeze()  # the Trainer asks for a garbage collection, which takes half a second over all modules
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
+        gc.unfreeze()
         bar.close()  # so that an error message begins on a line of its own
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
