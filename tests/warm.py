@@ -37,18 +37,11 @@ MODULES = ("pipeline", "dvc", "torch.distributed.run")
 """What the server runs after ``-m``."""
 
 LIBRARIES = (
-    *(
-        "babel",
-        "dvc.cli.parser",
-        "dvc.repo.reproduce",
-        "dvc.stage.run",
-        "fsspec",
-        "jinja2",
-        "matplotlib.figure",
-    ),
-    *("numpy", "pandas", "pyarrow.compute", "pyarrow.csv", "pyarrow.json", "pyarrow.parquet"),
-    *("rich.table", "ruamel.yaml", "safetensors.torch", "scipy.optimize", "scipy.stats", "sklearn.metrics"),
-    *("tabulate", "torch", "torch._dynamo", "torch.distributed.tensor", "tqdm", "typer", "zarr"),
+    *("babel", "dvc.cli.parser", "dvc.data_cloud", "dvc.repo.reproduce", "dvc.stage.run", "fsspec", "jinja2"),
+    *("matplotlib.figure", "numpy", "pandas", "pyarrow.compute", "pyarrow.csv", "pyarrow.json"),
+    *("pyarrow.parquet", "pydantic.functional_validators", "pydantic.main", "rich.table", "ruamel.yaml"),
+    *("safetensors.torch", "scipy.optimize", "scipy.stats", "scmrepo.git", "sklearn.metrics", "tabulate"),
+    *("torch", "torch._dynamo", "torch.distributed.tensor", "tqdm", "typer", "zarr"),
 )
 KNOW_THE_HUB = (
     *("accelerate", "datasets", "peft", "tokenizers", "transformers", "transformers.trainer"),
@@ -128,7 +121,9 @@ def serve(address: str, client: str, *more: str) -> tuple[list[str], str, dict[s
     os.rename(f"{address}.new", address)  # noqa: PTH104 - a socket is no file to pathlib
     while True:
         if not select.select([listener], [], [], 1)[0]:
-            if not Path(f"/proc/{client}").exists():
+            try:
+                os.kill(int(client), 0)
+            except ProcessLookupError:
                 shutil.rmtree(Path(address).parent)
                 Path(f"{Path(address).parent}.lock").unlink()
                 os._exit(0)
