@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 import torch
 from clone import DVC_STAGES, clone, commit_all, make
-from filelock import FileLock
 from ruamel.yaml import YAML
 from tiny import COMMANDS, Ran, Run, may_unshare, tiny_params, write_input, write_params
+from warm import make_once
 
 from cache import SoftLabels, SoftLabelSet
 from pipeline.params import load_params
@@ -84,14 +84,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     """Give a folder of all processes that run tests, which the first of them fills."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            folder.mkdir()
-            try:
-                make(folder)
-            except BaseException:
-                shutil.rmtree(folder)
-                raise
+    make_once(folder, make)
     return folder
 
 

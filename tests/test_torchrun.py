@@ -27,7 +27,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipel
 
 
 def torchrun(launcher: str, *arguments: str, **pipes: Any) -> subprocess.Popen[str]:
-    """Start a command with two processes; torchrun itself is in a Python of its own."""
+    """Start a command with two processes; `launcher` is the Python that torchrun itself runs in."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON_EXEC": warm_python()}
     return subprocess.Popen([launcher, *TORCHRUN, *arguments], env=environment, text=True, **pipes)
 

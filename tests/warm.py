@@ -27,7 +27,8 @@ import tempfile
 import threading
 import time
 import traceback
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ KNOW_THE_HUB = (
 CLIENT = """#!{python} -IS
 import array, json, os, signal, socket, sys
 arguments = [*{before!r}, *sys.argv[1:]]
-kind, what = [*(part for part in arguments if part != "-u"), "", ""][:2]
+if arguments[:1] == ["-u"]:  # as torchrun starts Python: nothing is buffered for long here
+    del arguments[0]
+kind, what = [*arguments, "", ""][:2]
 if kind != "-c" and not kind.endswith(".py") and (kind != "-m" or what not in {modules!r}):
     os.execv({python!r}, [{python!r}, *arguments])
 server = socket.socket(socket.AF_UNIX)
@@ -82,11 +85,20 @@ def warm_python(*, with_hub: bool = False) -> str:
     """
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}")
     folder = Path(tempfile.gettempdir()) / f"warm-{run}{'-hub' * with_hub}"
+    make_once(folder, partial(start, with_hub=with_hub))
+    return str(folder / "python")
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Let the first of several processes make a folder and what is in it, while the others wait."""
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             folder.mkdir(mode=0o700)
-            start(folder, with_hub=with_hub)
-    return str(folder / "python")
+            try:
+                make(folder)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
 
 
 def start(folder: Path, *, with_hub: bool) -> None:
@@ -186,7 +198,7 @@ def run(arguments: list[str], folder: str, environment: dict[str, Any]) -> None:
     sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     sys.orig_argv = [sys.executable, *arguments]
     site.execsitecustomize()
-    kind, *rest = [part for part in arguments if part != "-u"]
+    kind, *rest = arguments
     what = rest.pop(0) if kind in ("-c", "-m") else kind
     sys.argv = [kind, *rest]
     if kind == "-c":
