@@ -18,6 +18,9 @@ DVC_STAGES = {
 }
 """The stages of the small task."""
 
+NO_NETWORK = ("unshare", "-rn")
+"""What starts a command without a network, where `tiny.may_unshare` says that it can."""
+
 TEACHERS = {stage for stage in DVC_STAGES if stage.startswith("teacher")}
 
 
@@ -63,15 +66,10 @@ def dvc(folder: Path, *arguments: str) -> str:
     return output_of(folder, "dvc", *arguments)
 
 
-def output_of(folder: Path, *command: str, **more: str) -> str:
-    """Run a command in a clone, in an environment with something more."""
+def output_of(folder: Path, *command: str) -> str:
+    """Run a command in a clone."""
     done = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment(folder.parent) | more,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=folder, env=environment(folder.parent), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -82,10 +80,10 @@ def stages_run(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith(marker)}
 
 
-def make(folder: Path, *arguments: str, **more: str) -> str:
-    """Run make as after its installation."""
+def make(folder: Path, *arguments: str, before: tuple[str, ...] = ()) -> str:
+    """Run make as after its installation, with a command before it that starts it."""
     installed = ("--no-print-directory", "--old-file", ".venv/installed")
-    return output_of(folder, "make", *installed, *arguments, **more)
+    return output_of(folder, *before, "make", *installed, *arguments)
 
 
 def change(folder: Path, **values: Any) -> None:

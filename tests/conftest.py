@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from clone import DVC_STAGES, clone, commit_all, make
+from clone import DVC_STAGES, NO_NETWORK, clone, commit_all, make
 from ruamel.yaml import YAML
 from tiny import COMMANDS, Ran, Run, may_unshare, tiny_params, write_input, write_params
 from warm import make_once
@@ -133,7 +133,7 @@ def reproduce(home: Path) -> None:
         write_params(tiny_params())
         write_input(folder)
     commit_all(folder, "start", ["init", "-q"])
-    output = make(folder, "demo", WITHOUT_NETWORK="1" if may_unshare("-rn") else "")
+    output = make(folder, "demo", before=NO_NETWORK if may_unshare("-rn") else ())
     assert output.startswith("Four teachers, their soft labels, a student and its baseline: about ")
     assert set(YAML(typ="safe").load(folder / "dvc.lock")["stages"]) == DVC_STAGES
     commit_all(folder, "reproduced")

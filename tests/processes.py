@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tiny import ROOT, tiny_params, write_params
+from warm import warm_python
 
 from cache import Producer, SoftLabelSet, Store
 from pipeline.params import load_params
@@ -22,7 +23,7 @@ from stages.data.examples import SPLITS, read_examples
 from stages.teacher.label import Labelled, label
 from stages.teacher.labelling.identity import producer_of
 
-# Processes are forked from one that has imported everything, and so start in milliseconds.
+# Processes are forked from one that has imported everything, and so start in milliseconds; itself, too.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -37,6 +38,7 @@ def fork(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     process = FORKS.Process(target=target, args=arguments)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        FORKS.set_executable(warm_python())
         process.start()
     return process
 

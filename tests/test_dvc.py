@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from clone import TEACHERS, change, dvc, make, output_of, stages_run
+from clone import NO_NETWORK, TEACHERS, change, dvc, make, output_of, stages_run
 from ruamel.yaml import YAML
 from tiny import examples, may_unshare, write_jsonl
 
@@ -34,8 +34,8 @@ def test_the_fixture_ran_without_a_network(reproduced: Path) -> None:
         "try: socket.create_connection(('127.0.0.1', 9), timeout=1)\n"
         "except OSError as error: print(error)"
     )
-    for without, reason in (("1", "Network is unreachable"), ("", "Connection refused")):
-        assert reason in output_of(reproduced, "python", "-c", probe, WITHOUT_NETWORK=without)
+    for before, reason in ((NO_NETWORK, "Network is unreachable"), ((), "Connection refused")):
+        assert reason in output_of(reproduced, *before, "python", "-c", probe)
 
 
 def test_what_would_run_again_after_a_change(reproduced: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,7 @@ def use_ready_teacher(source: Path, **config: Any) -> Path:
     return folder
 
 
+@cache
 def may_unshare(flags: str) -> bool:
     """Tell whether this machine gives anybody namespaces of their own, as most Linux machines do."""
     if shutil.which("unshare") is None:

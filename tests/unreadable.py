@@ -2,20 +2,25 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tiny import ROOT
+from warm import warm_python
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="only Linux has such a file")
 
-# PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: from then on modes hold for root, too.
+# Without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH modes hold for root, too.
 _DROP = """
-import ctypes, os, sys
+import ctypes, runpy
 libc = ctypes.CDLL(None)
-dropped = [libc.prctl(24, capability, 0, 0, 0) for capability in (1, 2)]
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+capabilities = (ctypes.c_uint32 * 6)()
+assert libc.capget(header, capabilities) == 0
+for kind in range(3):
+    capabilities[kind] &= ~0b110
+assert libc.capset(header, capabilities) == 0
+runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
 """
 
 
@@ -33,7 +38,7 @@ def fail_to_read(path: Path) -> bytes:
 def pipeline_where_modes_hold(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the pipeline as somebody who may not read what its owner has closed."""
     return subprocess.run(
-        [sys.executable, "-c", _DROP, "-m", "pipeline", *arguments],
+        [warm_python(), "-c", _DROP, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -2,18 +2,19 @@
 
 Tests start the pipeline, DVC and torchrun in processes of their own some hundred times. Where what a process
 imports is not the point, they put `warm_python()` in the place of ``python``. It is a script that asks a
-server to run the same module, script or code in the caller's folder and environment and with its files, and
-that passes signals on, SIGUSR1 as SIGKILL; beside it lies a ``dvc`` that does the same. Nothing of ours is
-imported before the fork: the code is that of the folder that the command runs in. Other modules go to the
-real Python.
+server to run the same module, script or code in the caller's folder, environment and namespaces, with its
+files, and that passes signals on, SIGUSR1 as SIGKILL; beside it lies a ``dvc`` that does the same. Nothing of
+ours is imported before the fork: the code is that of the folder that the command runs in. Other modules go to
+the real Python.
 """
 
 import array
 import atexit
 import ctypes
+import fcntl
 import gc
 import importlib
-import json
+import marshal
 import os
 import runpy
 import select
@@ -22,15 +23,18 @@ import signal
 import site
 import socket
 import stat
+import struct
 import sys
 import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -52,24 +56,30 @@ KNOW_THE_HUB = (
 """Those that read at import where the Hub is and what is kept of it."""
 
 CLIENT = """#!{python} -IS
-import array, json, os, signal, socket, sys
+import array, marshal, os, _signal, _socket, sys  # each start counts: nothing is imported that is not in C
 arguments = [*{before!r}, *sys.argv[1:]]
-if arguments[:1] == ["-u"]:  # as torchrun starts Python: nothing is buffered for long here
+while arguments[:1] in (["-u"], ["-B"]):  # as torchrun and multiprocessing start Python
     del arguments[0]
 kind, what = [*arguments, "", ""][:2]
 if kind != "-c" and not kind.endswith(".py") and (kind != "-m" or what not in {modules!r}):
     os.execv({python!r}, [{python!r}, *arguments])
-server = socket.socket(socket.AF_UNIX)
+server = _socket.socket(_socket.AF_UNIX)
 server.connect({socket!r})
-request = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
-files = array.array("i", [0, 1, 2]).tobytes()
-server.sendmsg([len(request).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+files = []
+for file in map(int, os.listdir("/proc/self/fd")):
+    try:
+        files += [file] * os.get_inheritable(file)
+    except OSError:  # that of the list itself
+        pass
+request = marshal.dumps([arguments, os.getcwd(), dict(os.environ), files])
+sent = array.array("i", files).tobytes()
+server.sendmsg([len(request).to_bytes(4, "big")], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, sent)])
 server.sendall(request)
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-    signal.signal(number, lambda number, _: server.send(bytes([number])))
+for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGUSR1):
+    _signal.signal(number, lambda number, _: server.send(bytes([number])))
 code = int.from_bytes(server.recv(4), "big", signed=True)
 if code < 0:  # as a process that a signal ended
-    signal.signal(-code, signal.SIG_DFL)
+    _signal.signal(-code, _signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
@@ -106,6 +116,7 @@ def start(folder: Path, *, with_hub: bool) -> None:
     address = folder / "socket"
     client = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     settings = {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    settings["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # fewer pages: a fork takes half the time
     settings |= {} if with_hub else {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "huggingface")}
     command = [sys.executable, __file__, str(address), str(client), *(() if with_hub else KNOW_THE_HUB)]
     server = os.posix_spawn(sys.executable, command, os.environ | settings, setsid=True)
@@ -119,82 +130,122 @@ def start(folder: Path, *, with_hub: bool) -> None:
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
 
 
-def serve(address: str, client: str, *more: str) -> tuple[list[str], str, dict[str, str]]:
+class Request(NamedTuple):
+    """A process that is asked for.
+
+    Attributes:
+        caller: The id of the process that asks.
+        arguments: Those of Python.
+        folder: Where it runs.
+        environment: Its variables.
+        files: The caller's open files; for each of its numbers the number here.
+    """
+
+    caller: int
+    arguments: list[str]
+    folder: str
+    environment: dict[str, str]
+    files: dict[int, int]
+
+
+def serve(address: str, client: str, *more: str) -> Request:
     """Import the libraries and fork for each request; returns in the process that is to run one.
 
-    The server ends with the process whose tests it serves.
+    Signals are passed on, and a process does not outlive its caller. The server ends with the process whose
+    tests it serves.
     """
     for library in (*LIBRARIES, *more):
         importlib.import_module(library)
     gc.freeze()
+    for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
+        finalizer.atexit = False  # nobody takes the libraries apart
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)
     os.rename(f"{address}.new", address)  # noqa: PTH104 - a socket is no file to pathlib
+    ended, told_of_end = socket.socketpair()
+    told_of_end.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(told_of_end.fileno(), warn_on_full_buffer=False)
+    running: dict[socket.socket, int] = {}
     while True:
-        if not select.select([listener], [], [], 1)[0]:
-            try:
-                os.kill(int(client), 0)
-            except ProcessLookupError:
-                shutil.rmtree(Path(address).parent)
-                Path(f"{Path(address).parent}.lock").unlink()
-                os._exit(0)
-            continue
-        connection, _ = listener.accept()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whose processes are nobody's to wait for
-        if os.fork():
-            connection.close()
-            continue
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        listener.close()
-        size, files = receive(connection)
-        request: tuple[list[str], str, dict[str, str]] = json.loads(connection.recv(size, socket.MSG_WAITALL))
-        process = os.fork()
-        if process:
-            watch(process, connection)
-        connection.close()
-        os.setpgrp()  # Ray kills the groups of its workers
-        for number, file in enumerate(files):
-            os.dup2(file, number)
+        ready = select.select([listener, ended, *running], [], [], 1)[0]
+        if not ready:
+            end_with_client(int(client), Path(address).parent)
+        if ended in ready:
+            ended.recv(4096)
+            tell_of_ends(running)
+        for connection in running.keys() & set(ready):
+            told = connection.recv(1) or [signal.SIGKILL]
+            os.kill(running[connection], signal.SIGKILL if told[0] == signal.SIGUSR1 else told[0])
+        if listener in ready:
+            connection, _ = listener.accept()
+            request = receive(connection)
+            process = os.fork()
+            if not process:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                close(listener, ended, told_of_end, connection, *running)
+                return request
+            running[connection] = process
+            close(*request.files.values())
+
+
+def close(*files: socket.socket | int) -> None:
+    """Close files, which are sockets or numbers."""
+    for file in files:
+        if isinstance(file, int):
             os.close(file)
-        return request
+        else:
+            file.close()
 
 
-def receive(connection: socket.socket) -> tuple[int, list[int]]:
-    """Take the size of a request, and the caller's files."""
-    data, told, _, _ = connection.recvmsg(4, socket.CMSG_LEN(3 * 4))
+def end_with_client(client: int, folder: Path) -> None:
+    """End, and leave nothing behind, if a process is no longer there."""
+    try:
+        os.kill(client, 0)
+    except ProcessLookupError:
+        shutil.rmtree(folder)
+        Path(f"{folder}.lock").unlink()
+        os._exit(0)
+
+
+def tell_of_ends(running: dict[socket.socket, int]) -> None:
+    """Tell the callers of processes that have ended how they did."""
+    for connection, process in list(running.items()):
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            with suppress(OSError):  # the caller may be gone
+                connection.send(os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
+            connection.close()
+            del running[connection]
+
+
+def receive(connection: socket.socket) -> Request:
+    """Take a request, and the caller's files."""
+    size, told, _, _ = connection.recvmsg(4, socket.CMSG_LEN(4 * 253))
     files = array.array("i")
     for _, _, values in told:
         files.frombytes(values)
-    return int.from_bytes(data, "big"), list(files)
+    data = connection.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
+    arguments, folder, environment, numbers = marshal.loads(data)
+    caller = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    return Request(caller, arguments, folder, environment, dict(zip(numbers, files, strict=True)))
 
 
-def watch(process: int, connection: socket.socket) -> None:
-    """Pass signals on to a process, tell how it ended, and end with it; it does not outlive the caller."""
-    while True:
-        if select.select([connection], [], [], 0.01)[0]:
-            told = connection.recv(1) or [signal.SIGKILL]
-            os.kill(process, signal.SIGKILL if told[0] == signal.SIGUSR1 else told[0])
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            try:
-                connection.send(code.to_bytes(4, "big", signed=True))
-            finally:
-                os._exit(0)
-
-
-def run(arguments: list[str], folder: str, environment: dict[str, Any]) -> None:
+def run(request: Request) -> None:
     """Be the process that was asked for; those that it starts in its turn are forked, too."""
+    os.setpgrp()  # Ray kills the groups of its workers
+    take(request.files)
+    enter_namespaces(request.caller)
     sys.executable = str(Path(sys.argv[1]).with_name("python"))
-    os.chdir(folder)
+    os.chdir(request.folder)
     os.environ.clear()
-    os.environ.update(environment)
-    if environment.get("WITHOUT_NETWORK"):
-        leave_the_network()
+    os.environ.update(request.environment)
+    environment, arguments = request.environment, request.arguments
     ours = str(Path(__file__).parent)
     paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:] = [folder, *paths, *(path for path in sys.path if path != ours)]
+    sys.path[:] = [request.folder, *paths, *(path for path in sys.path if path != ours)]
     sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     sys.orig_argv = [sys.executable, *arguments]
     site.execsitecustomize()
@@ -210,15 +261,24 @@ def run(arguments: list[str], folder: str, environment: dict[str, Any]) -> None:
         runpy.run_path(what, run_name="__main__")
 
 
-def leave_the_network() -> None:
-    """Move to a new network namespace, which has no interface but a loopback that is down."""
-    user, group = os.getuid(), os.getgid()
-    new_user, new_network = 0x10000000, 0x40000000
-    if ctypes.CDLL(None, use_errno=True).unshare(new_user | new_network):
-        raise OSError(ctypes.get_errno(), "unshare")
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+def take(files: dict[int, int]) -> None:
+    """Have files under the numbers that they have in the caller."""
+    above = max([*files, *files.values()]) + 1
+    apart = {number: fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, above) for number, file in files.items()}
+    close(*files.values())
+    for number, file in apart.items():
+        os.dup2(file, number)
+        os.close(file)
+
+
+def enter_namespaces(caller: int) -> None:
+    """Enter those of Linux's namespaces of a process that are not ours: its mounts, its network."""
+    flags = {"user": 0x10000000, "mnt": 0x20000, "net": 0x40000000}
+    theirs, ours = Path(f"/proc/{caller}/ns"), Path("/proc/self/ns")
+    kinds = [kind for kind in flags if not (theirs / kind).samefile(ours / kind)]
+    flag = sum(flags[kind] for kind in kinds)
+    if kinds and ctypes.CDLL(None, use_errno=True).setns(os.pidfd_open(caller), flag):
+        raise OSError(ctypes.get_errno(), f"cannot enter the namespaces {kinds} of process {caller}")
 
 
 def end_with(ending: BaseException | None) -> None:
@@ -239,7 +299,7 @@ def end_with(ending: BaseException | None) -> None:
 if __name__ == "__main__":
     request = serve(*sys.argv[1:])
     try:
-        run(*request)
+        run(request)
     except BaseException as error:
         end_with(error)
     end_with(None)

@@ -238,7 +238,7 @@ def test_a_full_hit_on_s3_loads_no_teacher(
 def test_a_store_that_may_only_be_read_serves(finished: Path) -> None:
     store = finished / "store"
     mounts = f"mount --bind {store} {store} && mount -o remount,bind,ro {store}"
-    label = f"! touch {store}/x 2>/dev/null && {sys.executable} -m pipeline {' '.join(LABEL)}"
+    label = f"! touch {store}/x 2>/dev/null && {warm_python()} -m pipeline {' '.join(LABEL)}"
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", f"{mounts} && {label}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -260,7 +260,7 @@ def test_a_store_that_may_only_be_read_is_noticed_before_the_teacher_runs(finish
         path.unlink()
     mounts = f"mount --bind {store} {store} && mount -o remount,bind,ro {store}"
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", f"{mounts} && {sys.executable} -m pipeline {' '.join(LABEL)}"],
+        ["unshare", "-rm", "sh", "-c", f"{mounts} && {warm_python()} -m pipeline {' '.join(LABEL)}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

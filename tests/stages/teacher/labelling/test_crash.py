@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from processes import Alone, fork, label_here, label_in, let_teacher_speak
 from tiny import LABEL, ROOT
+from warm import warm_python
 
 from stages.artifacts import SOFT_LABELS
 
@@ -123,7 +123,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_is_labelled(
     monkeypatch.setenv("MBLM_TEACHER_CACHE", str(root))
     if shutil.which("unshare") is None or in_namespace(MOUNT).returncode != 0:
         pytest.skip("a small disk is mounted with Linux's unshare, which is not allowed here")
-    done = in_namespace(FILL, sys.executable, "-m", "pipeline", *LABEL)
+    done = in_namespace(FILL, warm_python(), "-m", "pipeline", *LABEL)
     assert done.stdout.splitlines()[0] == "1", done.stderr
     full = (finished / "full.txt").read_text()
     kept = alone.ids_in(finished / "kept")
