@@ -42,9 +42,11 @@ MODULES = ("pipeline", "dvc", "torch.distributed.run")
 """What the server runs after ``-m``."""
 
 LIBRARIES = (
-    *("babel", "dvc.cli.parser", "dvc.data_cloud", "dvc.repo.reproduce", "dvc.stage.run", "fsspec", "jinja2"),
-    *("matplotlib.figure", "numpy", "pandas", "pyarrow.compute", "pyarrow.csv", "pyarrow.json"),
-    *("pyarrow.parquet", "pydantic.functional_validators", "pydantic.main", "rich.table", "ruamel.yaml"),
+    *("babel", "dvc.cli.parser", "dvc.data_cloud", "dvc.lock", "dvc.repo.datasets", "dvc.repo.plots"),
+    *("dvc.repo.experiments.queue.celery", "dvc.repo.reproduce", "dvc.rwlock", "dvc.stage.run", "fsspec"),
+    *("jinja2", "matplotlib.backends.backend_svg", "matplotlib.figure", "networkx", "numpy", "pandas"),
+    *("platformdirs.unix", "pyarrow.compute", "pyarrow.csv", "pyarrow.json", "pyarrow.parquet"),
+    *("pydantic.functional_validators", "pydantic.main", "pydantic.types", "rich.table", "ruamel.yaml"),
     *("safetensors.torch", "scipy.optimize", "scipy.stats", "scmrepo.git", "sklearn.metrics", "tabulate"),
     *("torch", "torch._dynamo", "torch.distributed.tensor", "tqdm", "typer", "zarr"),
 )
