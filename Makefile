@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 JOBS ?= 1
+SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -25,14 +26,19 @@ all-stages: export OMP_NUM_THREADS := 1
 all-stages:
 	@echo "Four teachers, their soft labels, a student and its baseline: about four minutes on two cores."
 	@dvc repro --quiet prepare
-	@{ echo student-pretrain; dvc stage list --name-only | sed -n 's/^teacher-label\(@.*\)/teacher-finetune\1 &/p'; } | \
-		$(two-at-once)
-	@printf '%s\n' student-distill student-baseline | $(two-at-once)
+	@set -o pipefail; { echo student-pretrain; \
+		dvc stage list --name-only | sed -n 's/^teacher-label\(@.*\)/teacher-finetune\1 &/p'; } | \
+		$(call side-by-side,2,.,--quiet)
+	@set -o pipefail; printf '%s\n' student-distill student-baseline | $(call side-by-side,2,.,--quiet)
 	@dvc repro --quiet
 
-# Bars side by side need a line each: tqdm takes it from the environment, where xargs can number what it starts.
-two-at-once = xargs -P 2 -L 1 $(shell xargs --process-slot-var=X true < /dev/null 2> /dev/null && \
-	echo --process-slot-var=TQDM_POSITION) dvc --wait-for-lock repro --quiet --single-item
+# Bars side by side need a line each: tqdm takes its number from the environment, where xargs can number what it
+# starts. A line of results takes the place of the bar on whose line the cursor is.
+side-by-side = xargs -P $(1) -L 1 $(slot) dvc --wait-for-lock --cd $(2) repro --single-item $(3) $(in-place)
+ifneq ($(shell xargs --process-slot-var=X true < /dev/null 2> /dev/null && test -t 2 && echo yes),)
+slot = --process-slot-var=TQDM_POSITION
+in-place = | sed -u 's/^/\r\x1b[K/'
+endif
 
 test: .venv/installed-test
 	ruff check .
@@ -44,8 +50,8 @@ test: .venv/installed-test
 ifeq ($(JOBS),1)
 each = dvc --cd $(1) repro --single-item $(2)
 else
-each = dvc --cd $(1) stage list --name-only | grep '^$(2)@' | \
-	xargs -P $(JOBS) -n 1 dvc --cd $(1) --wait-for-lock repro --single-item
+each = set -o pipefail; dvc --cd $(1) stage list --name-only | grep '^$(2)@' | \
+	$(call side-by-side,$(JOBS),$(1))
 endif
 up-to-date = dvc --cd $(1) status --quiet --with-deps $(2)
 

@@ -19,10 +19,16 @@ class Bar(tqdm):  # type: ignore[type-arg]
             kwargs |= {"mininterval": _SECONDS, "maxinterval": _SECONDS, "delay": _SECONDS}
         super().__init__(*args, **kwargs)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Draw the bar, or write its state as a line."""
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
+        """Draw the bar, or write its state as a line; tell `close` whether a line was begun and not ended."""
         if self._moves:
-            super().display(msg, pos)
-        elif msg is None:
+            return bool(super().display(msg, pos))
+        if msg is None:
             self.fp.write(f"{self}\n")
             self.fp.flush()
+        return False
+
+
+def say(line: str) -> None:
+    """Write a line on stderr; on a terminal in place of the bar, maybe another process's, at the cursor."""
+    Bar.write(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,12 +15,12 @@ from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainingArguments
 
 from cache import canonical_json, write_atomically
 from stages.dependencies import code_digests
 from stages.models.processes import process_index
+from stages.progress import say
 
 _CHECKPOINTS = Path(".checkpoints")
 
@@ -73,10 +72,9 @@ def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpo
         noted = _read_json(folder / _MADE_BY)
         changes = _changes(noted.get("now"), now)
         if changes and not resume:
-            tqdm.write(
+            say(
                 f"{name}: a training that was interrupted is left in {folder}, but since then other: "
-                f"{', '.join(changes)}; training starts anew (--resume goes on regardless)",
-                file=sys.stderr,
+                f"{', '.join(changes)}; training starts anew (--resume goes on regardless)"
             )
             shutil.rmtree(folder)
             noted, changes = {}, []

@@ -3,7 +3,6 @@
 import gc
 import math
 import os
-import sys
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Sampler
-from tqdm import tqdm
 from transformers import EvalPrediction, Trainer, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -24,7 +22,7 @@ from stages.models.checkpoints import last_complete_checkpoint
 from stages.models.processes import n_processes, process_index
 from stages.models.texts import Texts
 from stages.params import TrainingParams
-from stages.progress import Bar
+from stages.progress import Bar, say
 
 _Rows = TypeVar("_Rows", Tensor, Tensor | None)
 
@@ -215,7 +213,7 @@ def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
     if process_index():
         set_seed((trainer.args.seed + process_index()) % 2**32)
     elif checkpoint:
-        tqdm.write(f"{title}: going on from {checkpoint}", file=sys.stderr)
+        say(f"{title}: going on from {checkpoint}")
     gc.freeze()  # the Trainer asks for a garbage collection, which takes half a second over all modules
     try:
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from tqdm import tqdm
 from transformers import AutoTokenizer, set_seed
 
 from cache import SoftLabelSet, file_digest
@@ -40,6 +38,7 @@ from stages.models.training import (
     run,
     training_arguments,
 )
+from stages.progress import say
 from stages.results.averages import average_teachers
 from stages.student.card import TeacherFacts, model_card
 from stages.student.objective import (
@@ -216,7 +215,7 @@ def _require_small_top_k_change(label_set: SoftLabelSet, params: DistillParams) 
     again = f"python -m pipeline teacher label --language {language}"
     if label_set.top_k_change is None:  # of an earlier version
         if process_index() == 0:
-            tqdm.write(f"{what}; what that changes is not known, measure it with: {again}", file=sys.stderr)
+            say(f"{what}; what that changes is not known, measure it with: {again}")
         return
     change = label_set.top_k_change.relative(temperature)
     if change is None or change > _TOP_K_ERROR:

@@ -39,13 +39,15 @@ def test_what_takes_no_half_minute_leaves_a_log_empty(capsys: pytest.CaptureFixt
 def test_a_terminal_gets_a_bar() -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    script = "from stages.progress import Bar\nfor _ in Bar(range(3), desc='work'): pass"
+    script = "import sys\nfrom stages.progress import Bar\nfor _ in Bar(range(3), desc='work'): pass\n"
+    script += "sys.stderr.write('done')"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, stderr=theirs, check=True)
     written = os.read(ours, 10_000)
     os.close(ours)
     os.close(theirs)
     assert b"\rwork:   0%" in written
     assert b"0/3" in written
+    assert written.endswith(b" \rdone")  # what follows begins a line
 
 
 def test_transformers_shows_no_bars_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

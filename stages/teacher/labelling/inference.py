@@ -1,6 +1,5 @@
 """Run a teacher over texts, each exactly once, longest first."""
 
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -12,13 +11,13 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils.import_utils import is_peft_available
 
 from stages.errors import StageError
 from stages.models.batches import Tokens, fitting, to_device, tokenize
 from stages.models.loading import loading, require_max_tokens
+from stages.progress import say
 from stages.teacher.labelling.decoders import NO_ID, LastToken, classifier_of, is_decoder
 from stages.teacher.params import LabelParams
 
@@ -220,10 +219,9 @@ class Teacher:
                 f"there is no memory for a single text of {length} tokens; lower teacher.label.max_tokens"
             )
         self._budget = length * n_texts // 2
-        tqdm.write(
+        say(
             f"out of memory with {n_texts} texts of {length} tokens at once; going on with "
-            f"{self._budget} tokens at once (teacher.label.batch_tokens is {self._params.batch_tokens})",
-            file=sys.stderr,
+            f"{self._budget} tokens at once (teacher.label.batch_tokens is {self._params.batch_tokens})"
         )
 
     def _keep_states(self, _model: torch.nn.Module, _inputs: Any, output: Any) -> None:

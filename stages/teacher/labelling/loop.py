@@ -2,7 +2,6 @@
 
 import secrets
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cache import CacheError, Lookup, Outputs, Producer, SoftLabels, Store, TopKChange, id_words
 from stages.artifacts import ARTIFACTS
 from stages.data.task import TaskParams
 from stages.errors import StageError
-from stages.progress import Bar
+from stages.progress import Bar, say
 from stages.teacher.labelling.examples import Examples
 from stages.teacher.labelling.identity import producer_of
 from stages.teacher.params import LabelParams
@@ -85,20 +83,18 @@ def told(store: Store, lookup: Lookup, examples: Examples) -> Iterator[None]:
                 already.add(name)
                 is_shard = name != "producer.json"
                 without = "its examples are labelled again" if is_shard else "going on without it"
-                tqdm.write(f"{error}; {without}", file=sys.stderr)
+                say(f"{error}; {without}")
 
     n_cached = int(lookup.found.sum())
     tell_what_is_left_out()
-    tqdm.write(
-        f"{examples.language}: {n_cached:,} cached, {len(examples) - n_cached:,} to label", file=sys.stderr
-    )
+    say(f"{examples.language}: {n_cached:,} cached, {len(examples) - n_cached:,} to label")
     try:
         yield
     finally:
         tell_what_is_left_out()
         n_kept = int(lookup.found.sum())
         if n_kept < len(examples):
-            tqdm.write(f"stopped; {n_kept:,} of {len(examples):,} soft labels are kept", file=sys.stderr)
+            say(f"stopped; {n_kept:,} of {len(examples):,} soft labels are kept")
 
 
 class Shard(NamedTuple):
@@ -233,10 +229,9 @@ def measured_top_k(params: LabelParams, store: Store, folder: Path, examples: Ex
     if known and known.is_enough(len(examples)):
         return known
     drawn = np.sort(np.argsort(id_words(examples.ids)[:, 1], kind="stable")[: TopKChange.WANTED])
-    tqdm.write(
+    say(
         f"{examples.language}: asking the teacher about {len(drawn):,} examples, to measure what top_k "
-        f"{params.top_k} changes",
-        file=sys.stderr,
+        f"{params.top_k} changes"
     )
     teacher = load_teacher(folder, params, examples.task, store.producer)
     answers = teacher.answer(teacher.tokenize(examples.texts(drawn)))
@@ -349,7 +344,7 @@ def _no_interruption() -> Iterator[None]:
     def put_off(number: int, _frame: object) -> None:
         stops.append(number)
         if len(stops) == 1:
-            tqdm.write("writing what is computed; to lose it, stop twice more", file=sys.stderr)
+            say("writing what is computed; to lose it, stop twice more")
         elif len(stops) > 2:
             raise KeyboardInterrupt
 

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import socket
-import sys
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cache import CacheError, Lookup, Producer, Store, TopKChange
 from stages.artifacts import ARTIFACTS
 from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.models.pins import model_files
+from stages.progress import say
 from stages.teacher.labelling.examples import Examples
 from stages.teacher.labelling.inference import Answers, Teacher
 from stages.teacher.labelling.loop import (
@@ -123,7 +122,7 @@ class OnRay:
         misses = np.flatnonzero(~lookup.found)
         at_most = min(params.shard_examples, -(-len(misses) // (_BLOCKS_PER_ACTOR * self._n_actors)))
         shards = shards_to_label(examples, misses, at_most=at_most)
-        tqdm.write(f"{examples.language}: {self._n_actors} actors share the work", file=sys.stderr)
+        say(f"{examples.language}: {self._n_actors} actors share the work")
         n_bytes = sum(one.n_bytes for one in shards)
         with measuring(store) as changes, Progress(f"label '{examples.language}'", n_bytes) as progress:
             blocks = [ray.put(_block(examples, shard.positions)) for shard in shards]
