@@ -1,6 +1,8 @@
 """Entry point of ``python -m pipeline``: expected failures end with one line and exit code 1."""
 
+import atexit
 import errno
+import gc
 import os
 import signal
 import sys
@@ -77,4 +79,5 @@ def _require_what_processes_share() -> None:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # or Python takes a second at its end to look through torch and transformers
     sys.exit(main())
