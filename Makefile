@@ -3,14 +3,19 @@
 # make ablation: the variants with several seeds, compared on test data; make sweep: settings, on validation data.
 #                JOBS=2 trains two models at once; on two cores, with OMP_NUM_THREADS=1.
 # make bench: measure time, disk and memory, and print them next to their targets; takes minutes.
+# make gpu: run what needs a GPU; PARTS="label train" for some of it, OUT=FOLDER for its results.
+#           It needs torch and transformers, no .venv and no network: before, on a machine that has one,
+# make gpu-pack: writes the packages that may be missing, ENCODER=FOLDER and DATA="FOLDER FOLDER", to PACK=gpu-pack.
 
 PYTHON ?= python3
 JOBS ?= 1
+PACK ?= gpu-pack
+OUT ?= gpu-results
 SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo all-stages test stage-one all-teachers ablation all-variants sweep all-settings bench
+.PHONY: demo all-stages test stage-one all-teachers ablation all-variants sweep all-settings bench gpu gpu-pack
 
 demo: .venv/installed
 	@dvc status --quiet || $(MAKE) --no-print-directory all-stages || dvc repro
@@ -89,6 +94,12 @@ bench: .venv/installed-test
 	@set -e; for script in $(filter-out %/measure.py,$(wildcard tests/benchmarks/*.py)); do \
 		PYTHONPATH=.:tests python $$script; \
 	done
+
+gpu-pack: .venv/installed-test
+	python tests/gpu/pack.py $(PACK) $(if $(ENCODER),--encoder $(ENCODER)) $(DATA:%=--data %)
+
+gpu:
+	$(PYTHON) tests/gpu/run.py --pack $(PACK) --to $(OUT) $(if $(TINY),--tiny) $(PARTS)
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing into .venv, which takes some minutes the first time"

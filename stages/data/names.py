@@ -9,11 +9,13 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from babel import Locale, UnknownLocaleError
+from typing import TYPE_CHECKING
 
 from stages.data.task import Split
 from stages.errors import StageError
+
+if TYPE_CHECKING:
+    from babel import Locale
 
 CLASSES = ("currency", "language", "script", "territory", "time zone", "unit")
 
@@ -34,6 +36,8 @@ def read_names(language: str) -> tuple[Name, ...]:
     Raises:
         StageError: CLDR has no such language.
     """
+    from babel import Locale, UnknownLocaleError  # other tasks do without
+
     try:
         locale = Locale.parse(language.replace("-", "_"))
     except (UnknownLocaleError, ValueError) as error:
@@ -56,7 +60,7 @@ def _hash(entity: str) -> bytes:
     return hashlib.blake2b(entity.encode(), digest_size=8).digest()
 
 
-def _all_names(locale: Locale) -> Iterator[Name]:
+def _all_names(locale: "Locale") -> Iterator[Name]:
     plain = {
         "currency": locale.currencies,
         "language": locale.languages,

@@ -1,7 +1,7 @@
 """Benchmark of the labelling loop: against what people use today, its own limit, memory, bfloat16 and Ray.
 
 Texts of 5 to 120 tokens or so, lengths log-normal, and teachers with random weights. Ratios of one run on one
-machine, medians of runs in turn, each part in a process of its own. What needs a GPU runs where there is one.
+machine, medians of runs in turn, each part in a process of its own. On a GPU there is `tests/gpu/label.py`.
 """
 
 import os
@@ -34,7 +34,7 @@ GIB = 2**30
 
 def main() -> None:
     """Print one table per question."""
-    for part in (throughput, bfloat16, ray_actors, bounded_memory, gpu):
+    for part in (throughput, bfloat16, ray_actors, bounded_memory):
         with TemporaryDirectory(prefix="mblm-bench-") as folder:
             progress(part.__name__)
             apart(part, Path(folder))
@@ -70,9 +70,10 @@ def wall(*works: Callable[[], object], repeats: int) -> list[float]:
 
 
 def throughput(folder: Path) -> None:
-    """Compare with transformers' pipeline, Trainer.predict, and forward passes alone."""
+    """Compare with what people use, and with forward passes alone."""
     import torch
     import transformers
+    from peers import PEERS
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
@@ -90,11 +91,10 @@ def throughput(folder: Path) -> None:
         row("token cells, padding included, per token", n_cells / n_tokens, "times", at_most=1.03)
         ours = partial(label_all, params)
         limit = forward_passes(texts)
-        theirs = {
-            "transformers.pipeline(batch_size=32)": partial(pipeline, texts),
-            "Trainer.predict": partial(predict, texts),
-        }
-        seconds = wall(ours, limit, *theirs.values(), repeats=3)
+        theirs = [
+            lambda load=load: load(TEACHERS / "de", max_tokens=MAX_TOKENS)(texts) for load in PEERS.values()
+        ]
+        seconds = wall(ours, limit, *theirs, repeats=3)
         row("stage one", TEXTS / seconds[0], "texts/s")
         row(
             "its time over forward passes alone, batched beforehand",
@@ -102,7 +102,7 @@ def throughput(folder: Path) -> None:
             "times",
             at_most=1.05,
         )
-        for name, took, target in zip(theirs, seconds[2:], (3.0, 2.8), strict=True):
+        for name, took, target in zip(PEERS, seconds[2:], (3.0, 2.8, None), strict=True):
             row(f"texts per second over {name}", took / seconds[0], "times", at_least=target)
         compiled = Teacher(TEACHERS / "de", settings(compile=True))
         warm = spent(lambda: list(compiled.answer(tokens))).wall
@@ -122,21 +122,12 @@ def read_texts() -> list[str]:
     return examples.texts(np.arange(len(examples)))[0]
 
 
-def load() -> tuple[Any, Any]:
-    """Load the teacher as anyone would."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    folder = TEACHERS / "de"
-    return AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(
-        folder
-    ).eval()
-
-
 def forward_passes(texts: list[str]) -> Callable[[], None]:
     """Make batches of sorted texts beforehand: the limit of what a loop can reach."""
     import torch
+    from peers import load
 
-    tokenizer, model = load()
+    tokenizer, model = load(TEACHERS / "de")
     rows = tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
     rows.sort(key=len, reverse=True)
     batches = []
@@ -151,36 +142,6 @@ def forward_passes(texts: list[str]) -> Callable[[], None]:
                 model(**batch).logits.numpy()
 
     return run
-
-
-def pipeline(texts: list[str]) -> None:
-    """Label with the pipeline of transformers."""
-    from transformers import pipeline
-
-    tokenizer, model = load()
-    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device=-1)
-    classify(
-        texts, batch_size=32, top_k=None, function_to_apply="none", truncation=True, max_length=MAX_TOKENS
-    )
-
-
-def predict(texts: list[str]) -> None:
-    """Label with the Trainer of transformers, batches padded to their longest text."""
-    import datasets
-    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
-
-    datasets.disable_progress_bars()
-    tokenizer, model = load()
-    arguments = TrainingArguments(
-        mkdtemp(dir="."), per_device_eval_batch_size=32, report_to="none", use_cpu=True, disable_tqdm=True
-    )
-    data = datasets.Dataset.from_dict({"text": texts}).map(
-        lambda batch: tokenizer(batch["text"], truncation=True, max_length=MAX_TOKENS),
-        batched=True,
-        remove_columns=["text"],
-        load_from_cache_file=False,
-    )
-    Trainer(model=model, args=arguments, data_collator=DataCollatorWithPadding(tokenizer)).predict(data)
 
 
 def bfloat16(folder: Path) -> None:
@@ -293,52 +254,6 @@ def label_many(folder: Path) -> tuple[float, int]:
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
     return seconds, int(line.split()[1]) * 1024
-
-
-def gpu(folder: Path) -> None:
-    """Measure how much of a GPU's matrix rate goes into real tokens."""
-    import torch
-
-    if not torch.cuda.is_available():
-        progress("no GPU: its figures are left out")
-        return
-    layers, hidden, n = 24, 1024, 100_000
-    write_work(folder, n, layers=layers, hidden=hidden)
-    with chdir(folder):
-        from stages.teacher.labelling.inference import Teacher
-
-        texts = read_texts()
-        heading(f"A teacher of {layers} layers of {hidden} in bfloat16 on {torch.cuda.get_device_name()}")
-        peak = matrix_rate(4 * hidden)
-        row("matrix products of its size", peak / 1e12, "TFLOP/s")
-        for compiled in (False, True):
-            teacher = Teacher(
-                TEACHERS / "de", settings(precision="bfloat16", batch_tokens=65536, compile=compiled)
-            )
-            tokens = teacher.tokenize([texts])
-            list(teacher.answer(tokens))
-            took = spent(lambda: list(teacher.answer(tokens))).wall  # noqa: B023
-            lengths = tokens.lengths.astype(float)
-            flops = 2 * layers * (12 * hidden**2 * lengths.sum() + 2 * hidden * (lengths**2).sum())
-            how = "compiled" if compiled else "as it is"
-            row(f"real tokens over that rate, {how}", 100 * flops / took / peak, "%", at_least=55)
-            row(f"texts per second, {how}", n / took, "texts/s")
-
-
-def matrix_rate(width: int) -> float:
-    """Measure the card's rate in bfloat16 products of two square matrices, in operations per second."""
-    import torch
-
-    a = torch.randn(4 * width, width, device="cuda", dtype=torch.bfloat16)
-    b = torch.randn(width, width, device="cuda", dtype=torch.bfloat16)
-    for _ in range(10):
-        a @ b
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(100):
-        a @ b
-    torch.cuda.synchronize()
-    return 100 * 2 * 4 * width**3 / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

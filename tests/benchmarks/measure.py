@@ -1,5 +1,10 @@
-"""What the benchmarks share: what work costs in time and memory, and a printed row with a target."""
+"""What the benchmarks share: what work costs in time and memory, and a printed row with a target.
 
+A row is also written, as a line of JSON, to the file that the environment calls MEASURED.
+"""
+
+import json
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -65,9 +70,20 @@ def progress(text: str) -> None:
     typer.echo(f"… {text}", err=True)
 
 
+_heading = ""
+
+
 def heading(text: str) -> None:
     """Print what the rows below are about."""
+    global _heading
+    _heading = text
     typer.echo(f"\n{text}")
+
+
+def note(text: str) -> None:
+    """Print that something was not measured, and why."""
+    typer.echo(f"  {text}")
+    _write(what=text)
 
 
 def row(
@@ -85,6 +101,14 @@ def row(
     elif at_least is not None:
         target, verdict = f"≥ {number(at_least)}", "met" if measured >= at_least else "missed"
     typer.echo(f"  {what:<64}{number(measured):>10} {unit:<10}{target:<10}{verdict}".rstrip())
+    _write(what=what, measured=measured, shown=number(measured), unit=unit, target=target, verdict=verdict)
+
+
+def _write(**values: str | float) -> None:
+    """Add a row to the file of rows, if there is one."""
+    if path := os.environ.get("MEASURED"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"heading": _heading, **values}, ensure_ascii=False) + "\n")
 
 
 def number(value: float) -> str:

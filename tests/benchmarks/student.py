@@ -7,7 +7,7 @@ one machine, medians of runs in turn; each part in a process of its own.
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from measure import apart, extra_memory, heading, progress, ratio, row, spent_each
@@ -18,12 +18,30 @@ from transformers import AutoModelForSequenceClassification, XLMRobertaConfig
 from stages.models.modeling_mblm import BranchedLayer, MBLMForSequenceClassification
 from stages.student.objective import mixture_weights, objective
 
-LAYERS, BRANCH_LAYERS, K, C = 12, 2, 5, 3
-HIDDEN = 256
-B, T = 40, 32
+K, C = 5, 3
 LANGUAGES = ["ar", "de", "en", "tr", "zh"]
-PAIRS_OF_MIXTURE = (LAYERS - BRANCH_LAYERS + K * BRANCH_LAYERS) / LAYERS
-"""Layers that a text of the mixture goes through, over those of the plain encoder."""
+
+
+class Shape(NamedTuple):
+    """An encoder, and batches of ``texts`` times ``tokens``."""
+
+    layers: int = 12
+    branch_layers: int = 2
+    hidden: int = 256
+    heads: int = 4
+    vocabulary: int = 8000
+    texts: int = 40
+    tokens: int = 32
+
+    @property
+    def pairs_of_mixture(self) -> float:
+        """Layers that a text of the mixture goes through, over those of the plain encoder."""
+        return (self.layers + (K - 1) * self.branch_layers) / self.layers
+
+
+SMALL = Shape()
+LAYERS, BRANCH_LAYERS, HIDDEN = SMALL.layers, SMALL.branch_layers, SMALL.hidden
+B, T = SMALL.texts, SMALL.tokens
 
 
 def main() -> None:
@@ -33,43 +51,42 @@ def main() -> None:
         apart(part)
 
 
-def config(layers: int = LAYERS) -> XLMRobertaConfig:
+def config(shape: Shape = SMALL) -> XLMRobertaConfig:
     """Give an encoder's configuration."""
     return XLMRobertaConfig(
-        vocab_size=8000,
-        hidden_size=HIDDEN,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=4 * HIDDEN,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.hidden,
         max_position_embeddings=130,
         id2label=dict(enumerate("abc")),
         label2id={name: index for index, name in enumerate("abc")},
     )
 
 
-def models(n_branches: int = K) -> tuple[Any, MBLMForSequenceClassification]:
+def models(shape: Shape = SMALL) -> tuple[Any, MBLMForSequenceClassification]:
     """Make a plain classifier, and a student of the same weights."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        plain = AutoModelForSequenceClassification.from_config(config())
+        plain = AutoModelForSequenceClassification.from_config(config(shape))
         plain.save_pretrained(folder)
         student = MBLMForSequenceClassification.from_mplm(
             folder,
             languages=LANGUAGES,
-            n_branches=n_branches,
-            branch_layers=BRANCH_LAYERS,
+            n_branches=K,
+            branch_layers=shape.branch_layers,
             id2label=dict(enumerate("abc")),
         )
     return plain, student
 
 
-def inputs(n_texts: int = B) -> dict[str, Tensor]:
+def inputs(shape: Shape = SMALL, device: torch.device | None = None) -> dict[str, Tensor]:
     """Make up a batch without padding."""
-    return {
-        "input_ids": torch.randint(5, 8000, (n_texts, T)),
-        "attention_mask": torch.ones(n_texts, T).long(),
-    }
+    size = (shape.texts, shape.tokens)
+    ids = torch.randint(5, shape.vocabulary, size, device=device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def inference() -> None:
@@ -100,7 +117,7 @@ def inference() -> None:
     row("the same, language chosen beforehand", chosen, "times", at_most=1.03)
     row("five languages in one batch over the plain encoder", several, "times")
     row("the mixture of all over the plain encoder", mixture, "times")
-    row("as many layers over the plain encoder's", PAIRS_OF_MIXTURE, "times")
+    row("as many layers over the plain encoder's", SMALL.pairs_of_mixture, "times")
 
 
 def branches() -> None:
@@ -142,22 +159,24 @@ def branches() -> None:
     row("forward and backward", stacked_back.wall / in_turn_back.wall, "times")
 
 
-def step_of(model: Any, *, mblm: bool, n_texts: int = B) -> Callable[[], None]:
+def step_of(model: Any, *, mblm: bool, shape: Shape = SMALL, bfloat16: bool = False) -> Callable[[], None]:
     """Give a training step: of `finetune` for a plain model, of `mblm` for a student."""
-    batch = inputs(n_texts)
-    labels = torch.randint(C, (n_texts,))
-    teacher_logits = torch.randn(n_texts, C)
-    language_ids = torch.arange(n_texts) % K
+    device = next(model.parameters()).device
+    batch = inputs(shape, device)
+    labels = torch.randint(C, (shape.texts,), device=device)
+    teacher_logits = torch.randn(shape.texts, C, device=device)
+    language_ids = torch.arange(shape.texts, device=device) % K
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def step() -> None:
         optimizer.zero_grad()
-        if mblm:
-            weights = mixture_weights(language_ids, n_branches=K, weights="dirichlet", own_branch=False)
-            seen = model(**batch, language_ids=language_ids, mixture_weights=weights)
-            loss = loss_of(seen.logits, labels, teacher_logits, seen.mixture_logits)
-        else:
-            loss = nn.functional.cross_entropy(model(**batch).logits, labels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            if mblm:
+                weights = mixture_weights(language_ids, n_branches=K, weights="dirichlet", own_branch=False)
+                seen = model(**batch, language_ids=language_ids, mixture_weights=weights)
+                loss = loss_of(seen.logits, labels, teacher_logits, seen.mixture_logits)
+            else:
+                loss = nn.functional.cross_entropy(model(**batch).logits, labels)
         loss.backward()
         optimizer.step()
 
@@ -188,8 +207,8 @@ def training() -> None:
     one, other = spent_each(finetune, mblm, repeats=9)
     heading(f"Training step, {B} texts of {T} tokens in {K} languages")
     row("finetune", one.wall * 1e3, "ms")
-    row("mblm over finetune", other.wall / one.wall, "times", at_most=1.10 * PAIRS_OF_MIXTURE)
-    row("as many layers over the plain encoder's", PAIRS_OF_MIXTURE, "times")
+    row("mblm over finetune", other.wall / one.wall, "times", at_most=1.10 * SMALL.pairs_of_mixture)
+    row("as many layers over the plain encoder's", SMALL.pairs_of_mixture, "times")
 
 
 def memory() -> None:
@@ -197,7 +216,7 @@ def memory() -> None:
     finetune, mblm = (apart(memory_of_step, mblm) for mblm in (False, True))
     heading("Peak memory of forward and backward pass beyond weights, gradients and optimizer")
     row("finetune", finetune / 2**20, "MiB")
-    row("mblm over finetune", mblm / finetune, "times", at_most=1.15 * PAIRS_OF_MIXTURE)
+    row("mblm over finetune", mblm / finetune, "times", at_most=1.15 * SMALL.pairs_of_mixture)
 
 
 def memory_of_step(mblm: bool) -> int:
@@ -205,44 +224,60 @@ def memory_of_step(mblm: bool) -> int:
     plain, student = models()
     model: nn.Module = student if mblm else plain
     step_of(model, mblm=mblm)()
-    return extra_memory(step_of(model, mblm=mblm, n_texts=8 * B))
+    return extra_memory(step_of(model, mblm=mblm, shape=SMALL._replace(texts=8 * B)))
 
 
-def from_disk() -> None:
-    """A step with soft labels from disk over hard labels, and over K teachers that are asked on the way."""
-    _, student = models()
-    teachers = [models()[0].eval() for _ in range(K)]
+def steps_by_source(shape: Shape = SMALL, *, bfloat16: bool = False) -> tuple[list[Callable[[], None]], int]:
+    """Give steps with hard labels alone, with soft labels from disk, and with K teachers that are asked.
+
+    Returns:
+        The three, and the bytes of the teachers' weights.
+    """
+    from peers import device as current_device
+
+    device = current_device() if bfloat16 else torch.device("cpu")
+    student: Any = models(shape)[1]
+    student.to(device)
+    teachers = [models(shape)[0].eval().to(device) for _ in range(K)]
     logits = torch.randn(100_000, C)
-    batch = inputs()
-    labels = torch.randint(C, (B,))
-    language_ids = torch.arange(B) % K
+    batch = inputs(shape, device)
+    labels = torch.randint(C, (shape.texts,), device=device)
+    language_ids = torch.arange(shape.texts, device=device) % K
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
 
     def step(teacher_logits: Callable[[], Tensor | None]) -> Callable[[], None]:
         def run() -> None:
             optimizer.zero_grad()
-            seen = student(**batch, language_ids=language_ids)
-            loss_of(seen.logits, labels, teacher_logits(), None).backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                seen = student(**batch, language_ids=language_ids)
+                loss = loss_of(seen.logits, labels, teacher_logits(), None)
+            loss.backward()
             optimizer.step()
 
         return run
 
     def online() -> Tensor:
-        answers = torch.empty(B, C)
+        answers = torch.empty(shape.texts, C, device=device)
         with torch.inference_mode():
             for k, teacher in enumerate(teachers):
                 rows = language_ids == k
-                answers[rows] = teacher(**{name: value[rows] for name, value in batch.items()}).logits
+                said = teacher(**{name: value[rows] for name, value in batch.items()}).logits
+                answers[rows] = said.float()
         return answers.clone()
 
     def cached() -> Tensor:
-        return logits[torch.randint(len(logits), (B,))]
+        return logits[torch.randint(len(logits), (shape.texts,))].to(device)
 
-    steps = [step(lambda: None), step(cached), step(online)]
+    weights = sum(parameter.nbytes for teacher in teachers for parameter in teacher.parameters())
+    return [step(lambda: None), step(cached), step(online)], weights
+
+
+def from_disk() -> None:
+    """A step with soft labels from disk over hard labels, and over K teachers that are asked on the way."""
+    steps, weights = steps_by_source()
     for one in steps:
         one()
     hard, disk, asked = spent_each(*steps, repeats=11)
-    weights = sum(parameter.nbytes for teacher in teachers for parameter in teacher.parameters())
     heading(f"Training step by where the soft labels come from; {K} teachers of the encoder's size")
     row("cached soft labels over hard labels", disk.wall / hard.wall, "times", at_most=1.02)
     row("teachers in memory over cached soft labels", asked.wall / disk.wall, "times")
@@ -254,7 +289,7 @@ def loading() -> None:
     torch.set_num_threads(1)
     _, student = models()
     n_layers = LAYERS - BRANCH_LAYERS + K * BRANCH_LAYERS
-    plain = AutoModelForSequenceClassification.from_config(config(n_layers))
+    plain = AutoModelForSequenceClassification.from_config(config(SMALL._replace(layers=n_layers)))
     with tempfile.TemporaryDirectory() as folder:
         student.save_pretrained(f"{folder}/student")
         plain.save_pretrained(f"{folder}/plain")
