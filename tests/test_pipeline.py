@@ -73,6 +73,24 @@ def test_no_file_that_could_run_code_is_written(finished: Path) -> None:
     assert suffixes <= {".arrow", ".json", ".safetensors", ".md", ".html", ".py"}
 
 
+def test_a_torch_for_cuda_computes_on_the_cpu_where_no_card_is(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")  # as such a torch says without a card
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", named)
+    shutil.rmtree("store")
+    Path("texts.jsonl").write_text('{"text": "Hund 1"}\n')
+    for command in (
+        LABEL,
+        ("student", "evaluate"),
+        ("student", "predict", "texts.jsonl", "--language", "de"),
+    ):
+        done = run(*command)
+        assert done.code == 0, done.err
+
+
 # Stage one
 
 

@@ -150,6 +150,11 @@ def fitting(lengths: NDArray[np.int64], budget: int) -> int:
     return min(max(similar, int(most * _LARGE_ENOUGH), 1), len(lengths), most)
 
 
+def current_device() -> torch.device:
+    """Give the accelerator, if there is one, or the CPU: a torch built for CUDA names CUDA without a card."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Send a batch to where the model is; CUDA takes it while it computes."""
     if device.type == "cuda":

@@ -104,7 +104,7 @@ class _Routing:
     """Whether pair i is example i, so that nothing needs to be copied."""
     entry: list[Tensor] = field(default_factory=list)
     """What came into the first branched layer, ``(B, T, H)``."""
-    _expanded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _expanded: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """By a value's id: the value, kept alive so that no other can have its id, and its repetition."""
 
     @classmethod
@@ -165,9 +165,11 @@ class _Routing:
         )
         if not per_example:
             return value
-        if id(value) not in self._expanded:  # the layers of a branch share their masks
-            self._expanded[id(value)] = value, value[self.examples]
-        return self._expanded[id(value)][1]
+        for seen, expanded in self._expanded:  # the layers of a branch share their masks
+            if seen is value:
+                return expanded
+        self._expanded.append((value, value[self.examples]))
+        return self._expanded[-1][1]
 
     def slice(self, value: Any, rows: slice) -> Any:
         """Cut the rows of one branch out of an expanded value."""

@@ -17,7 +17,7 @@ from stages.artifacts import BASELINE, METRICS, PLOTS, STUDENT
 from stages.data.examples import SPLITS, has_split, read_examples
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
-from stages.models.batches import to_device, tokenize
+from stages.models.batches import current_device, to_device, tokenize
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.students import MIXTURE, class_names, load_student
 from stages.progress import Bar
@@ -110,7 +110,7 @@ def answers(
     """
     name = folder.name
     model, tokenizer = load_student(folder, command=command)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = current_device()
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides self
     if (class_names(model.config), model.config.languages) != (task.classes, task.supervised):
         raise StageError(

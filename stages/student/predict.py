@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stages.artifacts import STUDENT
 from stages.data.files import Input, Output, Window, column
 from stages.errors import StageError
-from stages.models.batches import to_device, tokenize
+from stages.models.batches import current_device, to_device, tokenize
 from stages.models.loading import require_max_tokens
 from stages.models.students import MIXTURE, class_names, load_student
 from stages.progress import Bar
@@ -106,7 +106,7 @@ class _Student:
 
     def __init__(self, folder: Path, params: DistillParams, batch_tokens: int) -> None:
         self._folder, self._params, self._batch_tokens = folder, params, batch_tokens
-        self._device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self._device = current_device()
         self._model, self._tokenizer = load_student(folder)
         self._config = self._model.config
         self._model.to(self._device)  # type: ignore[arg-type]  # transformers' decorator hides self

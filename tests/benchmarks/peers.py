@@ -11,25 +11,24 @@ from typing import Any
 import torch
 import transformers
 
+from stages.models.batches import current_device
+
 Peer = Callable[[Sequence[str]], object]
-
-
-def device() -> torch.device:
-    """Give the device that models run on."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def load(folder: Path, *, bfloat16: bool = False) -> tuple[Any, Any]:
     """Load a classifier as anyone would."""
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
-    return transformers.AutoTokenizer.from_pretrained(folder), model.eval().to(device())
+    return transformers.AutoTokenizer.from_pretrained(folder), model.eval().to(current_device())
 
 
 def pipeline(folder: Path, *, max_tokens: int, batch_size: int = 32, bfloat16: bool = False) -> Peer:
     """Use the pipeline of transformers."""
     tokenizer, model = load(folder, bfloat16=bfloat16)
-    classify = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device=device())
+    classify = transformers.pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, device=current_device()
+    )
     how = {"top_k": None, "function_to_apply": "none", "truncation": True, "max_length": max_tokens}
     return lambda texts: classify(list(texts), batch_size=batch_size, **how)
 
@@ -44,7 +43,7 @@ def trainer_predict(folder: Path, *, max_tokens: int, batch_size: int = 32, bflo
         mkdtemp(dir="."),
         per_device_eval_batch_size=batch_size,
         report_to="none",
-        use_cpu=device().type == "cpu",
+        use_cpu=current_device().type == "cpu",
         disable_tqdm=True,
     )
 
@@ -67,7 +66,7 @@ def cross_encoder(folder: Path, *, max_tokens: int, batch_size: int = 32, bfloat
 
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     model = CrossEncoder(
-        str(folder), max_length=max_tokens, device=str(device()), model_kwargs={"dtype": dtype}
+        str(folder), max_length=max_tokens, device=str(current_device()), model_kwargs={"dtype": dtype}
     )
     return lambda texts: model.predict([(text, "") for text in texts], batch_size=batch_size)
 

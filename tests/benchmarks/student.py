@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from transformers import AutoModelForSequenceClassification, XLMRobertaConfig
 
+from stages.models.batches import current_device
 from stages.models.modeling_mblm import BranchedLayer, MBLMForSequenceClassification
 from stages.student.objective import mixture_weights, objective
 
@@ -233,8 +234,6 @@ def steps_by_source(shape: Shape = SMALL, *, bfloat16: bool = False) -> tuple[li
     Returns:
         The three, and the bytes of the teachers' weights.
     """
-    from peers import device as current_device
-
     device = current_device() if bfloat16 else torch.device("cpu")
     student: Any = models(shape)[1]
     student.to(device)

@@ -6,13 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
-import typer
 from measure import heading, row
 
 ROOT = Path(__file__).parents[2]
 
 
-def main(pack: Path, tiny: bool = False) -> None:
+def main(pack: Path, *, tiny: bool) -> None:
     """Run the files that have such tests; others may need packages that a pack does not have."""
     marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()]
     with TemporaryDirectory() as folder:
@@ -30,4 +29,4 @@ def main(pack: Path, tiny: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main(Path(sys.argv[1]), tiny="--tiny" in sys.argv)

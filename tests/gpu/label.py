@@ -1,5 +1,6 @@
 """Labelling on a GPU: how much of its matrix rate goes into real tokens, and what others reach on it."""
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import chdir
@@ -13,16 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
-import typer
 from encoder import unpack
 from labelling import MAX_TOKENS, label_all, read_texts, settings
 from measure import heading, note, progress, row, spent
-from peers import PEERS, device
+from peers import PEERS
 from teacher_cache import write_work
 from tiny import CLASSES
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from stages.artifacts import TEACHERS
+from stages.models.batches import current_device
 from stages.teacher.labelling.inference import Teacher
 
 
@@ -40,7 +41,7 @@ AT_LEAST = dict(zip(PEERS, (3.0, 1.5, 1.2), strict=True))
 BATCH = 128
 
 
-def main(pack: Path, tiny: bool = False) -> None:
+def main(pack: Path, *, tiny: bool) -> None:
     """Print one table per question; the shares of the rate first."""
     transformers.logging.set_verbosity_error()
     sizes = [TINY] if tiny else [LARGE, BASE]
@@ -106,8 +107,8 @@ def beside_others(size: Size, some: Callable[..., Any]) -> None:
 
 def matrix_rate(width: int) -> float:
     """Measure the rate in bfloat16 products of two matrices, in operations per second."""
-    a = torch.randn(4 * width, width, device=device(), dtype=torch.bfloat16)
-    b = torch.randn(width, width, device=device(), dtype=torch.bfloat16)
+    a = torch.randn(4 * width, width, device=current_device(), dtype=torch.bfloat16)
+    b = torch.randn(width, width, device=current_device(), dtype=torch.bfloat16)
     repeats = 100 if torch.cuda.is_available() else 3
 
     def multiply() -> None:
@@ -183,4 +184,4 @@ def unpadded(some: Callable[..., Any]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main(Path(sys.argv[1]), tiny="--tiny" in sys.argv)

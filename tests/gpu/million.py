@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import typer
 from labelling import write_split
 from measure import heading, progress, row
 from teacher_cache import write_work
@@ -26,7 +25,7 @@ from stages.teacher.labelling.identity import producer_of
 COMMAND = [sys.executable, "-m", "pipeline", *LABEL]
 
 
-def main(pack: Path, tiny: bool = False) -> None:
+def main(pack: Path, *, tiny: bool) -> None:
     """Label, kill after a quarter of the shards, label the rest, and look at every soft label."""
     n, layers, hidden = (3_000, 1, 32) if tiny else (1_000_000, 6, 384)
     with TemporaryDirectory() as folder, chdir(folder):
@@ -77,4 +76,4 @@ def kill_at(store: Store, *, n_shards: int) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main(Path(sys.argv[1]), tiny="--tiny" in sys.argv)

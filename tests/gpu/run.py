@@ -123,7 +123,6 @@ def run(name: str, options: list[str], seconds: float, folder: Path, site: Path)
         "MEASURED": str(measured),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "true",
-        "TYPER_STANDARD_TRACEBACK": "1",
     }
     start = time.monotonic()
     process = subprocess.Popen(

@@ -1,5 +1,6 @@
 """Stage two on a GPU: what `mblm` costs over `finetune`, and what share of the time the card computes."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -14,9 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
-import typer
 from measure import heading, note, progress, row, spent_each
-from peers import device
 from student import LANGUAGES, K, Shape, config, models, step_of, steps_by_source
 from teacher_cache import make_texts
 from tiny import CLASSES, tiny_params, write_params
@@ -26,6 +25,7 @@ from cache import SoftLabels, SoftLabelSet
 from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS
 from stages.data.examples import SPLITS, read_examples
+from stages.models.batches import current_device
 from stages.models.scratch import build_tokenizer
 from stages.prepare import prepare
 from stages.student.distill import distill
@@ -35,7 +35,7 @@ BASE = Shape(layers=12, hidden=768, heads=12, vocabulary=250_002, texts=128, tok
 TINY = Shape(layers=3, hidden=32, heads=2, vocabulary=2_000, texts=10, tokens=8)
 
 
-def main(pack: Path, tiny: bool = False) -> None:
+def main(pack: Path, *, tiny: bool) -> None:
     """Print one table per question."""
     transformers.logging.set_verbosity_error()
     shape = TINY if tiny else BASE
@@ -58,7 +58,7 @@ def steps(shape: Shape) -> None:
         f"{shape.hidden}, {K} branches of {shape.branch_layers}"
     )
     peaks, works = [], []
-    for model, mblm in ((plain.to(device()), False), (student.to(device()), True)):  # type: ignore[arg-type]
+    for model, mblm in ((plain.to(current_device()), False), (student.to(current_device()), True)):  # type: ignore[arg-type]
         works.append(synchronous(step_of(model, mblm=mblm, shape=shape, bfloat16=True)))
         works[-1]()
         peaks.append(peak_of(works[-1]))
@@ -198,4 +198,4 @@ def watched_steps(first: int, last: int) -> Iterator[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main(Path(sys.argv[1]), tiny="--tiny" in sys.argv)

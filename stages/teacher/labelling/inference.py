@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils.import_utils import is_peft_available
 
 from stages.errors import StageError
-from stages.models.batches import Tokens, fitting, to_device, tokenize
+from stages.models.batches import Tokens, current_device, fitting, to_device, tokenize
 from stages.models.loading import loading, require_max_tokens
 from stages.progress import say
 from stages.teacher.labelling.decoders import NO_ID, LastToken, classifier_of, is_decoder
@@ -58,7 +58,7 @@ class Teacher:
         _require_peft(folder)
         self._folder, self._params = folder, params
         self._budget = params.batch_tokens
-        self._device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self._device = current_device()
         # On a device of its own the next batch is made and sent while this one is computed.
         self._n_ahead = 0 if self._device.type == "cpu" else 1
         with loading(f"the teacher in {folder}"):
