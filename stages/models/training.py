@@ -214,11 +214,13 @@ def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
         set_seed((trainer.args.seed + process_index()) % 2**32)
     elif checkpoint:
         say(f"{title}: going on from {checkpoint}")
+    n_frozen = gc.get_freeze_count()
     gc.freeze()  # the Trainer asks for a garbage collection, which takes half a second over all modules
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
-        gc.unfreeze()
+        if not n_frozen:  # nor does a caller want its own looked through
+            gc.unfreeze()
         bar.close()  # so that an error message begins on a line of its own
     history: list[dict[str, Any]] = trainer.state.log_history
     return history

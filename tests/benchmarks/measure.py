@@ -3,6 +3,8 @@
 A row is also written, as a line of JSON, to the file that the environment calls MEASURED.
 """
 
+import atexit
+import gc
 import json
 import os
 import time
@@ -70,6 +72,7 @@ def progress(text: str) -> None:
     typer.echo(f"… {text}", err=True)
 
 
+atexit.register(gc.freeze)  # as python -m pipeline ends
 _heading = ""
 
 

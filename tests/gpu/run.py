@@ -88,28 +88,14 @@ def install(wheels: Path, site: Path) -> None:
 
 
 def describe() -> dict[str, str]:
-    """Name the card, its driver and the versions that matter."""
-    import torch
-    import transformers
-
-    found = {
-        "card": "none: on the CPU",
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "cores": str(os.cpu_count()),
-    }
-    if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
-        found |= {
-            "card": f"{card.name}, {card.total_memory / 2**30:.0f} GiB",
-            "cuda": str(torch.version.cuda),
-        }
-        if shutil.which("nvidia-smi"):
-            query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-            said = subprocess.run(query, capture_output=True, text=True, check=False).stdout
-            found["driver"] = said.partition("\n")[0]
-    return found
+    """Name the card, its driver and the versions that matter; nothing slow is imported for it."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    found = {"card": "none: on the CPU"}
+    if shutil.which(query[0]):
+        said = subprocess.run(query, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+        found = dict(zip(("card", "memory", "driver"), said.split(", "), strict=False))
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    return found | versions | {"python": platform.python_version(), "cores": str(os.cpu_count())}
 
 
 def run(name: str, options: list[str], seconds: float, folder: Path, site: Path) -> Part:
