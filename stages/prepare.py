@@ -3,55 +3,70 @@
 Nothing is normalised: the text that is hashed, labelled and trained on is the text of the source.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 from tabulate import tabulate
 
 from cache import example_ids, file_digest, write_atomically
 from stages.artifacts import DATA, replaced_folder
 from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, columns_of, data_file
-from stages.data.sources import Columns, hint_of, read_unlabelled, reader_of, require_texts, revision_of
+from stages.data.sources import Rows, hint_of, read_unlabelled, reader_of, require_texts, revision_of
 from stages.data.task import Split, TableSource, TaskParams
 from stages.errors import StageError
 from stages.progress import Bar
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
-    """Counts of what was written.
+    """What was written.
 
     Attributes:
+        classes: The task's.
         examples: Examples per language and split.
         overlap: Per language, the test examples whose text is also in the training split.
+        by_class: Per supervised language, training examples of each class.
+        notes: What people want to know of their data, a line each.
     """
 
-    examples: dict[str, dict[Split, int]]
-    overlap: dict[str, int]
+    classes: Sequence[str]
+    examples: dict[str, dict[Split, int]] = field(default_factory=dict)
+    overlap: dict[str, int] = field(default_factory=dict)
+    by_class: dict[str, list[int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def table(self) -> str:
-        """Lay out the counts, one language a line."""
+        """Lay out the counts, one language a line, then those of the classes, and the notes."""
         rows = [
             [language, *(counts.get(split) for split in SPLITS), self.overlap.get(language)]
             for language, counts in self.examples.items()
         ]
-        head = ["language", *SPLITS, "test in train"]
-        return tabulate(
-            rows,
-            head,
-            tablefmt="plain",
-            stralign="right",
-            colalign=("left",),
-            missingval="–",
-            disable_numparse=True,
-        )
+        classes = [
+            [name, *(counts[index] for counts in self.by_class.values())]
+            for index, name in enumerate(self.classes)
+        ]
+        tables = [
+            tabulate(
+                cells,
+                head,
+                tablefmt="plain",
+                stralign="right",
+                colalign=("left",),
+                missingval="–",
+                disable_numparse=True,
+            )
+            for cells, head in (
+                (rows, ["language", *SPLITS, "test in train"]),
+                (classes, ["class, in train", *self.by_class]),
+            )
+        ]
+        return "\n\n".join([*tables, *(["\n".join(self.notes)] if self.notes else [])])
 
 
 def prepare(task: TaskParams) -> Prepared:
@@ -71,26 +86,30 @@ def prepare(task: TaskParams) -> Prepared:
 def _prepare(task: TaskParams, folder: Path) -> Prepared:
     revision = revision_of(task)
     read = reader_of(task, revision)
-    examples: dict[str, dict[Split, int]] = {}
-    overlap = {}
+    done = Prepared(task.classes)
+    ids: dict[tuple[str, Split], list[bytes]] = {}
     for language in Bar(task.languages, desc="prepare", unit="language"):
         supervised = language in task.supervised
         tables: dict[Split, pa.Table] = {}
         for split in SPLITS if supervised else SPLITS[1:]:
-            columns = read(language, split)
-            table = None if columns is None else _checked(task, columns, f"{language}/{split}")
+            rows = read(language, split)
+            table = None if rows is None else _checked(task, rows, language, split)
             if table is not None and table.num_rows:
                 tables[split] = table
             elif supervised or split == "test":
                 raise StageError(f"the {split} split of '{language}' is empty; {hint_of(task)}")
         for split, table in tables.items():
             _write(table, data_file(language, split, folder))
-        examples[language] = {split: table.num_rows for split, table in tables.items()}
+            ids[language, split] = table["example_id"].to_pylist()
+        done.examples[language] = {split: table.num_rows for split, table in tables.items()}
         if supervised:
-            train = set(tables["train"]["example_id"].to_pylist())
-            overlap[language] = sum(i in train for i in tables["test"]["example_id"].to_pylist())
+            train = set(ids[language, "train"])
+            done.overlap[language] = sum(i in train for i in ids[language, "test"])
+            _note_classes(done, language, tables["train"])
         if (unlabelled := read_unlabelled(task, language)) is not None:
             _write(unlabelled, data_file(language, UNLABELLED, folder))
+    _note_training_texts_elsewhere(done, ids)
+    examples = done.examples
     if isinstance(task.source, TableSource) and task.source.aligned:
         _require_alignment(examples)
     manifest = {
@@ -104,7 +123,7 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         },
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-    return Prepared(examples, overlap)
+    return done
 
 
 def _require_alignment(examples: Mapping[str, Mapping[Split, int]]) -> None:
@@ -123,36 +142,96 @@ def _require_alignment(examples: Mapping[str, Mapping[Split, int]]) -> None:
             )
 
 
-def _checked(task: TaskParams, columns: Columns, where: str) -> pa.Table:
-    require_texts({field: columns[field] for field in task.text_fields}, where)
-    texts = [columns[field] for field in task.text_fields]
-    labels = list(_label_indices(task.classes, columns["label"], where))
-    arrays = [example_ids(texts), *texts, labels]
+def _note_classes(done: Prepared, language: str, train: pa.Table) -> None:
+    """Count the classes of a training split, and note those that are missing and labels that contradict."""
+    labels = train["label"].to_pylist()
+    counts = Counter(labels)
+    done.by_class[language] = [counts[index] for index in range(len(done.classes))]
+    missing = [name for index, name in enumerate(done.classes) if not counts[index]]
+    if missing:
+        done.notes.append(f"warning: {language}: no training example of {', '.join(missing)}")
+    ids = train["example_id"].to_pylist()
+    said = Counter(i for i, _ in set(zip(ids, labels, strict=True)))
+    contradictory = sum(n > 1 for n in said.values())
+    if contradictory:
+        done.notes.append(f"{language}: {contradictory:,} training texts stand there with several labels")
+
+
+def _note_training_texts_elsewhere(done: Prepared, ids: Mapping[tuple[str, Split], list[bytes]]) -> None:
+    """Note validation texts that are training texts, and test texts that are another language's."""
+    train = {language: set(found) for (language, split), found in ids.items() if split == "train"}
+    for (language, split), found in ids.items():
+        own = sum(i in train.get(language, ()) for i in found)
+        if split == "validation" and own:
+            done.notes.append(f"{language}: {own:,} validation texts are training texts")
+        others = [name for name in train if name != language]
+        foreign = sum(any(i in train[name] for name in others) for i in found)
+        if split != "train" and foreign:
+            done.notes.append(f"{language}: {foreign:,} {split} texts are another language's training texts")
+
+
+def _checked(task: TaskParams, rows: Rows, language: str, split: Split) -> pa.Table:
+    require_texts(rows, task.text_fields)
+    texts = [rows.columns[name] for name in task.text_fields]
+    arrays = [example_ids(texts), *texts, _labels(task, rows, language, split)]
     table = pa.Table.from_arrays(
         [pa.array(a, type=f.type) for a, f in zip(arrays, columns_of(task), strict=True)],
         schema=columns_of(task),
     )
-    entities = columns.get(ENTITY)
+    entities = rows.columns[ENTITY] if any(rows.columns[ENTITY]) else None
     if entities is None and isinstance(task.source, TableSource) and task.source.aligned:
         entities = list(map(str, range(table.num_rows)))
     if entities is not None:
         table = table.append_column(ENTITY, pa.array(entities, pa.string()))
-    return table if task.max_examples is None else table.slice(0, task.max_examples)
+    return table if task.max_examples is None else _some(table, task.max_examples)
 
 
-def _label_indices(classes: list[str], labels: list[Any], where: str) -> Iterable[int]:
-    """Turn labels into positions in the task's classes: by name, or by number where no name is a number."""
-    index = {name: position for position, name in enumerate(classes)}
-    if not any(name.lstrip("-").isdigit() for name in classes):
-        index |= {str(position): position for position in range(len(classes))}
+def _some(table: pa.Table, n: int) -> pa.Table:
+    """Choose `n` rows by a hash of what they are about, or of their text, and leave them in their order."""
+    keys = table["example_id"].to_pylist()
+    if ENTITY in table.column_names:
+        entities = table[ENTITY].to_pylist()
+        keys = [
+            key if entity is None else hashlib.blake2b(entity.encode(), digest_size=16).digest()
+            for key, entity in zip(keys, entities, strict=True)
+        ]
+    return table.take(sorted(sorted(range(len(keys)), key=keys.__getitem__)[:n]))
+
+
+def _labels(task: TaskParams, rows: Rows, language: str, split: Split) -> list[int]:
+    """Turn labels into positions in the task's classes: by name, or by number where nothing has a name.
+
+    Raises:
+        StageError: A label is no class, or numbers may begin with another than 0.
+    """
+    by_name = {name: position for position, name in enumerate(task.classes)}
+    may_be_numbers = not rows.by_name and not any(name.lstrip("-").isdigit() for name in task.classes)
+    first = task.source.first_class_number if isinstance(task.source, TableSource) else None
+    numbers = {str(position + (first or 0)): position for position in range(len(task.classes))}
+    index = numbers | by_name if may_be_numbers else by_name
+    labels: list[Any] = rows.columns["label"]
+    found = []
     for row, label in enumerate(labels):
         if str(label) not in index:
-            count = sum(other == label for other in labels)
             raise StageError(
-                f"{where}, row {row}: label {label!r} ({count} times) is not one of "
-                f"task.classes: {', '.join(classes)}"
+                f"{rows.at(row)}: label {label!r} ({labels.count(label)} times) is not one of task.classes: "
+                f"{', '.join(task.classes)}{_hint_of_number(label, first, may_be_numbers, task.classes)}"
             )
-        yield index[str(label)]
+        found.append(index[str(label)])
+    used = {str(label) for label in labels} - by_name.keys()
+    if split == "train" and first is None and used and "0" not in used:
+        raise StageError(
+            f"the training labels of '{language}' are the numbers {', '.join(sorted(used))} and never 0; say "
+            "task.source.first_class_number: 0 or 1"
+        )
+    return found
+
+
+def _hint_of_number(label: Any, first: int | None, may_be_numbers: bool, classes: Sequence[str]) -> str:
+    """Say what to type where a number is one beyond the classes, as if they began with 1."""
+    if may_be_numbers and first is None and str(label) == str(len(classes)):
+        return "; if their numbers begin with 1, say task.source.first_class_number: 1"
+    return ""
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -121,8 +121,9 @@ def test_a_recipe_reads_every_language_of_its_data_set(here: Path, name: str) ->
         for split in splits:
             source, examples = tables[language, split], read_examples(task, language, split)
             # The recipe's classes are in the order of the data set's numbers.
-            for column in (*task.text_fields, "label"):
-                assert examples[column].to_pylist() == source[column].to_pylist()[:30]
+            columns = [*task.text_fields, "label"]
+            of_source = source.select(columns).to_pylist()
+            assert all(example in of_source for example in examples.select(columns).to_pylist())
 
 
 @pytest.mark.parametrize(("name", "folder"), [("panx-type", "panx_type"), ("xnli-15k", "xnli")])
@@ -132,7 +133,7 @@ def test_the_small_data_sets_become_files_for_their_recipes(here: Path, name: st
     texts = {"train": "Nein , ( wohl ) nicht !", "validation": "Nein , so !", "test": "getestet"}
     for language in task.languages:
         for split in SPLITS:
-            labelled: dict[str, list[Any]] = {"label": [2]} | {
+            labelled: dict[str, list[Any]] = {"label": [0]} | {
                 field: [texts[split]] for field in task.text_fields
             }
             write_table(f"all/{folder}/{language}/{split}.parquet", labelled)

@@ -88,6 +88,10 @@ def predict(
         str | None,
         typer.Option("--format", help="plain (one text per line), jsonl, csv, tsv or parquet."),
     ] = None,
+    quoting: Annotated[
+        str | None,
+        typer.Option(help="csv: fields of CSV and TSV may be in double quotes; none: quotes are texts'."),
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Put before the names of the new columns.")] = "",
     model: Student = None,
     params: ParamsFile = Path("params.yaml"),
@@ -100,7 +104,7 @@ def predict(
     from stages.student.predict import predict as run
 
     done = run(
-        Input(source, format_, text_field or loaded.task.text_fields, language_field),
+        Input(source, format_, text_field or loaded.task.text_fields, language_field, quoting),
         Output(output, overwrite),
         loaded.student.distill,
         loaded.student.evaluate,

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.data.task import Quoting
 from stages.errors import StageError
 
 Window: TypeAlias = pa.Table | list[dict[str, Any]]
@@ -31,7 +32,20 @@ Window: TypeAlias = pa.Table | list[dict[str, Any]]
 Write = Callable[[Window, pa.Table], None]
 """Writes a window and the columns beside it."""
 
-_BY_SUFFIX = {".txt": "plain", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+Rows: TypeAlias = Iterator[tuple[int, dict[str, Any]]]
+"""The number of the line on which an example begins, and its values by column name."""
+
+_BY_SUFFIX = {
+    ".txt": "plain",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+_FORMATS = ("plain", "jsonl", "csv", "tsv", "parquet")
+_QUOTED_FIRST = 10_000
+"""Rows that are looked at for quotes before the first is given."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +58,17 @@ class Input:
             file's suffix, and is ``plain`` for standard input.
         text_fields: The columns that the model reads, in its order.
         language_field: The column with each example's language, where there is one.
+        quoting: Of CSV and TSV: ``csv`` (fields may be in double quotes) or ``none``; None stands for ``csv``
+            in CSV and ``none`` in TSV, where fields that look quoted are then refused.
+        needed: Columns that must be there besides these.
     """
 
     path: Path | None
     format: str | None
     text_fields: Sequence[str]
     language_field: str | None
+    quoting: str | None = None
+    needed: Sequence[str] = ()
 
     @property
     def is_stdin(self) -> bool:
@@ -82,7 +101,16 @@ class Input:
             if format_ == "parquet":
                 yield _parquet_windows(self, file, size, reserved)
             else:
-                yield _windows(_READERS[format_](self, file, reserved), size)
+                yield _windows((row for _, row in _READERS[format_](self, file, reserved)), size)
+
+    def rows(self) -> Rows:
+        """Give the examples of a text format, one after the other.
+
+        Raises:
+            StageError: As `windows`.
+        """
+        with self._open() as file:
+            yield from _READERS[self._format()](self, file, ())
 
     def count(self) -> int | None:
         """Count the examples of a file quickly, for a progress bar: of text formats, the lines."""
@@ -97,10 +125,14 @@ class Input:
         with path.open("rb") as file:
             return sum(block.count(b"\n") for block in iter(partial(file.read, 1 << 20), b"")) or None
 
+    def __post_init__(self) -> None:
+        if self.quoting not in (None, *get_args(Quoting)):
+            raise StageError(f"--quoting {self.quoting} is none of {', '.join(get_args(Quoting))}")
+
     def _format(self) -> str:
-        known = ", ".join(_BY_SUFFIX.values())
+        known = ", ".join(_FORMATS)
         if self.format is not None:
-            if self.format not in _BY_SUFFIX.values():
+            if self.format not in _FORMATS:
                 raise StageError(f"--format {self.format} is none of {known}")
             return self.format
         if self.is_stdin:
@@ -141,11 +173,10 @@ class Input:
         Raises:
             StageError: A column is missing, is there twice, or has a reserved name.
         """
-        wanted = [*self.text_fields, *([self.language_field] if self.language_field else [])]
+        wanted = [*self.text_fields, *self.needed, *([self.language_field] if self.language_field else [])]
         for name in wanted:
             if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
+                hint = instead_of(name, names)
                 if len(names) == 1 and ";" in names[0]:
                     hint = "its columns are separated by semicolons; separate them by commas or tabs"
                 raise StageError(f"{self.name} has no column '{name}'; {hint}")
@@ -160,15 +191,22 @@ class Input:
         Raises:
             StageError: A text is missing or no text, or the language is no text.
         """
-        for name in self.text_fields:
+        for name in (*self.text_fields, *self.needed):
             if name not in row:
-                raise StageError(f"{where} has no '{name}'; there are: {', '.join(row) or 'no columns'}")
+                raise StageError(f"{where} has no column '{name}'; {instead_of(name, list(row))}")
+        for name in self.text_fields:
             if not isinstance(row[name], str):
                 raise StageError(f"{where}: {name} is {row[name]!r}, not a text")
         if self.language_field is not None:
             language = row.get(self.language_field)
             if language is not None and not isinstance(language, str):
                 raise StageError(f"{where}: {self.language_field} is {language!r}, not a language")
+
+
+def instead_of(name: str, names: Sequence[str]) -> str:
+    """Say which column may be meant, or which there are."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(names) or 'none'}"
 
 
 def column(window: Window, name: str) -> list[Any]:
@@ -197,14 +235,14 @@ def _lines(source: Input, file: IO[bytes]) -> Iterator[str]:
             raise StageError(f"{source.name}, line {number}: not UTF-8 ({error.reason})") from error
 
 
-def _plain_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _plain_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Rows:
     [name] = source.text_fields
     source.require_columns([name], reserved)
-    for line in _lines(source, file):
-        yield {name: line.removesuffix("\n").removesuffix("\r")}
+    for number, line in enumerate(_lines(source, file), 1):
+        yield number, {name: line.removesuffix("\n").removesuffix("\r")}
 
 
-def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Rows:
     for number, line in enumerate(_lines(source, file), 1):
         where = f"{source.name}, line {number}"
         if not line.strip():
@@ -224,7 +262,7 @@ def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Itera
         for name in row:
             _require_free(name, reserved, where)
         source.require_texts(row, where)
-        yield row
+        yield number, row
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -238,13 +276,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def _csv_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _csv_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Rows:
     csv.field_size_limit(2**31 - 1)  # a text may be long
     tabs = source._format() == "tsv"  # has no quotes: IANA text/tab-separated-values
+    quoting = source.quoting or ("none" if tabs else "csv")
     reader = csv.reader(
         _lines(source, file),
         delimiter="\t" if tabs else ",",
-        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        quoting=csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL,
         strict=True,
     )
     try:
@@ -252,16 +291,78 @@ def _csv_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Iterat
         if names is None:
             return
         source.require_columns(names, reserved)
-        for values in reader:
-            if values and len(values) != len(names):
-                raise StageError(
-                    f"{source.name}, line {reader.line_num}: {len(values)} values in {len(names)} columns"
-                )
-            if values:  # nothing at all on a line is no example
-                yield dict(zip(names, values, strict=True))
+        rows = _values(source, reader, len(names))
+        for number, values in rows if source.quoting or not tabs else _unquoted(source, rows):
+            yield number, dict(zip(names, values, strict=True))
     except csv.Error as error:
         reason = "lines end with CR alone; end them with LF" if "newline" in str(error) else error
         raise StageError(f"{source.name}, line {reader.line_num}: {reason}") from error
+
+
+def _values(source: Input, reader: Any, n_columns: int) -> Iterator[tuple[int, list[str]]]:
+    """Give the rows of a CSV reader, each with the number of its first line; an empty line is none.
+
+    Raises:
+        StageError: A row has more or fewer values than there are columns, or its quotes are not closed.
+    """
+    while True:
+        first = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            if "newline" in str(error):
+                raise
+            lines = f"lines {first} to {reader.line_num}" if reader.line_num > first else f"line {first}"
+            raise StageError(
+                f"{source.name}, {lines}: {error}; a quote may be missing or too much (a quote in a quoted "
+                'field is written twice: "")'
+            ) from error
+        if values is None:
+            return
+        if values and len(values) != n_columns:
+            raise StageError(f"{source.name}, line {first}: {len(values)} values in {n_columns} columns")
+        if values:
+            yield first, values
+
+
+def _unquoted(source: Input, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    """Give the rows of a TSV file, whose quotes are part of the texts, unless they look like CSV's quoting.
+
+    Raises:
+        StageError: Two fields or more are as CSV quotes what holds quotes, and not a tenth as many have
+            other quotes.
+    """
+    quoted = others = 0
+    last = 0
+
+    def look_at(number: int, values: list[str]) -> None:
+        nonlocal quoted, others, last
+        for value in values:
+            if '"' not in value:
+                continue
+            inner = value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
+            if len(inner) < len(value) and '"' not in inner.replace('""', ""):
+                if '""' in inner:
+                    quoted, last = quoted + 1, number
+            else:
+                others += 1
+
+    def require_no_quoting() -> None:
+        if quoted >= 2 and others * 10 <= quoted:
+            raise StageError(
+                f"{source.name}: {quoted} fields look quoted, the last on line {last}; are quotes part of "
+                "the texts? say task.source.quoting: none or csv (student predict: --quoting)"
+            )
+
+    begin = list(islice(rows, _QUOTED_FIRST))
+    for row in begin:
+        look_at(*row)
+    require_no_quoting()
+    yield from begin
+    for row in rows:
+        look_at(*row)
+        yield row
+    require_no_quoting()
 
 
 _READERS = {"plain": _plain_rows, "jsonl": _json_rows, "csv": _csv_rows, "tsv": _csv_rows}

@@ -4,25 +4,46 @@ Nothing is normalised: the text that is hashed, labelled and trained on is the t
 """
 
 import contextlib
-import difflib
-from collections.abc import Callable, Mapping
+import json
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from stages.data.examples import ENTITY, UNLABELLED
+from stages.data.files import Input, instead_of
 from stages.data.names import CLASSES, read_names, split_of
 from stages.data.task import FilesSource, HubSource, NamesSource, Split, TaskParams
 from stages.errors import StageError
 from stages.hub import resolve_commit
 
-Columns = Mapping[str, list[Any]]
-"""Column name to values, as a source gives them: the text fields, ``label`` and, if it has it, ``entity``."""
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a split.
+
+    Attributes:
+        columns: Column name to values, as a source gives them: the text fields, ``label`` and ``entity``.
+        places: Where they stand: each file with its numbers of lines or rows, such as ``a.csv, line``.
+        by_name: Whether labels are class names, and not numbers that may stand for any.
+    """
+
+    columns: Mapping[str, list[Any]]
+    places: Sequence[tuple[str, Sequence[int]]]
+    by_name: bool = False
+
+    def at(self, row: int) -> str:
+        """Say where a row stands."""
+        for file, numbers in self.places:
+            if row < len(numbers):
+                return f"{file} {numbers[row]}"
+            row -= len(numbers)
+        raise IndexError(row)
 
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -45,7 +66,7 @@ def revision_of(task: TaskParams) -> str | None:
     return resolve_commit(source.dataset, source.revision, key="task.source.dataset", kind="dataset")
 
 
-def reader_of(task: TaskParams, revision: str | None) -> Callable[[str, Split], Columns | None]:
+def reader_of(task: TaskParams, revision: str | None) -> Callable[[str, Split], Rows | None]:
     """Choose how a language and split is read; None stands for a split that does not exist."""
     source = task.source
     if isinstance(source, NamesSource):
@@ -56,7 +77,7 @@ def reader_of(task: TaskParams, revision: str | None) -> Callable[[str, Split], 
         return _read_names_split
     if isinstance(source, HubSource):
         return lambda language, split: _read_hub(source, task, language, split, revision)
-    return lambda language, split: _read_files(source, task, language, split)
+    return lambda language, split: _read_files(source, task.text_fields, source.label_field, language, split)
 
 
 def hint_of(task: TaskParams) -> str:
@@ -67,9 +88,10 @@ def hint_of(task: TaskParams) -> str:
     return f"task.source is {source.dataset}" if isinstance(source, HubSource) else "task.source"
 
 
-def _read_names_split(language: str, split: Split) -> Columns:
+def _read_names_split(language: str, split: Split) -> Rows:
     names = [name for name in read_names(language) if split_of(name.entity) == split]
-    return {name: [getattr(n, name) for n in names] for name in ("text", "label", ENTITY)}
+    columns = {name: [getattr(n, name) for n in names] for name in ("text", "label", ENTITY)}
+    return Rows(columns, [(f"names ({language}, {split}), row", range(len(names)))], by_name=True)
 
 
 def read_unlabelled(task: TaskParams, language: str) -> pa.Table | None:
@@ -80,20 +102,22 @@ def read_unlabelled(task: TaskParams, language: str) -> pa.Table | None:
         return pa.table({"text": [n.text for n in names], ENTITY: [n.entity for n in names]})
     if not isinstance(source, FilesSource):
         return None
-    read = _read_tables(source, ["text", ENTITY], language, UNLABELLED)
-    if read is None:
+    rows = _read_files(source, ["text"], None, language, UNLABELLED)
+    if rows is None:
         return None
-    table, where = read
-    if ENTITY not in table.column_names:
-        table = table.append_column(ENTITY, pa.array([f"{language}:{i}" for i in range(table.num_rows)]))
-    columns = _pick(table, ["text", ENTITY], where)
-    require_texts(columns, where)
-    return pa.table(columns)
+    require_texts(rows, ["text"])
+    texts = rows.columns["text"]
+    entities = rows.columns[ENTITY]
+    if not any(entities):
+        entities = [f"{language}:{i}" for i in range(len(texts))]
+    elif None in entities:
+        raise StageError(f"{rows.at(entities.index(None))}: {ENTITY} is empty; give each row one, or none")
+    return pa.table({"text": texts, ENTITY: entities})
 
 
 def _read_hub(
     source: HubSource, task: TaskParams, language: str, split: Split, revision: str | None
-) -> Columns | None:
+) -> Rows | None:
     import datasets  # slow import
 
     config = source.config and source.config.replace("{language}", language)
@@ -107,92 +131,89 @@ def _read_hub(
         return None
     data = builder.as_dataset(split=split)
     names = getattr(data.features.get(source.label_field), "names", None)
-    table = data.with_format("arrow")[:]
-    return _columns(task, table, source.label_field, names, f"{source.dataset} ({language}, {split})")
+    where = f"{source.dataset} ({language}, {split})"
+    return _of_table(data.with_format("arrow")[:], task.text_fields, source.label_field, names, where)
 
 
-def _read_files(source: FilesSource, task: TaskParams, language: str, split: Split) -> Columns | None:
-    read = _read_tables(source, task.text_fields, language, split)
-    return None if read is None else _columns(task, read[0], source.label_field, None, read[1])
-
-
-def _read_tables(
-    source: FilesSource, text_fields: list[str], language: str, split: str
-) -> tuple[pa.Table, str] | None:
-    """Read the files of a split as one table, and give their names; None where there are none."""
+def _read_files(
+    source: FilesSource, texts: list[str], label: str | None, language: str, split: str
+) -> Rows | None:
+    """Read the files of a split, in the order of their names; None where there are none."""
     pattern = source.pattern.replace("{language}", language).replace("{split}", split)
-    paths = sorted(Path().glob(pattern))
-    if not paths:
+    read = [_read_file(path, source, texts, label) for path in sorted(Path().glob(pattern))]
+    if not read:
         return None
-    tables = [_read_file(path, source, text_fields) for path in paths]
-    names = ", ".join(map(str, paths))
-    try:
-        return pa.concat_tables(tables, promote_options="permissive"), names
-    except pa.ArrowException as error:
-        raise StageError(f"the columns of {names} do not fit together: {error}") from error
+    columns = {name: [value for one in read for value in one.columns[name]] for name in read[0].columns}
+    places = [place for one in read for place in one.places]
+    return Rows(columns, places, by_name=all(one.by_name for one in read))
 
 
-def _read_file(path: Path, source: FilesSource, text_fields: list[str]) -> pa.Table:
-    """Read one file; in CSV and TSV, texts and labels are text whatever they look like."""
-    texts = pa.schema(dict.fromkeys(text_fields, pa.string()))
-    try:
-        if path.suffix == ".parquet":
-            return pa.parquet.read_table(path)
-        if path.suffix in (".jsonl", ".json"):
-            options = pa.json.ParseOptions(explicit_schema=texts)
-            table = pa.json.read_json(path, parse_options=options)
-            # A column that the schema names and the file has not is full of nulls.
-            absent = [name for name in texts.names if table[name].null_count == table.num_rows]
-            return table.drop_columns(absent)
-        if path.suffix in (".csv", ".tsv"):
-            tabs = path.suffix == ".tsv"  # has no quotes: IANA text/tab-separated-values
-            as_texts = [*text_fields, ENTITY, source.label_field]
-            return pa.csv.read_csv(
-                path,
-                parse_options=pa.csv.ParseOptions(
-                    delimiter="\t" if tabs else ",",
-                    quote_char=False if tabs else '"',
-                    newlines_in_values=not tabs,
-                ),
-                convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(as_texts, pa.string())),
-            )
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise StageError(f"cannot read {path}: {error}") from error
-    raise StageError(f"cannot read {path}: it is not one of {', '.join(_SUFFIXES)}")
+def _read_file(path: Path, source: FilesSource, texts: list[str], label: str | None) -> Rows:
+    """Read a file; in CSV and TSV, texts and labels are text whatever they look like.
+
+    In Parquet, labels have the names that `datasets` noted in the file, if it did.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise StageError(f"cannot read {path}: it is not one of {', '.join(_SUFFIXES)}")
+    if path.suffix == ".parquet":
+        try:
+            table = pa.parquet.read_table(path)
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+            raise StageError(f"cannot read {path}: {str(error).partition(chr(10))[0]}") from error
+        return _of_table(table, texts, label, _noted_names(table.schema, label), str(path))
+    found = Input(path, None, texts, None, quoting=source.quoting, needed=[label] if label else [])
+    columns: dict[str, list[Any]] = {name: [] for name in (*texts, "label", ENTITY)}
+    numbers = array("q")
+    for number, row in found.rows():
+        numbers.append(number)
+        for name in texts:
+            columns[name].append(row[name])
+        columns["label"].append(row[label] if label else None)
+        columns[ENTITY].append(None if label == ENTITY else _as_entity(row.get(ENTITY)))
+    return Rows(columns, [(f"{path}, line", numbers)])
 
 
-def _columns(
-    task: TaskParams, table: pa.Table, label_field: str, label_names: list[str] | None, where: str
-) -> Columns:
-    """Pick the text fields and the labels out of a table, the labels by name where they have names."""
-    columns = _pick(table, [*task.text_fields, label_field], where)
-    labels = columns[label_field]
-    if label_names is not None:
-        known = dict(enumerate(label_names))
-        labels = [known.get(label, label) for label in labels]
-    columns = {**columns, "label": labels}
-    if ENTITY in table.column_names and label_field != ENTITY:
-        with contextlib.suppress(pa.ArrowException):  # a column of that name may hold something else
-            columns[ENTITY] = [entity or None for entity in table[ENTITY].cast(pa.string()).to_pylist()]
-    return columns
+def _of_table(
+    table: pa.Table, texts: list[str], label: str | None, names: list[str] | None, where: str
+) -> Rows:
+    """Pick texts, labels and entities out of a table, the labels by name where they have names."""
+    n = table.num_rows
+    for name in (*texts, *([label] if label else [])):
+        if name not in table.column_names:
+            raise StageError(f"{where} has no column '{name}'; {instead_of(name, table.column_names)}")
+    columns = {name: table[name].to_pylist() for name in texts}
+    labels = table[label].to_pylist() if label else [None] * n
+    known: dict[Any, str] = dict(enumerate(names or ()))
+    if all(name == str(number) for number, name in known.items()):
+        known = {}  # names that say no more than the numbers
+    columns["label"] = [known.get(one, one) for one in labels]
+    has_entities = ENTITY in table.column_names and label != ENTITY
+    columns[ENTITY] = [_as_entity(one) for one in table[ENTITY].to_pylist()] if has_entities else [None] * n
+    return Rows(columns, [(f"{where}, row", range(1, n + 1))], by_name=bool(known))
 
 
-def _pick(table: pa.Table, fields: list[str], where: str) -> dict[str, list[Any]]:
-    for field in fields:
-        if field not in table.column_names:
-            close = difflib.get_close_matches(field, table.column_names, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(table.column_names)}"
-            raise StageError(f"{where} has no column '{field}'; {hint}")
-    return {field: table[field].to_pylist() for field in fields}
+def _as_entity(value: Any) -> str | None:
+    """Give the text of what a row says that it is about; a column of that name may hold something else."""
+    plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return (str(value) or None) if plain else None
 
 
-def require_texts(columns: Columns, where: str) -> None:
+def _noted_names(schema: pa.Schema, label: str | None) -> list[str] | None:
+    """Read the class names of a column out of the metadata that `datasets` writes into Parquet files."""
+    noted = (schema.metadata or {}).get(b"huggingface")
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        names = json.loads(noted or b"{}")["info"]["features"][label]["names"]
+        return [str(name) for name in names]
+    return None
+
+
+def require_texts(rows: Rows, fields: Sequence[str]) -> None:
     """Refuse what is no text.
 
     Raises:
         StageError: A value is null, or of another type.
     """
-    for field, values in columns.items():
-        for row, value in enumerate(values):
+    for name in fields:
+        for row, value in enumerate(rows.columns[name]):
             if not isinstance(value, str):
-                raise StageError(f"{where}, row {row}: {field} is {value!r}, not a text")
+                raise StageError(f"{rows.at(row)}: {name} is {value!r}, not a text")

@@ -2,11 +2,14 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from stages.params import Params
 
 Split = Literal["train", "validation", "test"]
+
+Quoting = Literal["csv", "none"]
+"""How fields of CSV and TSV are written."""
 
 Language = Annotated[str, Field(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$")]
 """A BCP 47 tag as in the data, such as ``de`` or ``zh-Hans``."""
@@ -25,6 +28,9 @@ class TableSource(Params):
     aligned: bool = False
     """Whether row i of a split is the same text in every language, as in XNLI. Translations are then known
     without a column ``entity``: intervals count them as one text, and `average_translations` finds them."""
+    first_class_number: NonNegativeInt | None = None
+    """The number of the first class where labels are numbers without names. Null stands for 0, and each
+    training split must then have it."""
 
 
 class HubSource(TableSource):
@@ -45,6 +51,9 @@ class FilesSource(TableSource):
     kind: Literal["files"]
     pattern: str
     """Glob with ``{language}`` and ``{split}`` in it, such as ``data/{language}/{split}*.jsonl``."""
+    quoting: Quoting | None = None
+    """Whether fields of CSV and TSV may be in double quotes, ``csv``, or quotes are a part of the texts,
+    ``none``. Null stands for ``csv`` in CSV and ``none`` in TSV; TSV that looks quoted is then refused."""
 
     @model_validator(mode="after")
     def _is_watched_and_complete(self) -> Self:
@@ -69,7 +78,8 @@ class TaskParams(Params):
     zero_shot: list[Language] = []
     """Languages that are only evaluated."""
     max_examples: PositiveInt | None = None
-    """Keep at most this many examples per language and split; null keeps all."""
+    """Keep at most this many examples per language and split; null keeps all. A hash chooses them: of the
+    column ``entity`` where there is one, which keeps translations together, otherwise of the text."""
 
     @model_validator(mode="after")
     def _no_duplicates(self) -> Self:

@@ -23,6 +23,8 @@ SCRATCH |= {"mlm_batch_size": 9, "mlm_learning_rate": 0.9, "mlm_share": 0.9, "ar
 CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "task.source.label_field": ("other", ("prepare", *EVALUATE)),
     "task.source.aligned": (True, ("prepare", *EVALUATE)),
+    "task.source.first_class_number": (1, ("prepare", *EVALUATE)),
+    "task.source.quoting": ("csv", ("prepare", *EVALUATE)),
     "task.source.pattern": ("data/{language}-{split}.csv", ("prepare", *EVALUATE)),
     "task.text_fields": (["other"], TASK),
     "task.classes": (["animal", "number"], tuple(name for name in TASK if name != "student-pretrain")),

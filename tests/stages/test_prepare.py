@@ -1,13 +1,18 @@
 """Reading a task: the built-in one, files of every kind, folders laid out as on the Hub, and bad input."""
 
 import csv
+import io
 import json
 import shutil
+import tempfile
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +20,7 @@ from tiny import ROOT
 
 from cache import example_id, file_digest
 from stages.data.examples import columns_of, pretraining_texts, read_entities, read_examples
+from stages.data.files import Input
 from stages.data.names import CLASSES, read_names, split_of
 from stages.data.task import FilesSource, HubSource, NamesSource, TaskParams
 from stages.errors import StageError
@@ -210,24 +216,41 @@ def test_rows_that_are_aligned_are_translations_of_each_other(folder: Path) -> N
         prepare(nli_task(pattern, source=source))
 
 
-def test_max_examples_keeps_the_first(folder: Path) -> None:
-    task = nli_task(write_all(folder), max_examples=2)
-    assert prepare(task).examples["de"] == {"train": 2, "validation": 2, "test": 2}
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_max_examples_keeps_a_sample_and_the_same_of_all_languages(folder: Path, suffix: str) -> None:
+    rows = [
+        {"premise": f"p {i}", "hypothesis": "h", "label": ("no", "yes")[i >= 300], "entity": i}
+        for i in range(600)
+    ]
+    pattern = write_all(folder, rows, suffix)
+    french = [{**row, "premise": f"q {row['premise']}"} for row in rows]
+    write(folder / f"data/fr/test.{suffix}", french)
+    task = nli_task(pattern, max_examples=200)
+    assert prepare(task).examples["de"] == {"train": 200, "validation": 200, "test": 200}
+    labels = read_examples(task, "de", "train")["label"].to_pylist()
+    assert 60 < sum(labels) < 140
+    assert labels == sorted(labels)  # they stay in their order
+    assert read_entities("de", "test") == read_entities("fr", "test")
+    write(
+        folder / f"data/de/train.{suffix}", [{k: v for k, v in row.items() if k != "entity"} for row in rows]
+    )
+    prepare(task)
+    assert 60 < sum(read_examples(task, "de", "train")["label"].to_pylist()) < 140
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"premise": None}, r"de/train, row 0: premise is None, not a text"),
+        ({"premise": None}, r"data/de/train.jsonl, line 2: premise is None, not a text"),
         (
             {"label": "maybe"},
-            r"de/train, row 0: label 'maybe' \(1 times\) is not one of task.classes: no, yes",
+            r"data/de/train.jsonl, line 2: label 'maybe' \(1 times\) is not one of task.classes: no, yes",
         ),
-        ({"label": None}, r"row 0: label None"),
+        ({"label": None}, r"line 2: label None"),
     ],
 )
-def test_a_bad_example_is_named_with_its_row(folder: Path, change: dict[str, Any], message: str) -> None:
-    task = nli_task(write_all(folder, [ROWS[0] | change, ROWS[1]]))
+def test_a_bad_example_is_named_with_its_line(folder: Path, change: dict[str, Any], message: str) -> None:
+    task = nli_task(write_all(folder, [ROWS[1], ROWS[0] | change]))
     with pytest.raises(StageError, match=message):
         prepare(task)
 
@@ -263,13 +286,118 @@ def test_an_empty_or_absent_split_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "content"), [("jsonl", b"{not json\n"), ("parquet", b"PAR1 no"), ("jsonl", b"\xff\xfe")]
+    ("suffix", "content", "message"),
+    [
+        ("jsonl", b"\n{not json\n", r"data/de/train.jsonl, line 2: not JSON"),
+        ("parquet", b"PAR1 no", r"cannot read data/de/train.parquet: "),
+        ("jsonl", '{"premise": "für"}'.encode("latin-1"), r"data/de/train.jsonl, line 1: not UTF-8"),
+        ("csv", "premise,hypothesis,label\nfür,b,yes\n".encode("latin-1"), r"train.csv, line 2: not UTF-8"),
+        (
+            "csv",
+            b'premise,hypothesis,label\n"a,b,yes\nc,d,no\n"e f",g,no\n',
+            r"lines 2 to 4: .*a quote may",
+        ),
+        ("csv", b'premise,hypothesis,label\na,b,yes\n"c,d,no\n', r"line 3: .*a quote may be missing"),
+        ("csv", b'premise,hypothesis,label\n"He said \\"hi\\" to me",b,yes\n', r"line 2: ',' expected after"),
+        ("csv", b'premise,hypothesis,label\na,b,yes\n\n"c" d,b,yes\n', r"line 4: ',' expected after"),
+        ("csv", b"premise,hypothesis,label\na,b\n", r"train.csv, line 2: 2 values in 3 columns"),
+    ],
 )
-def test_a_broken_file_is_named(folder: Path, suffix: str, content: bytes) -> None:
+def test_a_broken_file_is_named_with_the_line(
+    folder: Path, suffix: str, content: bytes, message: str
+) -> None:
     pattern = write_all(folder, suffix=suffix)
     (folder / f"data/de/train.{suffix}").write_bytes(content)
-    with pytest.raises(StageError, match=rf"cannot read data/de/train.{suffix}"):
+    with pytest.raises(StageError, match=message) as refused:
         prepare(nli_task(pattern))
+    assert "\n" not in str(refused.value)
+
+
+QUOTED = [
+    {"premise": 'er sagte "ja"', "hypothesis": "b", "label": "yes"},
+    {"premise": 'sie "nein"', "hypothesis": "b", "label": "no"},
+    {"premise": "er schwieg", "hypothesis": "b", "label": "no"},
+]
+
+
+def test_tsv_that_looks_quoted_is_read_once_it_is_said_how(folder: Path) -> None:
+    pattern = write_all(folder, QUOTED, "tsv")
+    prepare(nli_task(pattern))  # whose quotes are not those of CSV
+    with (folder / "data/de/train.tsv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, list(QUOTED[0]), delimiter="\t")
+        rows.writeheader()
+        rows.writerows(QUOTED)
+    with pytest.raises(StageError, match=r"train.tsv: 2 fields look quoted, the last on line 3; .*quoting"):
+        prepare(nli_task(pattern))
+    texts = {}
+    for quoting in ("csv", "none"):
+        (folder / "data/de/train.tsv").rename(folder / "data/de/train.txt")
+        write_all(folder, QUOTED[2:], "tsv")
+        (folder / "data/de/train.txt").rename(folder / "data/de/train.tsv")
+        task = nli_task(pattern, source=FilesSource(kind="files", pattern=pattern, quoting=quoting))
+        prepare(task)
+        texts[quoting] = read_examples(task, "de", "train")["premise"].to_pylist()
+    assert texts["csv"] == [row["premise"] for row in QUOTED]
+    assert texts["none"] == ['"er sagte ""ja"""', '"sie ""nein"""', "er schwieg"]
+
+
+def test_rows_may_be_long_and_other_columns_hold_anything(folder: Path) -> None:
+    long = "wort " * 600_000
+    rows = [{**ROWS[0], "premise": long, "other": 1}, {**ROWS[1], "other": [{"a": "b"}]}, {**ROWS[2]}]
+    task = nli_task(write_all(folder, rows))
+    prepare(task)
+    assert read_examples(task, "de", "train")["premise"].to_pylist() == [row["premise"] for row in rows]
+
+
+def test_class_names_that_a_parquet_file_notes_decide(folder: Path) -> None:
+    pattern = write_all(folder, suffix="parquet")
+    names = {"info": {"features": {"label": {"names": ["yes", "no"], "_type": "ClassLabel"}}}}
+    rows = [{**row, "label": ["yes", "no"].index(row["label"])} for row in ROWS]
+    noted = {"huggingface": json.dumps(names)}
+    pq.write_table(
+        pa.Table.from_pylist(rows).replace_schema_metadata(noted), folder / "data/de/train.parquet"
+    )
+    task = nli_task(pattern)
+    prepare(task)
+    assert read_examples(task, "de", "train")["label"].to_pylist() == [1, 0, 1]
+    others = {"huggingface": json.dumps(names).replace("no", "nein")}
+    table = pa.Table.from_pylist(rows).replace_schema_metadata(others)
+    pq.write_table(table, folder / "data/de/train.parquet")
+    with pytest.raises(StageError, match=r"row 2: label 'nein' .1 times. is not one of task.classes"):
+        prepare(task)
+
+
+def test_numbers_that_never_are_0_are_asked_about(folder: Path) -> None:
+    rows = [{**row, "label": number} for row, number in zip(ROWS, (1, 2, 1), strict=True)]
+    pattern = write_all(folder, rows, "csv")
+    task = nli_task(pattern, classes=["a", "b", "c"])
+    with pytest.raises(StageError, match=r"labels of 'de' are the numbers 1, 2 and never 0; .*first_class"):
+        prepare(task)
+    for first, expected in ((1, [0, 1, 0]), (0, [1, 2, 1])):
+        source = FilesSource(kind="files", pattern=pattern, first_class_number=first)
+        said = nli_task(pattern, classes=["a", "b", "c"], source=source)
+        prepare(said)
+        assert read_examples(said, "de", "train")["label"].to_pylist() == expected
+    with pytest.raises(StageError, match=r"label '2' .*begin with 1, say task.source.first_class_number: 1"):
+        prepare(nli_task(pattern))
+
+
+def test_prepare_says_what_people_want_to_know_of_their_data(folder: Path) -> None:
+    pattern = write_all(folder)
+    table = prepare(nli_task(pattern, classes=["maybe", "no", "yes"])).table().splitlines()
+    assert [line.split() for line in table[4:8]] == [
+        ["class,", "in", "train", "de"],
+        ["maybe", "0"],
+        ["no", "1"],
+        ["yes", "2"],
+    ]
+    assert table[9:] == [
+        "warning: de: no training example of maybe",
+        "de: 3 validation texts are training texts",
+        "fr: 3 test texts are another language's training texts",
+    ]
+    write(folder / "data/de/train.jsonl", [*ROWS, {**ROWS[0], "label": "no"}])
+    assert "de: 1 training texts stand there with several labels" in prepare(nli_task(pattern)).notes
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
@@ -327,7 +455,7 @@ def test_unlabelled_texts_need_no_entity_and_are_no_translations_without(folder:
 def test_a_bad_unlabelled_text_is_named_with_its_row(folder: Path) -> None:
     pattern = write_all(folder)
     write(folder / "data/de/unlabelled.jsonl", [{"text": "a"}, {"text": None}])
-    with pytest.raises(StageError, match=r"unlabelled.jsonl, row 1: text is None"):
+    with pytest.raises(StageError, match=r"unlabelled.jsonl, line 2: text is None"):
         prepare(nli_task(pattern))
     write(folder / "data/de/unlabelled.jsonl", [{"tekst": "a"}])
     with pytest.raises(StageError, match=r"no column 'text'; did you mean tekst"):
@@ -398,3 +526,68 @@ def test_a_data_set_that_cannot_be_loaded_is_named(folder: Path) -> None:
         StageError, match=r"task.source.dataset is ./absent: no folder of that name, and the Hub"
     ):
         prepare(nli_task("data/{language}{split}", source=source))
+
+
+# Random tables
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+TABLES = st.lists(st.tuples(CELLS, CELLS, st.sampled_from(["no", "yes"])), min_size=1, max_size=6)
+
+
+def as_bytes(rows: list[tuple[str, str, str]], kind: str) -> bytes:
+    """Write a table as others do."""
+    names = ["premise", "hypothesis", "label"]
+    if kind == "jsonl":
+        return b"".join(json.dumps(dict(zip(names, row, strict=True))).encode() + b"\n" for row in rows)
+    text = io.StringIO(newline="")
+    table = [names, *rows]
+    if kind == "quoted csv":
+        csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(table)
+    else:
+        csv.writer(text, lineterminator="\n").writerows(table)
+    return text.getvalue().encode()
+
+
+DAMAGE = st.none() | st.tuples(st.integers(0, 200), st.sampled_from(b'",\n\\\xff'))
+
+
+@pytest.mark.parametrize("kind", ["csv", "quoted csv", "jsonl"])
+@hypothesis.given(rows=TABLES, damage=DAMAGE)
+def test_a_random_table_is_read_as_it_is_or_refused(
+    kind: str, rows: list[tuple[str, str, str]], damage: tuple[int, int] | None
+) -> None:
+    data = as_bytes(rows, kind)
+    if damage:
+        place = damage[0] % (len(data) + 1)
+        data = data[:place] + bytes([damage[1]]) + data[place:]
+    found, refused = [], ""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"table.{kind.split()[-1]}"
+        path.write_bytes(data)
+        source = Input(path, None, ["premise", "hypothesis"], None, needed=["label"])
+        try:
+            found = [(row["premise"], row["hypothesis"], row["label"]) for _, row in source.rows()]
+        except StageError as error:
+            refused = str(error)
+    if damage is None and "CR alone" not in refused:  # which a writer may leave unquoted
+        assert (found, refused) == (rows, "")
+    elif refused:
+        assert str(path) in refused
+    else:
+        assert len(found) in (len(rows), len(rows) + 1)  # the rest may well be a table
+
+
+def test_a_random_table_in_parquet_is_read_as_it_is(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    letters = ['"', ",", "\t", "\n", "\r", "\\", "ü", "中", " ", "a"]
+    rows = [
+        {
+            "premise": "".join(rng.choice(letters, 5)),
+            "hypothesis": "".join(rng.choice(letters, 3)),
+            "label": "yes",
+        }
+        for _ in range(300)
+    ]
+    task = nli_task(write_all(folder, rows, "parquet"))
+    prepare(task)
+    assert read_examples(task, "de", "train")["premise"].to_pylist() == [row["premise"] for row in rows]

@@ -261,7 +261,7 @@ def test_numbers_that_json_has_not_are_written_as_null(finished: Path, run: Run)
         ("in.csv", b"text,label\na,b\n", "in.csv has a column 'label' already; give the new columns"),
         ("in.jsonl", b'{"text": "a"}\n\n{"text": \n', "in.jsonl, line 3: not JSON (Expecting value, col"),
         ("in.jsonl", b'{"text": "a"}\n[1]\n', "in.jsonl, line 2: [1] is no JSON object"),
-        ("in.jsonl", b'{"text": "a"}\n{"n": 1}\n', "in.jsonl, line 2 has no 'text'; there are: n"),
+        ("in.jsonl", b'{"text": "a"}\n{"n": 1}\n', "in.jsonl, line 2 has no column 'text'; there are: n"),
         ("in.jsonl", b'{"text": 3}\n', "in.jsonl, line 1: text is 3, not a text"),
         ("in.jsonl", b'{"text": "a", "branch": 0}\n', "line 1 has a column 'branch' already"),
         ("in.jsonl", b'{"text": "\\ud800"}\n', "in.jsonl, line 1: not Unicode (surrogates not allowed)"),
@@ -275,7 +275,11 @@ def test_numbers_that_json_has_not_are_written_as_null(finished: Path, run: Run)
         ("in.csv", b"text;n\na;1\n", "in.csv has no column 'text'; its columns are separated by semicolons"),
         ("in.csv", b"text,n\ra,1\r", "in.csv, line 1: lines end with CR alone; end them with LF"),
         ("in.parquet", b"PAR1", "cannot read in.parquet: "),
-        ("in.xlsx", b"", "the suffix of in.xlsx is none of .txt, .jsonl, .csv, .tsv, .parquet; name the"),
+        (
+            "in.xlsx",
+            b"",
+            "the suffix of in.xlsx is none of .txt, .jsonl, .json, .csv, .tsv, .parquet; name",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_and_nothing_is_left(
@@ -286,6 +290,15 @@ def test_a_bad_file_is_refused_and_nothing_is_left(
     for output in ("new/out.jsonl", "new/out.parquet"):
         assert message in refused(run, name, "--output", output)
     assert list(Path("new").iterdir()) == []
+
+
+def test_tsv_that_looks_quoted_is_classified_once_it_is_said_how(finished: Path, run: Run) -> None:
+    Path("texts.tsv").write_text('text\n"Hund ""1"""\n"Katze ""2"""\n')
+    assert "texts.tsv: 2 fields look quoted, the last on line 3" in refused(run, "texts.tsv")
+    for quoting, first in (("csv", 'Hund "1"'), ("none", '"Hund ""1"""')):
+        done = run(*PREDICT, "texts.tsv", "--quoting", quoting)
+        assert (done.code, lines(done.out)[0]["text"]) == (0, first)
+    assert "--quoting all is none of csv, none" in refused(run, "texts.tsv", "--quoting", "all")
 
 
 def test_what_is_wrong_in_a_parquet_file_is_named_by_its_row(finished: Path, run: Run) -> None:
