@@ -138,12 +138,13 @@ class Input:
         if self.is_stdin:
             return "plain"
         assert self.path is not None
-        if self.path.suffix not in _BY_SUFFIX:
+        suffix = self.path.suffix.lower()
+        if suffix not in _BY_SUFFIX:
             raise StageError(
                 f"the suffix of {self.path} is none of {', '.join(_BY_SUFFIX)}; "
                 f"name the format with --format: {known}"
             )
-        return _BY_SUFFIX[self.path.suffix]
+        return _BY_SUFFIX[suffix]
 
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:

@@ -153,9 +153,9 @@ def _read_file(path: Path, source: FilesSource, texts: list[str], label: str | N
 
     In Parquet, labels have the names that `datasets` noted in the file, if it did.
     """
-    if path.suffix not in _SUFFIXES:
+    if path.suffix.lower() not in _SUFFIXES:
         raise StageError(f"cannot read {path}: it is not one of {', '.join(_SUFFIXES)}")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         try:
             table = pa.parquet.read_table(path)
         except (OSError, UnicodeDecodeError, pa.ArrowException) as error:

@@ -162,6 +162,15 @@ def test_files_of_every_kind_give_the_text_as_it_is(folder: Path, suffix: str) -
     assert prepared.table().splitlines()[2].split() == ["fr", "–", "–", "3", "–"]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_suffix_may_be_in_capitals(folder: Path, suffix: str) -> None:
+    pattern = write_all(folder, suffix=suffix)
+    for path in folder.glob("data/*/*"):
+        path.rename(path.with_suffix(f".{suffix.upper()}"))
+    task = nli_task(pattern.replace(suffix, suffix.upper()))
+    assert prepare(task).examples["de"]["train"] == 3
+
+
 def test_several_files_of_a_split_are_read_in_the_order_of_their_names(folder: Path) -> None:
     write_all(folder)
     write(folder / "data/de/train-2.jsonl", [{"premise": "z", "hypothesis": "z", "label": "no"}])
