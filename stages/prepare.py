@@ -101,6 +101,9 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         for split, table in tables.items():
             _write(table, data_file(language, split, folder))
             ids[language, split] = table["example_id"].to_pylist()
+            texts = zip(*(table[name].to_pylist() for name in task.text_fields), strict=True)
+            if n_empty := sum(not all(text.strip() for text in fields) for fields in texts):
+                done.notes.append(f"{language}: {n_empty:,} {split} examples have an empty text")
         done.examples[language] = {split: table.num_rows for split, table in tables.items()}
         if supervised:
             train = set(ids[language, "train"])

@@ -19,7 +19,7 @@ import pytest
 from tiny import ROOT
 
 from cache import example_id, file_digest
-from stages.data.examples import columns_of, pretraining_texts, read_entities, read_examples
+from stages.data.examples import SPLITS, columns_of, pretraining_texts, read_entities, read_examples
 from stages.data.files import Input
 from stages.data.names import CLASSES, read_names, split_of
 from stages.data.task import FilesSource, HubSource, NamesSource, TaskParams
@@ -401,7 +401,9 @@ def test_prepare_says_what_people_want_to_know_of_their_data(folder: Path) -> No
         ["yes", "2"],
     ]
     assert table[9:] == [
+        *(f"de: 1 {split} examples have an empty text" for split in SPLITS),
         "warning: de: no training example of maybe",
+        "fr: 1 test examples have an empty text",
         "de: 3 validation texts are training texts",
         "fr: 3 test texts are another language's training texts",
     ]
