@@ -100,7 +100,8 @@ def predict(
     """Classify texts or pairs: each example as it is, with label, probabilities and branch."""
     loaded = load(params, changes)
     from stages.artifacts import STUDENT
-    from stages.data.files import Input, Output
+    from stages.data.files import Input
+    from stages.data.output import Output
     from stages.student.predict import predict as run
 
     done = run(

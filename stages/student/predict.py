@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from stages.artifacts import STUDENT
-from stages.data.files import Input, Output, Window, column
+from stages.data.files import Input, Window, column
+from stages.data.output import Output
 from stages.errors import StageError
 from stages.models.batches import current_device, to_device, tokenize
 from stages.models.loading import require_max_tokens

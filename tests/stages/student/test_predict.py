@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 from warm import warm_python
 
 from pipeline.params import load_params
-from stages.data.files import Input, Output
+from stages.data.files import Input
+from stages.data.output import Output
 from stages.errors import StageError
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.student.predict import predict

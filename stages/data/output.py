@@ -1,0 +1,153 @@
+"""Users' examples are written here, as they were read, with columns beside them."""
+
+import json
+import math
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.data.files import Window
+from stages.errors import StageError
+
+Write = Callable[[Window, pa.Table], None]
+"""Writes a window and the columns beside it."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where examples are written to.
+
+    Attributes:
+        path: A .jsonl or .parquet file; None stands for JSONL on standard output.
+        overwrite: Whether a file that is there may be replaced.
+    """
+
+    path: Path | None
+    overwrite: bool = False
+
+    def require_free(self) -> None:
+        """Refuse to write, before anything is computed.
+
+        Raises:
+            StageError: The file is there already, or its suffix is unknown.
+        """
+        if self.path is None:
+            return
+        if self.path.suffix not in (".jsonl", ".parquet"):
+            raise StageError(f"cannot write {self.path}: it is not one of .jsonl, .parquet")
+        if self.path.is_dir():
+            raise StageError(f"{self.path} is a folder; name a file")
+        there = next(parent for parent in self.path.absolute().parents if parent.exists())
+        if not there.is_dir():
+            raise StageError(f"cannot write {self.path}: {there} is no folder")
+        if self.path.exists() and not self.overwrite:
+            raise StageError(f"{self.path} is there already; replace it with --overwrite")
+
+    @contextmanager
+    def writing(self) -> Iterator[Write]:
+        """Give what writes a window; a file appears once all are written, and only then.
+
+        Raises:
+            StageError: The file is there already, or values do not fit into its format.
+        """
+        self.require_free()
+        if self.path is None:
+            yield partial(_write_json, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                if self.path.suffix == ".jsonl":
+                    yield partial(_write_json, file)
+                else:
+                    parquet = _Parquet(file)
+                    try:
+                        yield parquet.write
+                    finally:
+                        parquet.close()
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _write_json(file: IO[bytes], window: Window, beside: pa.Table) -> None:
+    rows = window if isinstance(window, list) else window.to_pylist()
+    for row, more in zip(rows, beside.to_pylist(), strict=True):
+        values = {name: _finite(value) for name, value in {**row, **more}.items()}
+        file.write(json.dumps(values, ensure_ascii=False, default=_as_json).encode() + b"\n")
+
+
+def _finite(value: Any) -> Any:
+    """Write NaN and infinity, which JSON has not, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return {name: _finite(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def _as_json(value: Any) -> str:
+    """Write what Parquet has and JSON has not, such as dates, as people do."""
+    if isinstance(value, bytes):
+        raise StageError("the input has bytes in a column, which JSON has not; write a .parquet file")
+    return str(value)
+
+
+@dataclass
+class _Parquet:
+    """A Parquet file whose columns are those of the first window."""
+
+    file: IO[bytes]
+    _writer: pq.ParquetWriter | None = None
+    _columns: dict[str, pa.DataType] = field(default_factory=dict)
+
+    def write(self, window: Window, beside: pa.Table) -> None:
+        table = self._table(window) if isinstance(window, list) else window
+        for name in beside.column_names:
+            table = table.append_column(name, beside[name])
+        self._writer = self._writer or pq.ParquetWriter(self.file, table.schema, compression="zstd")
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        names = dict.fromkeys(name for row in rows for name in row)
+        arrays = {name: _array(name, [row.get(name) for row in rows]) for name in names}
+        if self._writer is None:
+            self._columns = {name: array.type for name, array in arrays.items()}
+        for name, array in arrays.items():
+            expected = self._columns.get(name, pa.null())
+            if array.type != expected:
+                is_number = pa.types.is_integer(array.type) and pa.types.is_floating(expected)
+                if not (pa.types.is_null(array.type) or is_number):
+                    raise _unfit(name, f"{array.type} in some examples, {expected} in others")
+                arrays[name] = array.cast(expected)
+        for name, expected in self._columns.items():
+            arrays.setdefault(name, pa.nulls(len(rows), expected))
+        return pa.table({name: arrays[name] for name in self._columns})
+
+
+def _array(name: str, values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (OverflowError, pa.ArrowException) as error:
+        raise _unfit(name, str(error).partition("\n")[0]) from error
+
+
+def _unfit(name: str, why: str) -> StageError:
+    return StageError(f"column '{name}' fits into no Parquet column ({why}); write a .jsonl file")
