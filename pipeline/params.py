@@ -1,5 +1,6 @@
 """params.yaml: composed from the stages' sections, validated as a whole before anything runs."""
 
+import datetime
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ class PipelineParams(Params):
         named = [one.base for teacher in self.teachers.values() for one in teacher.all]
         named.append(self.student.pretrain.base)
         if isinstance(self.task.source, HubSource):
-            named.append(self.task.source.dataset)
+            named += map(self.task.source.dataset_of, self.task.languages)
         return any(name != "scratch" and not Path(name).exists() for name in named)
 
 
@@ -184,7 +185,12 @@ def _explain(error: ErrorDetails) -> str:
         return f"{key} is missing"
     if error["type"] == "value_error":
         return (f"{key}: " if key else "") + message.removeprefix("Value error, ")
-    return f"{key} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+    given = error["input"]
+    quoted = ""
+    if error["type"] == "string_type" and isinstance(given, bool | int | float | datetime.date):
+        text = str(given).lower() if isinstance(given, bool) else str(given)
+        quoted = f'; quote it: "{text}"'
+    return f"{key} is {given!r}: {message[0].lower()}{message[1:]}{quoted}"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

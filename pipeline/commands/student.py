@@ -67,7 +67,9 @@ def predict(
     source: Annotated[
         Path | None,
         typer.Argument(
-            metavar="INPUT", help="A .txt, .jsonl, .csv, .tsv or .parquet file; - or none: standard input."
+            metavar="INPUT",
+            help="A .txt, .jsonl, .json, .csv or .tsv file, also as .gz or .zst, or .parquet; "
+            "- or none: standard input.",
         ),
     ] = None,
     output: Annotated[
@@ -92,6 +94,10 @@ def predict(
         str | None,
         typer.Option(help="csv: fields of CSV and TSV may be in double quotes; none: quotes are texts'."),
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A column of CSV or TSV without a header line; once for each."),
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Put before the names of the new columns.")] = "",
     model: Student = None,
     params: ParamsFile = Path("params.yaml"),
@@ -105,7 +111,7 @@ def predict(
     from stages.student.predict import predict as run
 
     done = run(
-        Input(source, format_, text_field or loaded.task.text_fields, language_field, quoting),
+        Input(source, format_, text_field or loaded.task.text_fields, language_field, quoting, column),
         Output(output, overwrite),
         loaded.student.distill,
         loaded.student.evaluate,

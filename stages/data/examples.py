@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from stages.artifacts import DATA
-from stages.data.task import Split, TaskParams
+from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-UNLABELLED = "unlabelled"
+UNLABELLED: SplitName = "unlabelled"
 """Name of the optional fourth split: text without labels, for pre-training."""
 MANIFEST = "manifest.json"
 ENTITY = "entity"

@@ -17,4 +17,6 @@ def data_source(task: TaskParams) -> str:
         return str(name)
     if isinstance(source, NamesSource):
         return f"{name} ({revision})"
+    if isinstance(revision, dict):  # a data set for each language
+        revision = ", ".join(f"{commit} ({language})" for language, commit in revision.items())
     return f"{name} at {revision}" if revision else str(name)

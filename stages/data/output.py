@@ -15,7 +15,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.data.files import Window
+from stages.data.rows import Window
 from stages.errors import StageError
 
 Write = Callable[[Window, pa.Table], None]

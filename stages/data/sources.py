@@ -1,14 +1,17 @@
 """Where a task's examples come from: the built-in names, people's files, or a data set on the Hub.
 
-Nothing is normalised: the text that is hashed, labelled and trained on is the text of the source.
+Nothing is normalised: the text that is hashed, labelled and trained on is the text of the source. Memory is
+bounded by a window of rows.
 """
 
 import contextlib
+import datetime
+import decimal
 import json
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +19,80 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from stages.data.examples import ENTITY, UNLABELLED
-from stages.data.files import Input, instead_of
+from stages.data.files import Input, instead_of, kind_of
 from stages.data.names import CLASSES, read_names, split_of
-from stages.data.task import FilesSource, HubSource, NamesSource, Split, TaskParams
+from stages.data.rows import Placed, placed_rows, windows
+from stages.data.task import FilesSource, HubSource, NamesSource, Split, SplitName, TableSource, TaskParams
 from stages.errors import StageError
-from stages.hub import resolve_commit
+from stages.hub import first_line, resolve_commit
+
+WINDOW = 1 << 16
+"""Rows in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a split.
+    """A window of a split's rows, as the source gives them.
 
     Attributes:
-        columns: Column name to values, as a source gives them: the text fields, ``label`` and ``entity``.
-        places: Where they stand: each file with its numbers of lines or rows, such as ``a.csv, line``.
+        texts: Per text field, in the task's order, its values.
+        labels: Names or numbers; None in unlabelled text.
+        entities: What the rows are about; None: the source is silent.
+        file: Where they stand.
+        places: Where in the file, such as ``line 7``.
         by_name: Whether labels are class names, and not numbers that may stand for any.
     """
 
-    columns: Mapping[str, list[Any]]
-    places: Sequence[tuple[str, Sequence[int]]]
+    texts: Sequence[list[Any]]
+    labels: list[Any]
+    entities: list[str | None]
+    file: str
+    places: Sequence[str]
     by_name: bool = False
 
     def at(self, row: int) -> str:
         """Say where a row stands."""
-        for file, numbers in self.places:
-            if row < len(numbers):
-                return f"{file} {numbers[row]}"
-            row -= len(numbers)
-        raise IndexError(row)
+        return f"{self.file}, {self.places[row]}"
+
+    def require_texts(self, fields: Sequence[str]) -> None:
+        """Refuse what is no text.
+
+        Raises:
+            StageError: A value is null, or of another type.
+        """
+        for name, values in zip(fields, self.texts, strict=True):
+            for row, value in enumerate(values):
+                if not isinstance(value, str):
+                    raise StageError(f"{self.at(row)}: {name} is {value!r}, not a text")
 
 
-_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+@dataclass(frozen=True)
+class _Fields:
+    """How a source calls what is read of it."""
+
+    texts: Sequence[str]
+    label: str | None
+    entity: str | None
+    language: str | None
+
+    @classmethod
+    def of(cls, source: TableSource, texts: Sequence[str], language: str) -> "_Fields":
+        named = [*(source.text_fields or texts), source.label_field, source.entity_field]
+        *texts, label, entity = (name.replace("{language}", language) for name in named)
+        return cls(texts, label, None if entity == label else entity, source.language_field)
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns that must be there besides the texts."""
+        return [name for name in (self.label, self.language) if name is not None]
 
 
-def revision_of(task: TaskParams) -> str | None:
+def revision_of(task: TaskParams) -> str | dict[str, str] | None:
     """Find out which version of the data the source stands for today.
 
     Returns:
-        The commit of a data set on the Hub; the package of the built-in task and its version; None for files.
+        The commit of a data set on the Hub, by language where each has one of its own; the package of the
+        built-in task and its version; None for files.
 
     Raises:
         StageError: The Hub knows no such data set, or cannot be reached.
@@ -61,13 +100,23 @@ def revision_of(task: TaskParams) -> str | None:
     source = task.source
     if isinstance(source, NamesSource):
         return f"babel {version('babel')}"
-    if isinstance(source, FilesSource) or Path(source.dataset).exists():
+    if isinstance(source, FilesSource):
         return None
-    return resolve_commit(source.dataset, source.revision, key="task.source.dataset", kind="dataset")
+    commits = {}
+    for language in task.languages:
+        name = source.dataset_of(language)
+        if name not in commits and not Path(name).exists():
+            commits[name] = resolve_commit(name, source.revision, key="task.source.dataset", kind="dataset")
+    if "{language}" in source.dataset:
+        of = {language: commits.get(source.dataset_of(language)) for language in task.languages}
+        return {language: commit for language, commit in of.items() if commit} or None
+    return commits.get(source.dataset)
 
 
-def reader_of(task: TaskParams, revision: str | None) -> Callable[[str, Split], Rows | None]:
-    """Choose how a language and split is read; None stands for a split that does not exist."""
+def reader_of(
+    task: TaskParams, revision: str | Mapping[str, str] | None
+) -> Callable[[str, Split], Iterator[Rows]]:
+    """Choose how a language and split is read; a split that does not exist has no rows."""
     source = task.source
     if isinstance(source, NamesSource):
         if tuple(task.classes) != CLASSES or task.text_fields != ["text"]:
@@ -76,8 +125,11 @@ def reader_of(task: TaskParams, revision: str | None) -> Callable[[str, Split], 
             )
         return _read_names_split
     if isinstance(source, HubSource):
-        return lambda language, split: _read_hub(source, task, language, split, revision)
-    return lambda language, split: _read_files(source, task.text_fields, source.label_field, language, split)
+        commits = revision if isinstance(revision, Mapping) else dict.fromkeys(task.languages, revision)
+        return lambda language, split: _read_hub(source, task, language, split, commits.get(language))
+    return lambda language, split: _read_files(
+        source, _Fields.of(source, task.text_fields, language), language, split
+    )
 
 
 def hint_of(task: TaskParams) -> str:
@@ -88,113 +140,144 @@ def hint_of(task: TaskParams) -> str:
     return f"task.source is {source.dataset}" if isinstance(source, HubSource) else "task.source"
 
 
-def _read_names_split(language: str, split: Split) -> Rows:
+def _read_names_split(language: str, split: Split) -> Iterator[Rows]:
     names = [name for name in read_names(language) if split_of(name.entity) == split]
-    columns = {name: [getattr(n, name) for n in names] for name in ("text", "label", ENTITY)}
-    return Rows(columns, [(f"names ({language}, {split}), row", range(len(names)))], by_name=True)
+    yield Rows(
+        [[name.text for name in names]],
+        [name.label for name in names],
+        [name.entity for name in names],
+        f"names ({language}, {split})",
+        [f"row {n}" for n in range(1, len(names) + 1)],
+        by_name=True,
+    )
 
 
-def read_unlabelled(task: TaskParams, language: str) -> pa.Table | None:
-    """Read a language's texts for pre-training: columns ``text`` and ``entity``; None: it has none."""
+def read_unlabelled(task: TaskParams, language: str) -> Iterator[pa.Table]:
+    """Read a language's texts for pre-training, if it has any: columns ``text`` and ``entity``."""
     source = task.source
     if isinstance(source, NamesSource):
         names = [name for name in read_names(language) if split_of(name.entity) == "train"]
-        return pa.table({"text": [n.text for n in names], ENTITY: [n.entity for n in names]})
+        yield pa.table({"text": [n.text for n in names], ENTITY: [n.entity for n in names]})
     if not isinstance(source, FilesSource):
-        return None
-    rows = _read_files(source, ["text"], None, language, UNLABELLED)
-    if rows is None:
-        return None
-    require_texts(rows, ["text"])
-    texts = rows.columns["text"]
-    entities = rows.columns[ENTITY]
-    if not any(entities):
-        entities = [f"{language}:{i}" for i in range(len(texts))]
-    elif None in entities:
-        raise StageError(f"{rows.at(entities.index(None))}: {ENTITY} is empty; give each row one, or none")
-    return pa.table({"text": texts, ENTITY: entities})
+        return
+    if source.columns is not None:  # there is no label in it to have a column
+        source = source.model_copy(update={"columns": ["text"]})
+    entity = source.entity_field.replace("{language}", language)
+    fields = _Fields(["text"], None, entity, source.language_field)
+    start = 0
+    has_entities: bool | None = None
+    for rows in _read_files(source, fields, language, UNLABELLED):
+        if "{language}" not in source.pattern and source.language_field is None:
+            raise StageError(f"{rows.file}: of which language? write {{language}} into task.source.pattern")
+        rows.require_texts(["text"])
+        entities = rows.entities
+        has_entities = any(entities) if has_entities is None else has_entities
+        for row, one in enumerate(entities):
+            if (one is not None) != has_entities:
+                raise StageError(
+                    f"{rows.at(row)}: {entity} is given in some rows and not in all; give each one, or none"
+                )
+        if not has_entities:
+            entities = [f"{language}:{start + i}" for i in range(len(entities))]
+        yield pa.table({"text": rows.texts[0], ENTITY: pa.array(entities, pa.string())})
+        start += len(entities)
 
 
 def _read_hub(
     source: HubSource, task: TaskParams, language: str, split: Split, revision: str | None
-) -> Rows | None:
+) -> Iterator[Rows]:
     import datasets  # slow import
 
+    name = source.dataset_of(language)
     config = source.config and source.config.replace("{language}", language)
     try:
-        builder = datasets.load_dataset_builder(source.dataset, config, revision=revision)
+        builder = datasets.load_dataset_builder(name, config, revision=revision)
         builder.download_and_prepare()
     except Exception as error:  # of many types, the network's among them
-        reason = str(error).strip().partition("\n")[0]
-        raise StageError(f"cannot load {source.dataset} for '{language}': {reason}") from error
-    if split not in builder.info.splits:
-        return None
-    data = builder.as_dataset(split=split)
-    names = getattr(data.features.get(source.label_field), "names", None)
-    where = f"{source.dataset} ({language}, {split})"
-    return _of_table(data.with_format("arrow")[:], task.text_fields, source.label_field, names, where)
+        raise StageError(f"cannot load {name} for '{language}': {first_line(error)}") from error
+    called = source.splits.get(split, split)
+    if called not in builder.info.splits:
+        return
+    fields = _Fields.of(source, task.text_fields, language)
+    data = builder.as_dataset(split=called)
+    names = getattr(data.features.get(fields.label), "names", None)
+    start = 0
+    for table in data.with_format("arrow").iter(WINDOW):
+        yield _of_table(table, fields, names, f"{name} ({language}, {called})", start, language)
+        start += table.num_rows
 
 
-def _read_files(
-    source: FilesSource, texts: list[str], label: str | None, language: str, split: str
-) -> Rows | None:
-    """Read the files of a split, in the order of their names; None where there are none."""
-    pattern = source.pattern.replace("{language}", language).replace("{split}", split)
-    read = [_read_file(path, source, texts, label) for path in sorted(Path().glob(pattern))]
-    if not read:
-        return None
-    columns = {name: [value for one in read for value in one.columns[name]] for name in read[0].columns}
-    places = [place for one in read for place in one.places]
-    return Rows(columns, places, by_name=all(one.by_name for one in read))
-
-
-def _read_file(path: Path, source: FilesSource, texts: list[str], label: str | None) -> Rows:
-    """Read a file; in CSV and TSV, texts and labels are text whatever they look like.
+def _read_files(source: FilesSource, fields: _Fields, language: str, split: SplitName) -> Iterator[Rows]:
+    """Read the files of a split, in the order of their names; in CSV and TSV, every value is a text.
 
     In Parquet, labels have the names that `datasets` noted in the file, if it did.
     """
-    if path.suffix.lower() not in _SUFFIXES:
-        raise StageError(f"cannot read {path}: it is not one of {', '.join(_SUFFIXES)}")
-    if path.suffix.lower() == ".parquet":
-        try:
-            table = pa.parquet.read_table(path)
-        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-            raise StageError(f"cannot read {path}: {str(error).partition(chr(10))[0]}") from error
-        return _of_table(table, texts, label, _noted_names(table.schema, label), str(path))
-    found = Input(path, None, texts, None, quoting=source.quoting, needed=[label] if label else [])
-    columns: dict[str, list[Any]] = {name: [] for name in (*texts, "label", ENTITY)}
-    numbers = array("q")
-    for number, row in found.rows():
-        numbers.append(number)
-        for name in texts:
-            columns[name].append(row[name])
-        columns["label"].append(row[label] if label else None)
-        columns[ENTITY].append(None if label == ENTITY else _as_entity(row.get(ENTITY)))
-    return Rows(columns, [(f"{path}, line", numbers)])
+    called = source.splits.get(split, split)
+    pattern = source.pattern.replace("{language}", language).replace("{split}", called)
+    for path in sorted(Path().glob(pattern)):
+        kind = kind_of(path)
+        if kind is None or (kind == "plain" and fields.label is not None):
+            raise StageError(f"cannot read {path}: it is not one of .csv, .tsv, .jsonl, .json, .parquet")
+        columns = None if kind == "plain" else source.columns
+        found = Input(path, None, fields.texts, None, source.quoting, columns, fields.needed)
+        if kind != "parquet":
+            yield from _of_rows(placed_rows(found), fields, str(path), language)
+            continue
+        start = 0
+        for table in windows(found, WINDOW):
+            assert isinstance(table, pa.Table)
+            names = _noted_names(table.schema, fields.label)
+            yield _of_table(table, fields, names, str(path), start, language)
+            start += table.num_rows
+
+
+def _of_rows(placed: Placed, fields: _Fields, file: str, language: str) -> Iterator[Rows]:
+    """Pick texts, labels and entities out of rows, of one language where they say theirs."""
+    of = fields.language
+    found = ((place, row) for place, row in placed if of is None or row[of] == language)
+    while window := list(islice(found, WINDOW)):
+        yield Rows(
+            [[row[name] for _, row in window] for name in fields.texts],
+            [row[fields.label] if fields.label else None for _, row in window],
+            [_as_entity(row.get(fields.entity)) if fields.entity else None for _, row in window],
+            file,
+            [place for place, _ in window],
+        )
 
 
 def _of_table(
-    table: pa.Table, texts: list[str], label: str | None, names: list[str] | None, where: str
+    table: pa.Table, fields: _Fields, names: list[str] | None, file: str, start: int, language: str
 ) -> Rows:
     """Pick texts, labels and entities out of a table, the labels by name where they have names."""
-    n = table.num_rows
-    for name in (*texts, *([label] if label else [])):
+    for name in (*fields.texts, *fields.needed):
         if name not in table.column_names:
-            raise StageError(f"{where} has no column '{name}'; {instead_of(name, table.column_names)}")
-    columns = {name: table[name].to_pylist() for name in texts}
-    labels = table[label].to_pylist() if label else [None] * n
+            raise StageError(f"{file} has no column '{name}'; {instead_of(name, table.column_names)}")
+    places = [f"row {number}" for number in range(start + 1, start + table.num_rows + 1)]
+    if fields.language is not None:
+        kept = [i for i, one in enumerate(table[fields.language].to_pylist()) if one == language]
+        table, places = table.take(kept), [places[i] for i in kept]
+    labels = table[fields.label].to_pylist() if fields.label else [None] * table.num_rows
     known: dict[Any, str] = dict(enumerate(names or ()))
     if all(name == str(number) for number, name in known.items()):
         known = {}  # names that say no more than the numbers
-    columns["label"] = [known.get(one, one) for one in labels]
-    has_entities = ENTITY in table.column_names and label != ENTITY
-    columns[ENTITY] = [_as_entity(one) for one in table[ENTITY].to_pylist()] if has_entities else [None] * n
-    return Rows(columns, [(f"{where}, row", range(1, n + 1))], by_name=bool(known))
+    there = fields.entity in table.column_names
+    entities = table[fields.entity].to_pylist() if there else [None] * table.num_rows
+    return Rows(
+        [table[name].to_pylist() for name in fields.texts],
+        [known.get(one, one) for one in labels],
+        list(map(_as_entity, entities)),
+        file,
+        places,
+        by_name=bool(known),
+    )
+
+
+_ENTITY_TYPES = (str, int, float, decimal.Decimal, datetime.date, datetime.time)
 
 
 def _as_entity(value: Any) -> str | None:
     """Give the text of what a row says that it is about; a column of that name may hold something else."""
-    plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    plain = isinstance(value, _ENTITY_TYPES) and not isinstance(value, bool)
     return (str(value) or None) if plain else None
 
 
@@ -205,15 +288,3 @@ def _noted_names(schema: pa.Schema, label: str | None) -> list[str] | None:
         names = json.loads(noted or b"{}")["info"]["features"][label]["names"]
         return [str(name) for name in names]
     return None
-
-
-def require_texts(rows: Rows, fields: Sequence[str]) -> None:
-    """Refuse what is no text.
-
-    Raises:
-        StageError: A value is null, or of another type.
-    """
-    for name in fields:
-        for row, value in enumerate(rows.columns[name]):
-            if not isinstance(value, str):
-                raise StageError(f"{rows.at(row)}: {name} is {value!r}, not a text")

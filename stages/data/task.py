@@ -8,6 +8,8 @@ from stages.params import Params
 
 Split = Literal["train", "validation", "test"]
 
+SplitName = Literal["train", "validation", "test", "unlabelled"]
+
 Quoting = Literal["csv", "none"]
 """How fields of CSV and TSV are written."""
 
@@ -24,7 +26,16 @@ class NamesSource(Params):
 class TableSource(Params):
     """What the sources that people bring have in common: rows of texts with labels."""
 
+    text_fields: Annotated[list[str], Field(min_length=1, max_length=2)] | None = None
+    """What the source calls the task's text fields, in their order; null: as the task does. In a name,
+    ``{language}`` stands for the language; so it does in the next two."""
     label_field: str = "label"
+    entity_field: str = "entity"
+    """The column that says what a text is about, where there is one; equal values are translations."""
+    language_field: str | None = None
+    """The column with a row's language, of which rows of other languages are left out."""
+    splits: dict[SplitName, str] = {}
+    """What the source calls splits that have another name there, such as ``validation: dev``."""
     aligned: bool = False
     """Whether row i of a split is the same text in every language, as in XNLI. Translations are then known
     without a column ``entity``: intervals count them as one text, and `average_translations` finds them."""
@@ -38,15 +49,19 @@ class HubSource(TableSource):
 
     kind: Literal["hub"]
     dataset: str
-    """Hub id or local folder."""
+    """Hub id or local folder; ``{language}`` stands for the language where each has its own."""
     config: str | None = None
     """Configuration name; ``{language}`` stands for the language."""
     revision: str | None = None
     """Branch, tag or commit; null takes the newest, whose commit prepare notes."""
 
+    def dataset_of(self, language: str) -> str:
+        """Give the data set of a language."""
+        return self.dataset.replace("{language}", language)
+
 
 class FilesSource(TableSource):
-    """CSV, TSV, JSONL or Parquet files."""
+    """CSV, TSV, JSONL or Parquet files, or JSON arrays; all but Parquet may be compressed: .gz or .zst."""
 
     kind: Literal["files"]
     pattern: str
@@ -54,12 +69,19 @@ class FilesSource(TableSource):
     quoting: Quoting | None = None
     """Whether fields of CSV and TSV may be in double quotes, ``csv``, or quotes are a part of the texts,
     ``none``. Null stands for ``csv`` in CSV and ``none`` in TSV; TSV that looks quoted is then refused."""
+    columns: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the columns of CSV and TSV without a header line. Unlabelled files then have one: texts."""
 
     @model_validator(mode="after")
     def _is_watched_and_complete(self) -> Self:
-        for placeholder in ("{language}", "{split}"):
-            if placeholder not in self.pattern:
-                raise ValueError(f"pattern needs {placeholder} in it")
+        if "{split}" not in self.pattern:
+            raise ValueError("pattern needs {split} in it")
+        by_column = self.text_fields is not None and all("{language}" in name for name in self.text_fields)
+        if not ("{language}" in self.pattern or self.language_field is not None or by_column):
+            raise ValueError(
+                "pattern needs {language} in it; or name the column with the language, language_field, "
+                'or one column per language: text_fields: ["text_{language}"]'
+            )
         if not self.pattern.startswith("data/"):
             raise ValueError("pattern must begin with data/, which DVC watches; link your files there")
         return self
@@ -77,6 +99,9 @@ class TaskParams(Params):
     """Languages with labelled training data and a teacher. Their order is that of the branches."""
     zero_shot: list[Language] = []
     """Languages that are only evaluated."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """This share of the training examples is the validation split of a supervised language that has none. A
+    hash chooses them, as for `max_examples`."""
     max_examples: PositiveInt | None = None
     """Keep at most this many examples per language and split; null keeps all. A hash chooses them: of the
     column ``entity`` where there is one, which keeps translations together, otherwise of the text."""
@@ -91,6 +116,15 @@ class TaskParams(Params):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{what} '{name}' is named twice")
+        source_texts = getattr(self.source, "text_fields", None)
+        if source_texts is not None and len(source_texts) != len(self.text_fields):
+            raise ValueError(
+                f"source.text_fields names {len(source_texts)} columns, "
+                f"and text_fields {len(self.text_fields)}"
+            )
+        for name in self.text_fields:
+            if "{language}" in name:
+                raise ValueError(f"{name}: columns with a language in their names go into source.text_fields")
         for name in ("example_id", "label", "entity"):
             if name in self.text_fields:
                 raise ValueError(f"no text field may be called {name}, which is a column of our own")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from stages.artifacts import STUDENT
-from stages.data.files import Input, Window, column
+from stages.data.files import Input
 from stages.data.output import Output
+from stages.data.rows import Window, column, windows
 from stages.errors import StageError
 from stages.models.batches import current_device, to_device, tokenize
 from stages.models.loading import require_max_tokens
@@ -76,29 +78,30 @@ def predict(
     output.require_free()
     counts: dict[str, int] = {}
     n_examples = 0
-    with source.windows(window, reserved=names) as windows:
-        student = _Student(model, distill, evaluate.batch_size * distill.max_tokens)
-        with (
-            output.writing() as write,
-            Bar(total=source.count(), desc="predict", unit="example", delay=2) as bar,
-        ):
-            for examples in windows:
-                n = len(examples)
-                languages = _languages(examples, source, language, is_first=n_examples == 0)
-                n_examples += n
-                ids = np.array([student.language_id(one) for one in languages])
-                probabilities = np.empty((n, len(student.classes)), np.float32)
-                texts = [column(examples, field) for field in source.text_fields]
-                for positions, found in student.probabilities(texts, ids):
-                    probabilities[positions] = found
-                    bar.update(len(positions))
-                branches = [student.branch(i) for i in ids]
-                for branch in branches:
-                    counts[branch] = counts.get(branch, 0) + 1
-                columns = _columns(student.classes, probabilities, branches)
-                write(examples, pa.table(columns, names=names))
-            if not n_examples:
-                raise StageError(f"{source.name} holds no examples")
+    examples_by_window = windows(source, window, reserved=names)
+    first = next(examples_by_window, None)
+    if first is None:
+        raise StageError(f"{source.name} holds no examples")
+    _require_language_field(first, source)
+    student = _Student(model, distill, evaluate.batch_size * distill.max_tokens)
+    with (
+        output.writing() as write,
+        Bar(total=source.count(), desc="predict", unit="example", delay=2) as bar,
+    ):
+        for examples in chain([first], examples_by_window):
+            n = len(examples)
+            n_examples += n
+            languages = _languages(examples, source, language)
+            ids = np.array([student.language_id(one) for one in languages])
+            probabilities = np.empty((n, len(student.classes)), np.float32)
+            texts = [column(examples, field) for field in source.text_fields]
+            for positions, found in student.probabilities(texts, ids):
+                probabilities[positions] = found
+                bar.update(len(positions))
+            branches = [student.branch(i) for i in ids]
+            for branch in branches:
+                counts[branch] = counts.get(branch, 0) + 1
+            write(examples, pa.table(_columns(student.classes, probabilities, branches), names=names))
     return Predicted(n_examples, counts, output.path)
 
 
@@ -155,17 +158,16 @@ class _Student:
             yield positions, found
 
 
-def _languages(
-    examples: Window, source: Input, language: str | None, *, is_first: bool
-) -> Sequence[str | None]:
-    if source.language_field is None:
-        return [language] * len(examples)
-    names = column(examples, source.language_field)
-    if is_first and isinstance(examples, list) and not any(source.language_field in e for e in examples):
-        raise StageError(
-            f"{source.name} has no '{source.language_field}' in its first {len(names):,} examples"
-        )
-    return names
+def _require_language_field(examples: Window, source: Input) -> None:
+    """Refuse JSONL in whose first window no example says its language; a table has it or was refused."""
+    name = source.language_field
+    if name is not None and isinstance(examples, list) and not any(name in example for example in examples):
+        raise StageError(f"{source.name} has no '{name}' in its first {len(examples):,} examples")
+
+
+def _languages(examples: Window, source: Input, language: str | None) -> Sequence[str | None]:
+    name = source.language_field
+    return [language] * len(examples) if name is None else column(examples, name)
 
 
 def _columns(classes: list[str], probabilities: NDArray[np.float32], branches: list[str]) -> list[pa.Array]:

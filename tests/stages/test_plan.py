@@ -21,14 +21,20 @@ SCRATCH: dict[str, Any] = {"layers": 5, "hidden": 32, "heads": 8, "merges": 9, "
 SCRATCH |= {"mlm_batch_size": 9, "mlm_learning_rate": 0.9, "mlm_share": 0.9, "architecture": "modernbert"}
 
 CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "task.source.text_fields": (["other"], ("prepare", *EVALUATE)),
     "task.source.label_field": ("other", ("prepare", *EVALUATE)),
+    "task.source.entity_field": ("other", ("prepare", *EVALUATE)),
+    "task.source.language_field": ("other", ("prepare", *EVALUATE)),
+    "task.source.splits": ({"test": "other"}, ("prepare", *EVALUATE)),
     "task.source.aligned": (True, ("prepare", *EVALUATE)),
     "task.source.first_class_number": (1, ("prepare", *EVALUATE)),
     "task.source.quoting": ("csv", ("prepare", *EVALUATE)),
+    "task.source.columns": (["text", "label"], ("prepare", *EVALUATE)),
     "task.source.pattern": ("data/{language}-{split}.csv", ("prepare", *EVALUATE)),
     "task.text_fields": (["other"], TASK),
     "task.classes": (["animal", "number"], tuple(name for name in TASK if name != "student-pretrain")),
     "task.zero_shot": (["fr"], ("prepare", *PRETRAIN, *EVALUATE)),
+    "task.validation_share": (0.1, ("prepare", *EVALUATE)),
     "task.max_examples": (9, ("prepare", *EVALUATE)),
     "teachers.de.base": ("./other", (*FINETUNE, *DISTILL)),
     "teachers.de.revision": ("main", (*FINETUNE, *DISTILL)),

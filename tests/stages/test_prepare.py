@@ -16,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tables import ROWS, nli_task, write, write_all
 from tiny import ROOT
 
 from cache import example_id, file_digest
 from stages.data.examples import SPLITS, columns_of, pretraining_texts, read_entities, read_examples
 from stages.data.files import Input
 from stages.data.names import CLASSES, read_names, split_of
+from stages.data.rows import placed_rows
 from stages.data.task import FilesSource, HubSource, NamesSource, TaskParams
 from stages.errors import StageError
 from stages.prepare import prepare
@@ -41,53 +43,12 @@ def names_task(**changes: Any) -> TaskParams:
     return TaskParams(**values | changes)
 
 
-def nli_task(pattern: str, **changes: Any) -> TaskParams:
-    values: dict[str, Any] = {
-        "source": FilesSource(kind="files", pattern=pattern, label_field="label"),
-        "text_fields": ["premise", "hypothesis"],
-        "classes": ["no", "yes"],
-        "supervised": ["de"],
-        "zero_shot": ["fr"],
-        "max_examples": None,
-    }
-    return TaskParams(**values | changes)
-
-
-ROWS: list[dict[str, Any]] = [
-    {"premise": 'Er sagte: "ja",\u00a0dann', "hypothesis": "null", "label": "yes"},
-    {"premise": "u\u0308ber", "hypothesis": "NA", "label": "no"},
-    {"premise": " leading", "hypothesis": "", "label": "yes"},
-]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif path.suffix == ".tsv":
-        lines = [list(rows[0]), *(row.values() for row in rows)]
-        path.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     # Read by `datasets` when it is imported, which `prepare` does for the Hub alone.
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     return tmp_path
-
-
-def write_all(folder: Path, rows: list[dict[str, Any]] = ROWS, suffix: str = "jsonl") -> str:
-    for language, split in (("de", "train"), ("de", "validation"), ("de", "test"), ("fr", "test")):
-        write(folder / "data" / language / f"{split}.{suffix}", rows)
-    return f"data/{{language}}/{{split}}.{suffix}"
 
 
 # The built-in task
@@ -193,7 +154,7 @@ def test_labels_that_are_class_names_are_names_even_if_they_are_numbers(folder: 
     prepare(task)
     assert read_examples(task, "de", "test")["label"].to_pylist() == [4, 0, 1]
     write_all(folder, [{**row, "label": 0} for row in ROWS], suffix)
-    with pytest.raises(StageError, match=r"label '?0'? .3 times. is not one of task.classes: 1, 2"):
+    with pytest.raises(StageError, match=r"label '?0'? is not one of task.classes: 1, 2"):
         prepare(task)
 
 
@@ -253,7 +214,7 @@ def test_max_examples_keeps_a_sample_and_the_same_of_all_languages(folder: Path,
         ({"premise": None}, r"data/de/train.jsonl, line 2: premise is None, not a text"),
         (
             {"label": "maybe"},
-            r"data/de/train.jsonl, line 2: label 'maybe' \(1 times\) is not one of task.classes: no, yes",
+            r"data/de/train.jsonl, line 2: label 'maybe' is not one of task.classes: no, yes",
         ),
         ({"label": None}, r"line 2: label None"),
     ],
@@ -267,7 +228,7 @@ def test_a_bad_example_is_named_with_its_line(folder: Path, change: dict[str, An
 @pytest.mark.parametrize("label", [-1, 2])
 def test_a_label_outside_of_the_classes_is_refused(folder: Path, label: int) -> None:
     task = nli_task(write_all(folder, [{**row, "label": label} for row in ROWS]))
-    with pytest.raises(StageError, match=rf"label {label} \(3 times\)"):
+    with pytest.raises(StageError, match=rf"line 1: label {label} is not one of"):
         prepare(task)
 
 
@@ -372,7 +333,7 @@ def test_class_names_that_a_parquet_file_notes_decide(folder: Path) -> None:
     others = {"huggingface": json.dumps(names).replace("no", "nein")}
     table = pa.Table.from_pylist(rows).replace_schema_metadata(others)
     pq.write_table(table, folder / "data/de/train.parquet")
-    with pytest.raises(StageError, match=r"row 2: label 'nein' .1 times. is not one of task.classes"):
+    with pytest.raises(StageError, match=r"row 2: label 'nein' is not one of task.classes"):
         prepare(task)
 
 
@@ -401,8 +362,9 @@ def test_prepare_says_what_people_want_to_know_of_their_data(folder: Path) -> No
         ["yes", "2"],
     ]
     assert table[9:] == [
-        *(f"de: 1 {split} examples have an empty text" for split in SPLITS),
+        "de: 1 train examples have an empty text",
         "warning: de: no training example of maybe",
+        *(f"de: 1 {split} examples have an empty text" for split in SPLITS[1:]),
         "fr: 1 test examples have an empty text",
         "de: 3 validation texts are training texts",
         "fr: 3 test texts are another language's training texts",
@@ -577,7 +539,7 @@ def test_a_random_table_is_read_as_it_is_or_refused(
         path.write_bytes(data)
         source = Input(path, None, ["premise", "hypothesis"], None, needed=["label"])
         try:
-            found = [(row["premise"], row["hypothesis"], row["label"]) for _, row in source.rows()]
+            found = [(row["premise"], row["hypothesis"], row["label"]) for _, row in placed_rows(source)]
         except StageError as error:
             refused = str(error)
     if damage is None and "CR alone" not in refused:  # which a writer may leave unquoted

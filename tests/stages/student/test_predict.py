@@ -20,6 +20,7 @@ from warm import warm_python
 from pipeline.params import load_params
 from stages.data.files import Input
 from stages.data.output import Output
+from stages.data.rows import windows
 from stages.errors import StageError
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.student.predict import predict
@@ -266,7 +267,7 @@ def test_numbers_that_json_has_not_are_written_as_null(finished: Path, run: Run)
         ("in.jsonl", b'{"text": 3}\n', "in.jsonl, line 1: text is 3, not a text"),
         ("in.jsonl", b'{"text": "a", "branch": 0}\n', "line 1 has a column 'branch' already"),
         ("in.jsonl", b'{"text": "\\ud800"}\n', "in.jsonl, line 1: not Unicode (surrogates not allowed)"),
-        ("in.jsonl", b"[" * 100_000, "in.jsonl, line 1: not JSON that can be read"),
+        ("in.jsonl", b"[" * 100_000, "in.jsonl, line 1, item 1: not JSON that can be read"),
         (
             "in.jsonl",
             b'{"text": "a", "text": "b"}\n',
@@ -364,8 +365,8 @@ def test_parquet_takes_no_column_whose_kind_changes(
     output = Output(tmp_path / "out.parquet")
 
     def copy() -> None:
-        with source.windows(1, reserved=[]) as windows, output.writing() as write:
-            for window in windows:
+        with output.writing() as write:
+            for window in windows(source, 1):
                 write(window, pa.table({"label": ["c"]}))
 
     if message is None:

@@ -1,0 +1,152 @@
+"""What people want to know of their data: counts, and what may be wrong with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from stages.data.examples import ENTITY, SPLITS
+from stages.data.task import Split
+
+
+@dataclass
+class Prepared:
+    """What was written.
+
+    Attributes:
+        classes: The task's.
+        aligned: Whether rows are translations of each other by their number in a split, which another split
+            has as well.
+        examples: Examples per language and split.
+        overlap: Per supervised language, the test examples whose text is also in the training split.
+        by_class: Per supervised language, training examples of each class.
+        notes: What people want to know of their data, a line each.
+    """
+
+    classes: Sequence[str]
+    aligned: bool = False
+    examples: dict[str, dict[Split, int]] = field(default_factory=dict)
+    overlap: dict[str, int] = field(default_factory=dict)
+    by_class: dict[str, list[int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _seen: dict[tuple[str, Split], "_Seen"] = field(default_factory=dict)
+
+    def add(self, language: str, split: Split, table: pa.Table, text_fields: Sequence[str]) -> None:
+        """Count the examples of one language and split, and note what may be wrong with them."""
+        self.examples.setdefault(language, {})[split] = table.num_rows
+        seen = self._seen[language, split] = _Seen(
+            first_words(table["example_id"]), np.empty(0, np.int64) if self.aligned else _entities(table)
+        )
+        empty = [pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(table[name])), 0) for name in text_fields]
+        n_empty = pc.sum(empty[0] if len(empty) == 1 else pc.or_(*empty)).as_py()
+        if n_empty:
+            self.notes.append(f"{language}: {n_empty:,} {split} examples have an empty text")
+        if split == "train":
+            labels = table["label"].to_numpy()
+            self._note_classes(language, labels, seen.texts)
+
+    def _note_classes(self, language: str, labels: NDArray[np.int32], texts: NDArray[np.uint64]) -> None:
+        """Count the classes of a training split, and note missing ones and labels that contradict."""
+        self.by_class[language] = np.bincount(labels, minlength=len(self.classes)).tolist()
+        missing = [name for name, n in zip(self.classes, self.by_class[language], strict=True) if not n]
+        if missing:
+            self.notes.append(f"warning: {language}: no training example of {', '.join(missing)}")
+        order = np.lexsort((labels, texts))
+        texts, labels = texts[order], labels[order]
+        differ = (texts[1:] == texts[:-1]) & (labels[1:] != labels[:-1])
+        contradictory = len(np.unique(texts[1:][differ]))
+        if contradictory:
+            self.notes.append(f"{language}: {contradictory:,} training texts stand there with several labels")
+
+    def close(self) -> None:
+        """Note, once all splits are there, which texts are training texts of any language as well."""
+        train = {language: seen for (language, split), seen in self._seen.items() if split == "train"}
+        for (language, split), seen in self._seen.items():
+            if split == "train":
+                continue
+            own, foreign, translated = np.zeros((3, len(seen.texts)), bool)
+            for other, there in train.items():
+                found = _among(seen.texts, there.texts)
+                own |= found & (other == language)
+                foreign |= found & (other != language)
+                if len(seen.entities) and len(there.entities):
+                    translated |= _among(seen.entities, there.entities) & (seen.entities != 0)
+            if split == "test" and language in train:
+                self.overlap[language] = int(own.sum())
+            elif own.any():
+                self.notes.append(f"{language}: {own.sum():,} {split} texts are training texts")
+            if foreign.any():
+                self.notes.append(
+                    f"{language}: {foreign.sum():,} {split} texts are another language's training texts"
+                )
+            translated &= ~own & ~foreign
+            if translated.any():
+                self.notes.append(
+                    f"{language}: {translated.sum():,} {split} texts are about the same as a training text, "
+                    "as translations are"
+                )
+
+    def table(self) -> str:
+        """Lay out the counts, one language a line, then those of the classes, and the notes."""
+        rows = [
+            [language, *(counts.get(split) for split in SPLITS), self.overlap.get(language)]
+            for language, counts in self.examples.items()
+        ]
+        classes = [
+            [name, *(counts[index] for counts in self.by_class.values())]
+            for index, name in enumerate(self.classes)
+        ]
+        tables = [
+            tabulate(
+                cells,
+                head,
+                tablefmt="plain",
+                stralign="right",
+                colalign=("left",),
+                missingval="–",
+                disable_numparse=True,
+            )
+            for cells, head in (
+                (rows, ["language", *SPLITS, "test in train"]),
+                (classes, ["class, in train", *self.by_class]),
+            )
+        ]
+        return "\n\n".join([*tables, *(["\n".join(self.notes)] if self.notes else [])])
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A split's texts and entities as 64-bit hashes, by which they are counted; 0: no entity."""
+
+    texts: NDArray[np.uint64]
+    entities: NDArray[np.int64]
+
+
+def _entities(table: pa.Table) -> NDArray[np.int64]:
+    if ENTITY not in table.column_names:
+        return np.empty(0, np.int64)
+    names = (name for chunk in table[ENTITY].iterchunks() for name in chunk.to_pylist())
+    return np.fromiter((hash(name) if name else 0 for name in names), np.int64, table.num_rows)
+
+
+def _among(values: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which values are among others; NumPy's `isin` takes a hundred times as long."""
+    ordered = np.sort(others)
+    places = np.searchsorted(ordered, values)
+    found: NDArray[np.bool_] = ordered[np.minimum(places, len(ordered) - 1)] == values
+    return found
+
+
+def first_words(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Give the first eight bytes of each example's id as a number, uint64, shape ``(N,)``."""
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], ">u8", 2 * len(chunk), 16 * chunk.offset)[::2]
+        for chunk in ids.iterchunks()
+        if len(chunk)
+    ]
+    return np.concatenate([np.empty(0, ">u8"), *chunks]).astype(np.uint64)

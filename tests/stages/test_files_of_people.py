@@ -1,0 +1,532 @@
+"""Files as people have them: other names of splits and columns, compressed, without a header, one array."""
+
+import csv
+import datetime
+import decimal
+import gzip
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+from tables import ROWS, nli_task, write, write_all
+
+from stages.data import rows as reading
+from stages.data import sources
+from stages.data.examples import pretraining_texts, read_entities, read_examples
+from stages.data.files import Input
+from stages.data.rows import placed_rows
+from stages.data.task import FilesSource, HubSource
+from stages.errors import StageError
+from stages.prepare import prepare
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    return tmp_path
+
+
+def files(pattern: str, **changes: Any) -> FilesSource:
+    return FilesSource(kind="files", pattern=pattern, **changes)
+
+
+def premises(language: str, split: Any, **changes: Any) -> list[str]:
+    found: list[str] = read_examples(nli_task("data/{language}{split}", **changes), language, split)[
+        "premise"
+    ].to_pylist()
+    return found
+
+
+EXPECTED = [row["premise"] for row in ROWS]
+
+
+def zstandard(data: bytes) -> bytes:
+    return bytes(pa.Codec("zstd").compress(data, asbytes=True))
+
+
+COMPRESS = {".gz": gzip.compress, ".zst": zstandard}
+
+
+# Splits
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_splits_may_have_other_names(folder: Path, suffix: str) -> None:
+    pattern = write_all(folder, suffix=suffix)
+    for old, new in (("validation", "dev"), ("train", "training")):
+        path = folder / f"data/de/{old}.{suffix}"
+        path.rename(path.with_stem(new))
+    write(folder / f"data/fr/raw.{suffix}", [{"text": "un"}])
+    splits: dict[Any, str] = {"validation": "dev", "train": "training", "unlabelled": "raw"}
+    task = nli_task(pattern, source=files(pattern, splits=splits))
+    prepare(task)
+    assert premises("de", "validation") == premises("de", "train") == EXPECTED
+    assert pretraining_texts(task, "fr") == {"fr:0": "un"}
+    with pytest.raises(
+        ValidationError, match="Input should be 'train', 'validation', 'test' or 'unlabelled'"
+    ):
+        files(pattern, splits={"dev": "validation"})
+
+
+def rows_about(entities: range, word: str) -> list[dict[str, Any]]:
+    return [
+        {"premise": f"{word} {i}", "hypothesis": "h", "label": ("no", "yes")[i % 2], "entity": f"e{i}"}
+        for i in entities
+    ]
+
+
+def test_a_validation_split_may_be_a_share_of_train_the_same_in_all_languages(folder: Path) -> None:
+    write_all(folder, ROWS)
+    for language in ("de", "en"):
+        write(folder / f"data/{language}/train.jsonl", rows_about(range(400), language))
+    write(folder / "data/en/test.jsonl", ROWS)
+    (folder / "data/de/validation.jsonl").unlink()
+    pattern = "data/{language}/{split}.jsonl"
+    task = nli_task(pattern, supervised=["de", "en"], validation_share=0.25)
+    done = prepare(task)
+    counts = done.examples["de"]
+    assert 70 < counts["validation"] < 130
+    assert counts["train"] + counts["validation"] == 400
+    validation = read_entities("de", "validation")
+    assert validation == read_entities("en", "validation")
+    assert not set(validation) & set(read_entities("de", "train"))
+    assert "de: 25% of train, by hash, are the validation split" in done.notes
+    write(folder / "data/de/train.jsonl", rows_about(range(200, 600), "de"))
+    prepare(task)  # another file, and what both have stays where it was
+    both = {f"e{i}" for i in range(200, 400)}
+    assert set(validation) & both == set(read_entities("de", "validation")) & both
+    write(folder / "data/de/validation.jsonl", ROWS)
+    prepare(task)  # a split that is there stays as it is
+    assert premises("de", "validation") == EXPECTED
+    (folder / "data/de/validation.jsonl").unlink()
+    with pytest.raises(
+        StageError, match=r"validation split of 'de' is empty; .*; task.validation_share takes a"
+    ):
+        prepare(nli_task(pattern))
+
+
+def test_a_share_of_texts_without_entities_keeps_equal_texts_together(folder: Path) -> None:
+    pattern = write_all(folder)
+    rows = [row | {"premise": row["premise"][:4]} for row in rows_about(range(300), "de")]
+    write(folder / "data/de/train.jsonl", [{k: v for k, v in row.items() if k != "entity"} for row in rows])
+    (folder / "data/de/validation.jsonl").unlink()
+    done = prepare(nli_task(pattern, validation_share=0.3))
+    assert not [note for note in done.notes if "validation texts are training texts" in note]
+
+
+def test_aligned_languages_share_the_validation_rows(folder: Path) -> None:
+    write_all(folder)
+    for language in ("de", "en"):
+        rows = [{k: v for k, v in row.items() if k != "entity"} for row in rows_about(range(200), language)]
+        write(folder / f"data/{language}/train.jsonl", rows)
+    write(folder / "data/en/test.jsonl", ROWS)
+    (folder / "data/de/validation.jsonl").unlink()
+    source = files("data/{language}/{split}.jsonl", aligned=True)
+    done = prepare(nli_task("", source=source, supervised=["de", "en"], validation_share=0.2))
+    numbers = [[text.split()[1] for text in premises(one, "validation")] for one in ("de", "en")]
+    assert numbers[0] == numbers[1] != []
+    assert not [note for note in done.notes if "translations" in note]
+
+
+# Formats
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_compressed_files_are_read_as_what_is_in_them(folder: Path, suffix: str, compression: str) -> None:
+    pattern = write_all(folder, suffix=suffix)
+    for path in folder.glob("data/*/*"):
+        data = path.read_bytes()
+        half = len(data) // 2  # such as two files that were put behind each other
+        parts = [COMPRESS[compression](part) for part in (data[:half], data[half:])]
+        path.with_name(path.name + compression).write_bytes(b"".join(parts))
+        path.unlink()
+    prepare(nli_task(pattern + compression))
+    assert premises("de", "train") == EXPECTED
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", ["cut", "head", "none at all"])
+def test_a_compressed_file_that_is_damaged_is_refused(folder: Path, compression: str, damage: str) -> None:
+    write_all(folder)
+    for path in folder.glob("data/*/*"):
+        data = path.read_bytes() * 200
+        compressed = COMPRESS[compression](data)
+        broken = {"cut": compressed[:-3], "head": b"xxxx" + compressed[4:], "none at all": data}[damage]
+        path.with_name(path.name + compression).write_bytes(broken)
+    with pytest.raises(StageError, match=rf"cannot read data/de/train.jsonl{compression}: ") as refused:
+        prepare(nli_task("data/{language}/{split}.jsonl" + compression))
+    assert "\n" not in str(refused.value)
+
+
+def test_parquet_in_gzip_is_not_taken(folder: Path) -> None:
+    write_all(folder, suffix="parquet")
+    for path in folder.glob("data/*/*"):
+        path.rename(f"{path}.gz")
+    with pytest.raises(StageError, match=r"train.parquet.gz: Parquet is compressed within; unpack it"):
+        prepare(nli_task("data/{language}/{split}.parquet.gz"))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("begin", ["", "\ufeff\n "])
+def test_a_json_file_may_be_one_array(folder: Path, indent: int | None, begin: str) -> None:
+    write_all(folder)
+    for path in folder.glob("data/*/*"):
+        text = json.dumps(ROWS, indent=indent, ensure_ascii=False)
+        path.with_suffix(".json").write_text(begin + text + "\n", encoding="utf-8")
+    prepare(nli_task("data/{language}/{split}.json"))
+    assert premises("de", "train") == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[{"premise": "a", "hypothesis": "b", "label": "no"}',
+            r"line 1: not JSON .a comma or \] is missing",
+        ),
+        ('[\n{"premise": "a"\n', r"line 2, item 1: not JSON that can be read .Expecting ',' delimiter"),
+        ('[{"premise": "a', r"line 1, item 1: not JSON that can be read .Unterminated string"),
+        ("[\n{},]", r"item 1 has no column 'premise'; there are: none"),
+        ("[1]", r"item 1: 1 is no JSON object"),
+        ('[{"premise": 3, "hypothesis": "b", "label": "no"}]', r"item 1: premise is 3, not a text"),
+        ('[{"premise": NaN}]', r"line 1, item 1: not JSON that can be read .NaN is no JSON"),
+        (
+            '[{"premise": "a", "hypothesis": "b", "label": "no"},]',
+            r"item 2: not JSON that can be read .Expecting value",
+        ),
+        ('[{"premise": "a", "hypothesis": "b", "label": "no"}] x', r"something follows the array"),
+        ('[{"premise": "a", "hypothesis": "b", "label": "what"}]', r"item 1: label 'what' is not one of"),
+    ],
+)
+def test_an_array_that_is_broken_is_refused_with_its_item(folder: Path, text: str, message: str) -> None:
+    write_all(folder)
+    for path in folder.glob("data/*/*"):
+        path.with_suffix(".json").write_text(text, encoding="utf-8")
+    with pytest.raises(StageError, match=message) as refused:
+        prepare(nli_task("data/{language}/{split}.json"))
+    assert "data/de/train.json" in str(refused.value)
+
+
+def test_an_array_that_is_not_utf_8_names_the_line(folder: Path) -> None:
+    pattern = write_all(folder)
+    (folder / "data/de/train.jsonl").write_bytes(b'[\n\n{"premise": "f\xfcr"}]')
+    with pytest.raises(StageError, match=r"train.jsonl, line 3: not UTF-8 .invalid start byte"):
+        prepare(nli_task(pattern))
+
+
+@pytest.mark.parametrize("quoting", [None, "none"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_columns_of_files_without_a_header_are_named_in_the_params(
+    folder: Path, suffix: str, quoting: Any
+) -> None:
+    pattern = write_all(folder, [{"label": "yes", "premise": "p", "hypothesis": "h"}], suffix)
+    for path in folder.glob("data/*/*"):
+        path.write_text(path.read_text().partition("\n")[2])
+    write_text = folder / f"data/fr/unlabelled.{suffix}"
+    write_text.write_text("un\ndeux\n")
+    source = files(pattern, columns=["label", "premise", "hypothesis"], quoting=quoting)
+    task = nli_task(pattern, source=source)
+    prepare(task)
+    assert premises("de", "train") == ["p"]
+    assert list(pretraining_texts(task, "fr").values()) == ["un", "deux"]
+    with (folder / f"data/de/train.{suffix}").open("a") as file:
+        file.write({"csv": "yes,p", "tsv": "yes\tp"}[suffix])
+    with pytest.raises(StageError, match=r"line 2: 2 values in 3 columns"):
+        prepare(task)
+    separator = {"csv": ",", "tsv": "\t"}[suffix]
+    (folder / f"data/de/train.{suffix}").write_text(separator.join(["label", "premise", "hypothesis"]) + "\n")
+    with pytest.raises(StageError, match=r"train.\w+ has a header line; do not name its columns beside it"):
+        prepare(task)
+
+
+def test_columns_are_named_of_csv_and_tsv_alone(folder: Path) -> None:
+    pattern = write_all(folder)
+    with pytest.raises(
+        StageError, match=r"only CSV and TSV have columns without names, and data/de/train.jsonl"
+    ):
+        prepare(nli_task(pattern, source=files(pattern, columns=["premise", "hypothesis", "label"])))
+
+
+def test_unlabelled_text_may_be_a_text_file(folder: Path) -> None:
+    write_all(folder)
+    (folder / "data/de/unlabelled.txt").write_text('eins "zwei"\ndrei\n')
+    task = nli_task("data/{language}/{split}.*")
+    prepare(task)
+    assert list(pretraining_texts(task, "de").values()) == ['eins "zwei"', "drei"]
+    (folder / "data/de/train.txt").write_text("eins\n")
+    with pytest.raises(StageError, match=r"cannot read data/de/train.txt: it is not one of .csv"):
+        prepare(task)
+
+
+# Columns
+
+
+def test_columns_may_have_the_language_in_their_names(folder: Path) -> None:
+    rows = [
+        {f"{key}_{language}": f"{value} {language}" for key, value in row.items() if key != "label"}
+        | {f"gold_{language}": row["label"]}
+        for language in ("de", "fr")
+        for row in ROWS
+    ]
+    merged = [one | other for one, other in zip(rows[:3], rows[3:], strict=True)]
+    for split in ("train", "validation", "test"):
+        write(folder / f"data/{split}.csv", merged)
+    source = files(
+        "data/{split}.csv",
+        text_fields=["premise_{language}", "hypothesis_{language}"],
+        label_field="gold_{language}",
+    )
+    task = nli_task("", source=source)
+    prepare(task)
+    assert premises("de", "train") == [f"{text} de" for text in EXPECTED]
+    assert premises("fr", "test") == [f"{text} fr" for text in EXPECTED]
+    assert read_examples(task, "fr", "test").schema.names == ["example_id", "premise", "hypothesis", "label"]
+    write(folder / "data/unlabelled.csv", [{"text": "eins"}])
+    with pytest.raises(StageError, match=r"data/unlabelled.csv: of which language\? write \{language\} into"):
+        prepare(task)
+    bad = merged[0] | {"premise_fr": ""}
+    del bad["hypothesis_fr"]
+    write(folder / "data/test.csv", [bad])
+    with pytest.raises(StageError, match=r"data/test.csv has no column 'hypothesis_fr'; did you mean hyp"):
+        prepare(nli_task("", source=source.model_copy(update={"splits": {"unlabelled": "none"}})))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_one_file_may_hold_all_languages(folder: Path, suffix: str) -> None:
+    rows = [
+        row | {"lang": lang, "premise": f"{row['premise']} {lang}"} for row in ROWS for lang in ("de", "fr")
+    ]
+    for split in ("train", "validation", "test"):
+        write(folder / f"data/{split}.{suffix}", rows)
+    write(
+        folder / f"data/unlabelled.{suffix}", [{"text": "un", "lang": "fr"}, {"text": "eins", "lang": "de"}]
+    )
+    task = nli_task("", source=files(f"data/{{split}}.{suffix}", language_field="lang"))
+    prepare(task)
+    assert premises("de", "train") == [f"{text} de" for text in EXPECTED]
+    assert premises("fr", "test") == [f"{text} fr" for text in EXPECTED]
+    assert list(pretraining_texts(task, "fr").values()) == ["un"]
+    rows[5] = rows[5] | {"label": "what"}
+    write(folder / f"data/test.{suffix}", rows)
+    place = {"csv": "line 7", "jsonl": "line 6", "parquet": "row 6"}[suffix]
+    with pytest.raises(StageError, match=rf"data/test.{suffix}, {place}: label 'what'"):
+        prepare(task)
+
+
+def test_a_pattern_must_tell_languages_apart() -> None:
+    with pytest.raises(ValidationError, match=r"name the column with the language, language_field, or one"):
+        files("data/{split}.csv")
+    with pytest.raises(ValidationError, match=r"pattern needs \{split\} in it"):
+        files("data/{language}.csv")
+    with pytest.raises(ValidationError, match=r"source.text_fields names 1 columns, and text_fields 2"):
+        nli_task("", source=files("data/{language}/{split}.csv", text_fields=["text"]))
+    with pytest.raises(ValidationError, match=r"columns with a language in their names go into source"):
+        nli_task("data/{language}/{split}.csv", text_fields=["text_{language}"])
+
+
+ENTITIES = {
+    "date": (datetime.date(2024, 1, 5), "2024-01-05"),
+    "time": (datetime.datetime(2024, 1, 5, 12, 30), "2024-01-05 12:30:00"),
+    "number": (3.5, "3.5"),
+    "decimal": (decimal.Decimal("3.50"), "3.50"),
+    "integer": (2**53 + 1, "9007199254740993"),
+}
+
+
+@pytest.mark.parametrize("kind", ENTITIES)
+def test_dates_and_numbers_are_the_same_entity_in_every_format(folder: Path, kind: str) -> None:
+    value, text = ENTITIES[kind]
+    pattern = write_all(folder)
+    rows = [row | {"when": value} for row in ROWS]
+    write(folder / "data/de/train.parquet", rows)
+    write(folder / "data/de/validation.csv", rows)
+    lines = [json.dumps(row | {"when": "?"}).replace('"?"', text) for row in ROWS]
+    is_number = kind not in ("date", "time")
+    (folder / "data/de/test.jsonl").write_text(
+        "\n".join(lines) if is_number else "\n".join(json.dumps(row | {"when": text}) for row in ROWS)
+    )
+    for name in ("train.jsonl", "validation.jsonl"):
+        (folder / "data/de" / name).unlink()
+    pattern = "data/{language}/{split}.*"
+    prepare(nli_task(pattern, source=files(pattern, entity_field="when")))
+    for split in ("train", "validation", "test"):
+        assert read_entities("de", split) == [text] * 3, split
+
+
+def test_a_number_of_json_is_the_text_that_the_file_has(folder: Path) -> None:
+    pattern = write_all(folder)
+    line = '{"premise": "a", "hypothesis": "b", "label": "no", "entity": 1.10}\n'
+    (folder / "data/de/train.jsonl").write_text(line)
+    prepare(nli_task(pattern))
+    assert read_entities("de", "train") == ["1.10"]
+
+
+# Labels
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("classes", [["false", "true"], ["False", "True"]])
+def test_labels_that_are_true_or_false_are_classes_of_that_name(
+    folder: Path, suffix: str, classes: list[str]
+) -> None:
+    labels: list[Any] = [True, False, True]
+    if suffix == "csv":
+        labels = [classes[label] for label in labels]
+    rows = [row | {"label": label} for row, label in zip(ROWS, labels, strict=True)]
+    task = nli_task(write_all(folder, rows, suffix), classes=classes)
+    prepare(task)
+    assert read_examples(task, "de", "train")["label"].to_pylist() == [1, 0, 1]
+
+
+# What prepare tells
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_translations_of_training_texts_are_told(folder: Path, suffix: str) -> None:
+    pattern = write_all(folder)
+    write(folder / f"data/de/train.{suffix}", rows_about(range(10), "de"))
+    write(folder / f"data/de/validation.{suffix}", rows_about(range(8, 14), "andere"))
+    write(folder / f"data/de/test.{suffix}", rows_about(range(20, 30), "de"))
+    write(folder / f"data/fr/test.{suffix}", rows_about(range(5, 12), "fr"))
+    pattern = f"data/{{language}}/{{split}}.{suffix}"
+    notes = prepare(nli_task(pattern)).notes
+    said = "texts are about the same as a training text, as translations are"
+    assert notes == [f"de: 2 validation {said}", f"fr: 5 test {said}"]
+    for split in ("de/train", "de/validation", "de/test", "fr/test"):
+        write(folder / f"data/{split}.{suffix}", rows_about(range(7), split))
+    assert len(prepare(nli_task(pattern)).notes) == 3
+    source = files(pattern, aligned=True, entity_field="none")  # whose rows begin anew in each split
+    assert prepare(nli_task("", source=source)).notes == []
+
+
+# Windows
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_windows_change_nothing(folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_about(range(50), "de") + rows_about(range(5), "de")
+    pattern = write_all(folder, rows, suffix)
+    write(folder / f"data/de/unlabelled.{suffix}", [{"text": f"t {i}"} for i in range(20)])
+    found = []
+    for size in (1 << 16, 7):
+        monkeypatch.setattr(sources, "WINDOW", size)
+        for limit in (None, 20):
+            task = nli_task(pattern, max_examples=limit)
+            done = prepare(task)
+            tables = [read_examples(task, "de", split) for split in ("train", "test")]
+            found.append(
+                (
+                    done.table(),
+                    [table.to_pylist() for table in tables],
+                    read_entities("de", "train"),
+                    pretraining_texts(task, "de"),
+                )
+            )
+    assert found[:2] == found[2:]
+
+
+def test_a_text_of_megabytes_is_a_text(folder: Path) -> None:
+    rows = [{"premise": "ä" * 3_000_000, "hypothesis": "b", "label": "no"}]
+    for suffix in ("csv", "tsv", "jsonl", "parquet"):
+        prepare(nli_task(write_all(folder, rows, suffix)))
+        assert len(premises("de", "train")[0]) == 3_000_000
+    for path in folder.glob("data/*/*.jsonl"):
+        path.with_suffix(".json").write_text(json.dumps(rows))
+    prepare(nli_task("data/{language}/{split}.json"))
+    assert len(premises("de", "train")[0]) == 3_000_000
+
+
+def test_a_hub_data_set_may_have_its_language_in_its_name(folder: Path) -> None:
+    for language, splits in (("de", ("train", "validation", "test")), ("fr", ("test",))):
+        for split in splits:
+            write(folder / f"hub-{language}/{split}.jsonl", ROWS)
+    task = nli_task("", source=HubSource(kind="hub", dataset="./hub-{language}"))
+    done = prepare(task)
+    assert done.examples == {"de": {"train": 3, "validation": 3, "test": 3}, "fr": {"test": 3}}
+    assert premises("fr", "test") == EXPECTED
+    manifest = json.loads((folder / "artifacts/data/manifest.json").read_text())
+    assert manifest["revision"] is None
+
+
+# Random tables
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+TABLES = st.lists(st.tuples(CELLS, CELLS, st.sampled_from(["no", "yes"])), min_size=1, max_size=6)
+NAMES = ["premise", "hypothesis", "label"]
+
+
+def as_bytes(rows: list[tuple[str, str, str]], kind: str) -> bytes:
+    """Write a table as others do."""
+    if kind in ("json", "pretty json"):
+        objects = [dict(zip(NAMES, row, strict=True)) for row in rows]
+        return json.dumps(objects, indent=1 if kind == "pretty json" else None, ensure_ascii=False).encode()
+    text = io.StringIO(newline="")
+    delimiter = "," if kind == "csv" else "\t"
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+DAMAGE = st.none() | st.tuples(st.integers(0, 300), st.sampled_from(b'",\n\\\xff[]{}:\t'), st.booleans())
+
+
+@pytest.mark.parametrize("kind", ["json", "pretty json", "csv", "tsv"])
+@hypothesis.given(rows=TABLES, damage=DAMAGE, block=st.sampled_from([1, 3, 1 << 16]))
+def test_a_random_array_or_headless_table_is_read_as_it_is_or_refused(
+    kind: str, rows: list[tuple[str, str, str]], damage: tuple[int, int, bool] | None, block: int
+) -> None:
+    data = as_bytes(rows, kind)
+    if damage:
+        place, byte, replaces = damage[0] % len(data), damage[1], damage[2]
+        data = data[:place] + bytes([byte]) + data[place + replaces :]
+    found, refused = [], ""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_BLOCK", block)
+        path = Path(name) / f"table.{kind.split()[-1]}"
+        path.write_bytes(data)
+        is_table = kind in ("csv", "tsv")
+        source = Input(
+            path, None, NAMES[:2], None, "csv" if is_table else None, NAMES if is_table else None, NAMES[2:]
+        )
+        try:
+            found = [tuple(row[name] for name in NAMES) for _, row in placed_rows(source)]
+        except StageError as error:
+            refused = str(error)
+    if damage is None and "CR alone" not in refused:  # which a writer may leave unquoted
+        assert (found, refused) == (rows, "")
+    elif refused:
+        assert str(path) in refused
+        assert "\n" not in refused
+    elif kind.endswith("json"):
+        assert found == [tuple(row[name] for name in NAMES) for row in json.loads(data)]
+    else:
+        delimiter = "," if kind == "csv" else "\t"
+        read = csv.reader(io.StringIO(data.decode(), newline=""), delimiter=delimiter)
+        assert found == [tuple(row) for row in read if row]
+
+
+@hypothesis.given(rows=TABLES)
+def test_a_random_table_is_the_same_in_every_format(rows: list[tuple[str, str, str]]) -> None:
+    table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(NAMES)})
+    with tempfile.TemporaryDirectory() as name:
+        pq.write_table(table, Path(name) / "a.parquet")
+        parquet = Input(Path(name) / "a.parquet", None, NAMES[:2], None, needed=NAMES[2:])
+        [window] = reading.windows(parquet, 100)
+        assert isinstance(window, pa.Table)
+        found: list[list[Any]] = [[tuple(row.values()) for row in window.to_pylist()]]
+        data = as_bytes(rows, "json")
+        for suffix, content in ((".json", data), (".json.gz", gzip.compress(data))):
+            path = Path(name) / f"a{suffix}"
+            path.write_bytes(content)
+            source = Input(path, None, NAMES[:2], None, needed=NAMES[2:])
+            found.append([tuple(row[name] for name in NAMES) for _, row in placed_rows(source)])
+    assert found == [rows] * 3
