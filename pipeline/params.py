@@ -93,7 +93,7 @@ class PipelineParams(Params):
         named = [one.base for teacher in self.teachers.values() for one in teacher.all]
         named.append(self.student.pretrain.base)
         if isinstance(self.task.source, HubSource):
-            named += map(self.task.source.dataset_of, self.task.languages)
+            named += [self.task.source.dataset.replace("{language}", one) for one in self.task.languages]
         return any(name != "scratch" and not Path(name).exists() for name in named)
 
 

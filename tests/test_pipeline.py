@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from page_reader import read_page
 from safetensors.torch import load_file, save_file
 from tiny import (
     CLASSES,
@@ -66,6 +67,37 @@ def test_the_metrics_of_a_language_are_those_of_its_path(finished: Path) -> None
     used = {row["language"]: row["branch"] for row in by_language if row["model"] == "student"}
     assert used == {"de": "de", "en": "en", "nl": "mixture"}
     assert all(row["accuracy"] in [r["accuracy"] for r in by_branch] for row in by_language[:3])
+
+
+def test_every_command_that_reads_texts_says_how_many_it_cuts(finished: Path, run: Run) -> None:
+    rows = [json.loads(line) for line in Path("data/de/test.jsonl").read_text().splitlines()]
+    for row in rows[:5]:
+        row["text"] += "".join(f" {n}" for n in range(20))
+    for split in ("train", "test"):
+        write_jsonl(Path(f"data/de/{split}.jsonl"), rows)
+    assert run("prepare").code == 0
+    Path("new.txt").write_text("".join(f"{row['text']}\n" for row in rows))
+    limits = [
+        f"{section}.max_tokens=16" for section in ("teacher.finetune", "teacher.label", "student.distill")
+    ]
+    changes = [word for limit in limits for word in ("--set", limit)]
+
+    def said(*command: str) -> str:
+        done = run(*command, *changes)
+        assert done.code == 0, done.err
+        return done.err + done.out
+
+    training = "5 of 12 training texts are longer than teacher.finetune.max_tokens, 16, and are cut"
+    assert training in said("teacher", "finetune", "--language", "de")
+    labelling = "de: 5 of the texts to label are longer than teacher.label.max_tokens, 16, and were cut"
+    assert labelling in said(*LABEL)
+    assert "to label are longer" not in said(*LABEL)  # there are none
+    assert said("teacher", "label", "--language", "en")
+    assert "5 of 48 training texts are longer than student.distill.max_tokens" in said("student", "distill")
+    assert "; 5 cut to student.distill.max_tokens, 16" in said("student", "predict", "new.txt")
+    said("student", "evaluate")
+    said("report")
+    assert read_page().table("Examples by language and split")["de"]["test, cut to max_tokens"] == "5"
 
 
 def test_no_file_that_could_run_code_is_written(finished: Path) -> None:

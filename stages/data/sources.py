@@ -102,15 +102,20 @@ def revision_of(task: TaskParams) -> str | dict[str, str] | None:
         return f"babel {version('babel')}"
     if isinstance(source, FilesSource):
         return None
-    commits = {}
-    for language in task.languages:
-        name = source.dataset_of(language)
-        if name not in commits and not Path(name).exists():
-            commits[name] = resolve_commit(name, source.revision, key="task.source.dataset", kind="dataset")
-    if "{language}" in source.dataset:
-        of = {language: commits.get(source.dataset_of(language)) for language in task.languages}
-        return {language: commit for language, commit in of.items() if commit} or None
-    return commits.get(source.dataset)
+    if "{language}" not in source.dataset:
+        return _commit_of(source.dataset, source)
+    commits = {language: _commit_of(_dataset_of(source, language), source) for language in task.languages}
+    return {language: commit for language, commit in commits.items() if commit} or None
+
+
+def _dataset_of(source: HubSource, language: str) -> str:
+    return source.dataset.replace("{language}", language)
+
+
+def _commit_of(dataset: str, source: HubSource) -> str | None:
+    if Path(dataset).exists():
+        return None
+    return resolve_commit(dataset, source.revision, key="task.source.dataset", kind="dataset")
 
 
 def reader_of(
@@ -188,7 +193,7 @@ def _read_hub(
 ) -> Iterator[Rows]:
     import datasets  # slow import
 
-    name = source.dataset_of(language)
+    name = _dataset_of(source, language)
     config = source.config and source.config.replace("{language}", language)
     try:
         builder = datasets.load_dataset_builder(name, config, revision=revision)

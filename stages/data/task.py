@@ -55,10 +55,6 @@ class HubSource(TableSource):
     revision: str | None = None
     """Branch, tag or commit; null takes the newest, whose commit prepare notes."""
 
-    def dataset_of(self, language: str) -> str:
-        """Give the data set of a language."""
-        return self.dataset.replace("{language}", language)
-
 
 class FilesSource(TableSource):
     """CSV, TSV, JSONL or Parquet files, or JSON arrays; all but Parquet may be compressed: .gz or .zst."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 import stages.models.quiet  # noqa: F401
 from stages.errors import StageError
+from stages.models.cut import n_cut
 
 # What a tokenizer is given at once, at most: texts, and about so many characters.
 _TOKENIZER_BATCH, _TOKENIZER_TEXT = 4096, 1 << 20
@@ -35,12 +36,14 @@ class Tokens:
         lengths: Tokens of each, shape ``(N,)``, in falling order.
         columns: By name, as the model calls them: a number per token, shape ``(sum of lengths,)``.
         texts: The first field of each, for messages.
+        n_cut: How many of the texts that were given were longer than allowed.
     """
 
     positions: NDArray[np.int64]
     lengths: NDArray[np.int64]
     columns: dict[str, NDArray[np.int32]]
     texts: list[str]
+    n_cut: int
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -63,7 +66,7 @@ class Tokens:
         cells = np.repeat(kept, self.lengths)
         columns = {name: values[cells] for name, values in self.columns.items()}
         texts = [text for text, keep in zip(self.texts, kept, strict=True) if keep]
-        return Tokens(self.positions[kept], self.lengths[kept], columns, texts)
+        return Tokens(self.positions[kept], self.lengths[kept], columns, texts, self.n_cut)
 
     def batches(self, budget: int) -> Iterator[slice]:
         """Cut the texts into batches of at most so many tokens, padding included."""
@@ -115,6 +118,7 @@ def tokenize(
     """
     lengths: list[int] = []
     parts: dict[str, list[NDArray[np.int32]]] = {}
+    cut = 0
     for some in _few_at_once(fields):
         encoded = tokenizer(
             *(list(field[some]) for field in fields),
@@ -123,6 +127,7 @@ def tokenize(
             return_attention_mask=False,  # all ones: `Tokens.batch` makes it
         )
         lengths += map(len, encoded["input_ids"])
+        cut += n_cut(encoded, max_tokens)
         for name, rows in encoded.items():
             parts.setdefault(name, []).append(np.fromiter(chain.from_iterable(rows), np.int32))
     if 0 in lengths:
@@ -134,6 +139,7 @@ def tokenize(
         np.array(lengths, np.int64),
         {name: np.concatenate(values) for name, values in parts.items()},
         fields[0],
+        cut,
     )
 
 
@@ -173,7 +179,7 @@ def _few_at_once(fields: Sequence[Sequence[str]]) -> Iterator[slice]:
 
 
 def _longest_first(
-    lengths: NDArray[np.int64], columns: dict[str, NDArray[np.int32]], texts: Sequence[str]
+    lengths: NDArray[np.int64], columns: dict[str, NDArray[np.int32]], texts: Sequence[str], cut: int
 ) -> Tokens:
     """Sort N texts, whose tokens stand one behind the other, by their lengths, ``(N,)``."""
     order = np.argsort(-lengths, kind="stable")
@@ -186,4 +192,5 @@ def _longest_first(
         sorted_lengths,
         {name: values[source] for name, values in columns.items()},
         [texts[i] for i in order],
+        cut,
     )

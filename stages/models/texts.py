@@ -23,6 +23,7 @@ class Texts(Dataset[dict[str, Any]]):
     """Texts or text pairs with numbers beside them, such as labels.
 
     Attributes:
+        fields: One or two sequences of N texts.
         numbers: Arrays with N as their first axis, by the name under which the model takes them.
         lengths: Characters of each example, all fields together.
         epoch: With the seed, it decides the order of training and where words are split.
@@ -44,7 +45,7 @@ class Texts(Dataset[dict[str, Any]]):
             subword_dropout: Chance of a split at each character boundary, drawn anew every epoch.
             seed: Decides the splits.
         """
-        self._fields = fields
+        self.fields = fields
         self.numbers = numbers
         self._subword_dropout = subword_dropout
         self._seed = seed
@@ -62,7 +63,7 @@ class Texts(Dataset[dict[str, Any]]):
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        texts = [field[index] for field in self._fields]
+        texts = [field[index] for field in self.fields]
         if self._subword_dropout:
             generator = self.generator(index)
             texts = [split_randomly(text, self._subword_dropout, generator) for text in texts]

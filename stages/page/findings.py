@@ -41,6 +41,7 @@ class Findings:
         losses: Of the student's training.
         validation: Validation accuracy while training, of ``student`` and ``baseline``.
         counts: Examples by language and split.
+        cut: Test examples that are longer than the student reads, by language; none: it is not known.
         data: Digest of a language's examples of all splits, by language.
         weights: Sha256 of the weight files of ``student`` and ``baseline``, by path.
     """
@@ -58,6 +59,7 @@ class Findings:
     losses: Curve
     validation: dict[str, Curve]
     counts: dict[str, dict[Split, int]]
+    cut: dict[str, int]
     data: dict[str, str]
     weights: dict[str, str]
 
@@ -107,6 +109,7 @@ def find(task: TaskParams, params: Mapping[str, Any]) -> Findings:
         language: read_taught(task, params["teachers"][language], language) for language in task.supervised
     }
     counts, digests = _data(task)
+    by_language = _read_json(PLOTS / "accuracy_by_language.json", "student evaluate")
     by_branch = _read_json(PLOTS / "accuracy_by_branch.json", "student evaluate")
     folders = {"student": (STUDENT, "student distill"), "baseline": (BASELINE, "student baseline")}
     return Findings(
@@ -128,6 +131,11 @@ def find(task: TaskParams, params: Mapping[str, Any]) -> Findings:
             for name, (folder, command) in folders.items()
         },
         counts=counts,
+        cut={
+            row["language"]: row["cut"]
+            for row in by_language
+            if (row["model"], row["split"]) == ("student", "test") and "cut" in row  # since version 0.2
+        },
         data=digests,
         weights={
             str(path): file_digest(path)

@@ -36,9 +36,14 @@ def run(found: Findings, params: Mapping[str, Any]) -> Tables:
     """
     sets = [one for language in found.task.supervised for one in found.teachers[language].sets]
     counts = [
-        [name, *(f"{splits[split]:,}" if split in splits else "–" for split in SPLITS)]
+        [
+            name,
+            *(f"{splits[split]:,}" if split in splits else "–" for split in SPLITS),
+            *([f"{found.cut[name]:,}"] if name in found.cut else []),
+        ]
         for name, splits in found.counts.items()
     ]
+    cut = ["test, cut to max_tokens"] if found.cut else []
     digests = {
         **{f"{DATA / name}, ids and labels": digest for name, digest in found.data.items()},
         **{f"producer of {name}": producer.id for one in sets for name, producer in _named(one)},
@@ -47,7 +52,7 @@ def run(found: Findings, params: Mapping[str, Any]) -> Tables:
     }
     values = [[clip(key, 100), clip(_value(value), 200)] for key, value in _flat(params)]
     return Tables(
-        Table("Examples by language and split", ["language", *SPLITS], counts),
+        Table("Examples by language and split", ["language", *SPLITS, *cut], counts),
         Table(
             "Who wrote the soft labels",
             ["soft labels", "model", "reads", "class order"],

@@ -25,6 +25,7 @@ from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
 from stages.models.checkpoints import checkpoints_of
+from stages.models.cut import say_cut
 from stages.models.loading import loading, require_max_tokens
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.pins import model_digests, model_folder, read_pin
@@ -114,6 +115,8 @@ def distill(
     require_max_tokens(
         params.max_tokens, tokenizer, model.mblm.encoder.config, key="student.distill.max_tokens"
     )
+    if process_index() == 0:
+        say_cut(tokenizer, train.fields, params.max_tokens, key="student.distill.max_tokens")
     trainer = _DistillTrainer(
         params,
         _class_weights(task, params, train),

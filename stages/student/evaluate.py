@@ -17,7 +17,7 @@ from stages.artifacts import BASELINE, METRICS, PLOTS, STUDENT
 from stages.data.examples import SPLITS, has_split, read_examples
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
-from stages.models.batches import current_device, to_device, tokenize
+from stages.models.batches import Tokens, current_device, to_device, tokenize
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.students import MIXTURE, class_names, load_student
 from stages.progress import Bar
@@ -45,7 +45,8 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
         used = [answer.of(answer.used) for answer in answered]
         write_predictions(task, name, used)
         own = [_row(task, one) for one in used]
-        by_language += [{"model": name, **row} for row in own]
+        cut = [answer.n_cut for answer in answered]
+        by_language += [{"model": name, **row, "cut": n} for row, n in zip(own, cut, strict=True)]
         metrics[name] = _averages(task, own)
         _write_json(METRICS / f"{name}.json", metrics[name])
         if name == "student":
@@ -73,6 +74,7 @@ class ByBranch(NamedTuple):
         examples: As `stages.data.examples.read_examples` gives them.
         used: The branch that the language uses, or ``mixture``.
         logits: By branch; each of shape ``(N, C)``.
+        n_cut: How many examples were longer than allowed.
     """
 
     language: str
@@ -80,6 +82,7 @@ class ByBranch(NamedTuple):
     examples: pa.Table
     used: str
     logits: dict[str, NDArray[np.float32]]
+    n_cut: int
 
     def of(self, branch: str) -> Predictions:
         """Give what one branch says."""
@@ -125,9 +128,9 @@ def answers(
             examples = read_examples(task, language, split)
             fields = [examples[field].to_pylist() for field in task.text_fields]
             used = language if language in task.supervised and not shared else MIXTURE
-            sizes = {"max_tokens": distill.max_tokens, "batch_size": params.batch_size}
-            logits = _logits(model, tokenizer, fields, **sizes)
-            yield ByBranch(language, split, examples, used, logits)
+            tokens = tokenize(tokenizer, fields, max_tokens=distill.max_tokens)
+            logits = _logits(model, tokenizer, tokens, batch_tokens=params.batch_size * distill.max_tokens)
+            yield ByBranch(language, split, examples, used, logits, tokens.n_cut)
 
 
 def _row(task: TaskParams, one: Predictions) -> dict[str, Any]:
@@ -201,19 +204,17 @@ def _calibration(task: TaskParams, predictions: list[Predictions]) -> list[dict[
 def _logits(
     model: MBLMForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
-    fields: Sequence[Sequence[str]],
+    tokens: Tokens,
     *,
-    max_tokens: int,
-    batch_size: int,
+    batch_tokens: int,
 ) -> dict[str, NDArray[np.float32]]:
     """Classify N texts by every branch and by the uniform mixture, in one pass; each ``(N, C)``."""
     n_branches = model.config.n_branches
     # (K + 1, K): each branch alone, and all of them alike.
     weights = torch.cat([torch.eye(n_branches), torch.full((1, n_branches), 1 / n_branches)])
     weights = weights.to(model.device)
-    tokens = tokenize(tokenizer, fields, max_tokens=max_tokens)
     logits = np.empty((len(weights), len(tokens), len(class_names(model.config))), np.float32)
-    for texts in tokens.batches(batch_size * max_tokens):
+    for texts in tokens.batches(batch_tokens):
         states = model(**to_device(tokens.batch(texts, tokenizer), model.device)).branch_states
         found = torch.stack([model.classify(states, w.expand(len(states), -1)) for w in weights])
         logits[:, tokens.positions[texts]] = found.float().cpu().numpy()

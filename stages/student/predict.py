@@ -33,17 +33,22 @@ class Predicted:
         examples: Their count.
         branches: How many of them went through each branch, or the mixture.
         output: The file, or None for standard output.
+        cut: How many were longer than allowed.
+        max_tokens: What is allowed.
     """
 
     examples: int
     branches: dict[str, int]
     output: Path | None
+    cut: int
+    max_tokens: int
 
     def line(self) -> str:
         """Say it in one line."""
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(self.branches.items()))
         place = "" if self.output is None else f" in {self.output}"
-        return f"{self.examples:,} examples{place}; by branch: {counts}"
+        cut = f"; {self.cut:,} cut to student.distill.max_tokens, {self.max_tokens}" if self.cut else ""
+        return f"{self.examples:,} examples{place}; by branch: {counts}{cut}"
 
 
 def predict(
@@ -102,11 +107,16 @@ def predict(
             for branch in branches:
                 counts[branch] = counts.get(branch, 0) + 1
             write(examples, pa.table(_columns(student.classes, probabilities, branches), names=names))
-    return Predicted(n_examples, counts, output.path)
+    return Predicted(n_examples, counts, output.path, student.n_cut, distill.max_tokens)
 
 
 class _Student:
-    """A student on its device."""
+    """A student on its device.
+
+    Attributes:
+        classes: Their names.
+        n_cut: Examples so far that were longer than allowed.
+    """
 
     def __init__(self, folder: Path, params: DistillParams, batch_tokens: int) -> None:
         self._folder, self._params, self._batch_tokens = folder, params, batch_tokens
@@ -118,6 +128,7 @@ class _Student:
             params.max_tokens, self._tokenizer, self._config.mplm_config, key="student.distill.max_tokens"
         )
         self.classes = class_names(self._config)
+        self.n_cut = 0
 
     def language_id(self, language: str | None) -> int:
         """Position of the language, or of what it is a variety of; -1 for the mixture."""
@@ -141,6 +152,7 @@ class _Student:
             StageError: A probability is NaN.
         """
         tokens = tokenize(self._tokenizer, fields, max_tokens=self._params.max_tokens)
+        self.n_cut += tokens.n_cut
         for texts in tokens.batches(self._batch_tokens):
             positions = tokens.positions[texts]
             batch = to_device(tokens.batch(texts, self._tokenizer), self._device)

@@ -18,6 +18,7 @@ from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
 from stages.models.checkpoints import BestInMemory, checkpoints_of
+from stages.models.cut import say_cut
 from stages.models.loading import loading, require_max_tokens
 from stages.models.pins import fetch, pin, resolve
 from stages.models.processes import alone, process_index, wait_for
@@ -210,6 +211,9 @@ def _train(
         )
     require_splittable(tokenizer, params.subword_dropout)
     require_max_tokens(params.max_tokens, tokenizer, model.config, key="teacher.finetune.max_tokens")
+    train = texts_of(task, splits["train"], subword_dropout=params.subword_dropout, seed=params.seed)
+    if process_index() == 0:
+        say_cut(tokenizer, train.fields, params.max_tokens, key="teacher.finetune.max_tokens")
     steps_per_epoch = -(-splits["train"].num_rows // params.batch_size)
     trainer = _FinetuneTrainer(
         model=model,
@@ -221,9 +225,7 @@ def _train(
             eval_strategy="epoch",
             save_strategy="no",
         ),
-        train_dataset=texts_of(
-            task, splits["train"], subword_dropout=params.subword_dropout, seed=params.seed
-        ),
+        train_dataset=train,
         eval_dataset=texts_of(task, splits["validation"]),
         data_collator=Collator(tokenizer, params.max_tokens),
         compute_metrics=accuracy,

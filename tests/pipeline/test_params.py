@@ -82,7 +82,17 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
         ("teacher.finetune.batch_size=3.5", "batch_size is 3.5: input should be a valid integer"),
         ("task.max_examples='9'", "max_examples is '9': input should be a valid integer"),
         ("task.source={kind: sql}", "'names', 'hub', 'files'"),
-        ("task.source={kind: files, pattern: a, label_field: b}", "pattern needs {language} in it"),
+        ("task.source={kind: files, pattern: a, label_field: b}", "pattern needs {split} in it"),
+        (
+            "task.source={kind: files, pattern: 'data/{split}'}",
+            "pattern needs {language} in it; or name the",
+        ),
+        ("task.classes=[1, 2]", 'task.classes.0 is 1: input should be a valid string; quote it: "1"'),
+        (
+            "task.classes=[no, true]",
+            'task.classes.1 is True: input should be a valid string; quote it: "true"',
+        ),
+        ("task.classes=[2024-01-05, b]", 'a valid string; quote it: "2024-01-05"'),
         ("task.source={kind: files, pattern: '{language}{split}', label_field: b}", "must begin with data/"),
         ("task.text_fields=[label]", "no text field may be called label"),
         ("teacher.finetune.scratch.heads=3", "hidden is 128, which is no multiple of heads, 3"),

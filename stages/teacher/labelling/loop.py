@@ -263,7 +263,9 @@ def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Pat
 
     with (
         measuring(store) as changes,
-        Progress(f"label '{examples.language}'", sum(shard.n_bytes for shard in shards)) as progress,
+        Progress(
+            examples.language, sum(shard.n_bytes for shard in shards), max_tokens=params.max_tokens
+        ) as progress,
         _Writer(params, store, lookup) as writer,
         ThreadPoolExecutor(1) as ahead,
     ):
@@ -275,7 +277,8 @@ def _label_misses(params: LabelParams, store: Store, lookup: Lookup, folder: Pat
             wanted = ~lookup.found[shard.positions]
             n_tokens = int(tokens.lengths.sum())
             tokens = tokens if wanted.all() else tokens.keep(wanted)
-            progress.begin(shard.n_bytes, n_tokens, n_done=n_tokens - int(tokens.lengths.sum()))
+            n_left = int(tokens.lengths.sum())
+            progress.begin(shard.n_bytes, n_tokens, n_cut=tokens.n_cut, n_done=n_tokens - n_left)
             answers: list[Answers] = []
             try:
                 for batch in teacher.answer(tokens):
@@ -367,23 +370,33 @@ class Progress:
         n_examples: Labelled so far.
     """
 
-    def __init__(self, title: str, n_bytes: int) -> None:
-        self.n_examples = 0
+    def __init__(self, language: str, n_bytes: int, *, max_tokens: int) -> None:
+        """Begin.
+
+        Args:
+            language: Of the texts.
+            n_bytes: Of all that are to be labelled.
+            max_tokens: To which longer texts are cut.
+        """
+        self.n_examples = self._n_cut = 0
+        self._language, self._max_tokens = language, max_tokens
         self._n_tokens = self._n_cells = 0
         self._bytes_left, self._bytes_counted, self._tokens_counted = n_bytes, 0, 0
-        self._bar = Bar(desc=title, unit="token", unit_scale=True)
+        self._bar = Bar(desc=f"label '{language}'", unit="token", unit_scale=True)
 
-    def begin(self, n_bytes: int, n_tokens: int, *, n_done: int = 0) -> None:
+    def begin(self, n_bytes: int, n_tokens: int, *, n_cut: int, n_done: int = 0) -> None:
         """Count the tokens of a shard.
 
         Args:
             n_bytes: Of all its texts.
             n_tokens: Of all its texts.
+            n_cut: How many of its texts are longer than allowed.
             n_done: How many of these tokens somebody else has labelled in the meantime.
         """
         self._bytes_left -= n_bytes
         self._bytes_counted += n_bytes
         self._tokens_counted += n_tokens
+        self._n_cut += n_cut
         per_byte = self._tokens_counted / max(self._bytes_counted, 1)
         self._bar.total = self._tokens_counted + round(self._bytes_left * per_byte)
         self._bar.update(n_done)
@@ -405,3 +418,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+        if self._n_cut:
+            say(
+                f"{self._language}: {self._n_cut:,} of the texts to label are longer than "
+                f"teacher.label.max_tokens, {self._max_tokens}, and were cut"
+            )

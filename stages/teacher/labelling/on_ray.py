@@ -124,7 +124,10 @@ class OnRay:
         shards = shards_to_label(examples, misses, at_most=at_most)
         say(f"{examples.language}: {self._n_actors} actors share the work")
         n_bytes = sum(one.n_bytes for one in shards)
-        with measuring(store) as changes, Progress(f"label '{examples.language}'", n_bytes) as progress:
+        with (
+            measuring(store) as changes,
+            Progress(examples.language, n_bytes, max_tokens=params.max_tokens) as progress,
+        ):
             blocks = [ray.put(_block(examples, shard.positions)) for shard in shards]
             files = {path.name: ray.put(path.read_bytes()) for path in model_files(folder)}
             try:
@@ -136,7 +139,7 @@ class OnRay:
                     for done in rows:
                         if done["error"]:
                             raise StageError(done["error"])
-                        progress.begin(done["bytes"], done["tokens"])
+                        progress.begin(done["bytes"], done["tokens"], n_cut=done["cut"])
                         progress.add(done["examples"], done["tokens"], done["cells"])
                         change = TopKChange.decode(json.loads(done["top_k_change"]))
                         changes += [change] if change else []
@@ -195,7 +198,7 @@ class _Labeller:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Label a block and write it to the store; gives one row that says what was done."""
-        done: dict[str, Any] = dict.fromkeys(("examples", "bytes", "tokens", "cells"), 0)
+        done: dict[str, Any] = dict.fromkeys(("examples", "bytes", "tokens", "cells", "cut"), 0)
         done["top_k_change"] = "null"
         error = ""
         try:
@@ -217,7 +220,9 @@ class _Labeller:
         done["bytes"] = sum(len(text.encode()) for texts in fields for text in texts)
         answers: list[Answers] = []
         try:
-            for batch in teacher.answer(teacher.tokenize(fields)):
+            tokens = teacher.tokenize(fields)
+            done["cut"] = tokens.n_cut
+            for batch in teacher.answer(tokens):
                 answers.append(batch)
                 done["tokens"] += batch.tokens
                 done["cells"] += batch.cells

@@ -14,4 +14,5 @@ def test_what_was_run_is_told_with_its_digests(finished: Path) -> None:
     assert digests["artifacts/student/model.safetensors"]
     assert sum(len(row["sha256"]) == 64 for row in digests.values()) == len(digests) == 3 + 2 + 2 + 2
     counts = page.table("Examples by language and split")
-    assert counts["nl"] == {"train": "–", "validation": "9", "test": "12"}
+    expected = {"train": "–", "validation": "9", "test": "12", "test, cut to max_tokens": "0"}
+    assert counts["nl"] == expected
