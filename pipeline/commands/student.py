@@ -92,7 +92,7 @@ def predict(
     ] = None,
     quoting: Annotated[
         str | None,
-        typer.Option(help="csv: fields of CSV and TSV may be in double quotes; none: quotes are texts'."),
+        typer.Option(help="csv: fields of CSV and TSV may be in double quotes; none: quotes are text."),
     ] = None,
     column: Annotated[
         list[str] | None,

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import reprlib
 import shutil
 import sys
 import tempfile
@@ -200,11 +201,12 @@ class Input:
                 raise StageError(f"{where} has no column '{name}'; {instead_of(name, list(row))}")
         for name in self.text_fields:
             if not isinstance(row[name], str):
-                raise StageError(f"{where}: {name} is {row[name]!r}, not a text")
+                raise StageError(f"{where}: {name} is {reprlib.repr(row[name])}, not a text")
         if self.language_field is not None:
             language = row.get(self.language_field)
             if language is not None and not isinstance(language, str):
-                raise StageError(f"{where}: {self.language_field} is {language!r}, not a language")
+                shown = reprlib.repr(language)
+                raise StageError(f"{where}: {self.language_field} is {shown}, not a language")
 
 
 def kind_of(path: Path) -> str | None:

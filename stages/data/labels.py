@@ -1,5 +1,6 @@
 """Labels as positions in the task's classes: by name, or by number where nothing has a name."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,8 @@ class LabelReader:
         for row, (label, name) in enumerate(zip(rows.labels, names, strict=True)):
             if name not in index:
                 raise StageError(
-                    f"{rows.at(row)}: label {label!r} is not one of task.classes: {', '.join(self._classes)}"
-                    f"{self._hint(label, may_be_numbers)}"
+                    f"{rows.at(row)}: label {reprlib.repr(label)} is not one of task.classes: "
+                    f"{', '.join(self._classes)}{self._hint(label, may_be_numbers)}"
                 )
         self._used.update(names)
         return [index[name] for name in names]

@@ -87,7 +87,11 @@ def _lines(source: Input, file: IO[bytes]) -> Iterator[str]:
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise StageError(f"{source.name}, line {number}: not UTF-8 ({error.reason})") from error
+            raise _not_utf_8(f"{source.name}, line {number}", error) from error
+
+
+def _not_utf_8(where: str, error: UnicodeDecodeError) -> StageError:
+    return StageError(f"{where}: not UTF-8 ({error.reason}); convert it, for example with iconv")
 
 
 def _plain_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Placed:
@@ -215,7 +219,7 @@ class _Text:
             self._text += self._decode(data, final=self._is_read)
         except UnicodeDecodeError as error:
             line = self._lines + rest.count("\n") + error.object.count(b"\n", 0, error.start)
-            raise StageError(f"{self._source.name}, line {line}: not UTF-8 ({error.reason})") from error
+            raise _not_utf_8(f"{self._source.name}, line {line}", error) from error
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import decimal
 import json
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -63,7 +64,7 @@ class Rows:
         for name, values in zip(fields, self.texts, strict=True):
             for row, value in enumerate(values):
                 if not isinstance(value, str):
-                    raise StageError(f"{self.at(row)}: {name} is {value!r}, not a text")
+                    raise StageError(f"{self.at(row)}: {name} is {reprlib.repr(value)}, not a text")
 
 
 @dataclass(frozen=True)

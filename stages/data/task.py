@@ -34,8 +34,6 @@ class TableSource(Params):
     """The column that says what a text is about, where there is one; equal values are translations."""
     language_field: str | None = None
     """The column with a row's language, of which rows of other languages are left out."""
-    splits: dict[SplitName, str] = {}
-    """What the source calls splits that have another name there, such as ``validation: dev``."""
     aligned: bool = False
     """Whether row i of a split is the same text in every language, as in XNLI. Translations are then known
     without a column ``entity``: intervals count them as one text, and `average_translations` finds them."""
@@ -54,6 +52,8 @@ class HubSource(TableSource):
     """Configuration name; ``{language}`` stands for the language."""
     revision: str | None = None
     """Branch, tag or commit; null takes the newest, whose commit prepare notes."""
+    splits: dict[Split, str] = {}
+    """What the data set calls splits that have another name there, such as ``validation: dev``."""
 
 
 class FilesSource(TableSource):
@@ -62,6 +62,8 @@ class FilesSource(TableSource):
     kind: Literal["files"]
     pattern: str
     """Glob with ``{language}`` and ``{split}`` in it, such as ``data/{language}/{split}*.jsonl``."""
+    splits: dict[SplitName, str] = {}
+    """What ``{split}`` stands for where files have other names, such as ``validation: dev``."""
     quoting: Quoting | None = None
     """Whether fields of CSV and TSV may be in double quotes, ``csv``, or quotes are a part of the texts,
     ``none``. Null stands for ``csv`` in CSV and ``none`` in TSV; TSV that looks quoted is then refused."""

@@ -1,5 +1,6 @@
 """Classifying users' files with the student: what goes in comes out, in its order, with a label beside it."""
 
+import gzip
 import io
 import json
 import os
@@ -174,6 +175,38 @@ def test_pairs_are_read_from_two_columns_in_their_order(finished: Path, run: Run
     assert "plain text has one text per line, but an example has 2, a and b" in refused(
         run, "in.csv", "--format", "plain", "--text-field", "a", "--text-field", "b"
     )
+
+
+def test_files_as_people_have_them_are_classified(finished: Path, run: Run) -> None:
+    write_jsonl(Path("in.jsonl"), [{"text": "Hund"}, {"text": "dog"}])
+    expected = lines(run(*PREDICT, "in.jsonl").out)
+    Path("array.json").write_text('[{"text": "Hund"},\n{"text": "dog"}]')
+    Path("in.jsonl.gz").write_bytes(gzip.compress(Path("in.jsonl").read_bytes()))
+    Path("in.txt.zst").write_bytes(pa.Codec("zstd").compress(b"Hund\ndog\n", asbytes=True))
+    for name in ("array.json", "in.jsonl.gz", "in.txt.zst"):
+        assert lines(run(*PREDICT, name).out) == expected
+    Path("in.csv").write_text("1,Hund\n2,dog\n")
+    found = lines(run(*PREDICT, "in.csv", "--column", "id", "--column", "text").out)
+    assert found == [{"id": str(number), **row} for number, row in enumerate(expected, 1)]
+    Path("in.jsonl.gz").write_bytes(Path("in.jsonl.gz").read_bytes()[:-9])
+    assert "cannot read in.jsonl.gz: Truncated" in refused(run, "in.jsonl.gz", "--output", "out.jsonl")
+    assert not Path("out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("in.csv", b"tekst\nHund\n", "in.csv has no column 'text'; did you mean tekst?"),
+        ("in.jsonl", b'{"text": "Hund"}\n', "in.jsonl has no 'lang' in its first 1 examples"),
+        ("in.csv", b"text,lang\n", "in.csv holds no examples"),
+        ("in.jsonl", b"", "in.jsonl holds no examples"),
+    ],
+)
+def test_columns_and_emptiness_are_looked_at_before_a_model_is_loaded(
+    finished: Path, run: Run, name: str, data: bytes, message: str
+) -> None:
+    Path(name).write_bytes(data)
+    assert message in refused(run, name, "--language-field", "lang", "--model", "no model is here")
 
 
 @pytest.mark.parametrize("format_", ["plain", "jsonl", "parquet"])
