@@ -31,7 +31,7 @@ def main(recipe: str, folder: Path) -> None:
                     texts = [_detokenised(text, language) for text in table[field].to_pylist()]
                     table = table.drop_columns(field).append_column(field, pa.array(texts))
             if recipe == "xnli-15k":  # a row is the same pair in every language
-                table = table.append_column("entity", pa.array(map(str, range(len(table)))))
+                table = table.append_column("entity", pa.array(f"{split} {i}" for i in range(len(table))))
             counts.append(_write(table, language, split))
         counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
         typer.echo(f"{language}: {', '.join(counts)}")

@@ -6,6 +6,7 @@ import decimal
 import gzip
 import io
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 from tables import ROWS, nli_task, write, write_all
+from tiny import ROOT
 
+from pipeline.params import load_params
 from stages.data import rows as reading
 from stages.data import sources
 from stages.data.examples import pretraining_texts, read_entities, read_examples
 from stages.data.files import Input
 from stages.data.rows import placed_rows
-from stages.data.task import FilesSource, HubSource
+from stages.data.task import FilesSource, HubSource, TaskParams
 from stages.errors import StageError
 from stages.prepare import prepare
 
@@ -54,6 +57,24 @@ def zstandard(data: bytes) -> bytes:
 
 
 COMPRESS = {".gz": gzip.compress, ".zst": zstandard}
+
+
+# What docs/own-data.md says
+
+
+def test_the_ten_lines_of_the_documentation_are_a_params_file(folder: Path) -> None:
+    text = (ROOT / "docs/own-data.md").read_text(encoding="utf-8")
+    lines = text.partition("```yaml\n")[2].partition("```")[0]
+    assert len(lines.splitlines()) == 10
+    Path("params.yaml").write_text(lines, encoding="utf-8")
+    task = load_params(Path("params.yaml")).task
+    rows = [{"text": f"{name} text", "label": name} for name in task.classes]
+    for split in ("de/train", "de/validation", "de/test", "en/train", "en/validation", "en/test", "fr/test"):
+        write(folder / f"data/{split}.csv", rows)
+    assert prepare(task).examples["fr"] == {"test": 3}
+    options = set(re.findall(r"`(\w+): ", text.partition("# What your files are like")[2])) - {"source"}
+    assert options <= {*FilesSource.model_fields, *TaskParams.model_fields}
+    assert len(options) > 10
 
 
 # Splits
