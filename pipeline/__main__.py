@@ -47,6 +47,7 @@ def main() -> int:
         sys.stdout = StringIO()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
+        _require_standard_output()
         _require_what_processes_share()
         app()
     except Exception as error:
@@ -64,6 +65,14 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
+
+
+def _require_standard_output() -> None:
+    """Refuse to begin where no result could be written."""
+    if sys.stdout is None:  # as by >&-
+        from stages.errors import StageError
+
+        raise StageError("standard output is closed; send it to a file, or to /dev/null")
 
 
 def _require_what_processes_share() -> None:

@@ -44,13 +44,19 @@ def of_each_fold(folder: Path, count: int) -> list[Path]:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write to, and put it in the place of `folder` once it is complete."""
+    """Give an empty folder to write to, and put it in the place of `folder` once it is complete.
+
+    Its files may be read and written by whom the umask allows it.
+    """
     new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
     for left_behind in (new, old):
         shutil.rmtree(left_behind, ignore_errors=True)
     new.mkdir(parents=True)
     try:
         yield new
+        for path in new.rglob("*"):  # transformers writes weights that only their owner may read
+            if path.is_file():
+                path.chmod(new.stat().st_mode & 0o666)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

@@ -64,7 +64,10 @@ class Output:
             yield partial(_write_json, sys.stdout.buffer)
             sys.stdout.buffer.flush()
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StageError(f"cannot write {self.path}: {error.strerror}") from error
         temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with temporary.open("wb") as file:

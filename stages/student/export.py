@@ -91,6 +91,10 @@ def export(
         require_max_tokens(
             distill.max_tokens, tokenizer, student.mblm.encoder.config, key="student.distill.max_tokens"
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StageError(f"cannot write {folder}: {error.strerror}") from error
     _remove_former(folder)
     for language in Bar(languages, desc="export", unit="language", delay=2):
         with replaced_folder(folder / language) as target:

@@ -1,5 +1,6 @@
 """Classify texts with the student: by its language's branch, or by the mixture where there is none."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from stages.artifacts import STUDENT
 from stages.data.files import Input
+from stages.data.languages import is_tag, meant_by
 from stages.data.output import Output
 from stages.data.rows import Window, column, windows
 from stages.errors import StageError
@@ -23,6 +25,8 @@ from stages.student.params import DistillParams, EvaluateParams
 
 WINDOW = 20_000
 """Examples in memory at a time; batches of similar length are made within them."""
+_NAMED = 5
+"""Languages without a branch that are named in the end."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,15 @@ class Predicted:
     Attributes:
         examples: Their count.
         branches: How many of them went through each branch, or the mixture.
+        without_branch: How many named a language that has no branch, by language.
         output: The file, or None for standard output.
         cut: How many were longer than allowed.
         max_tokens: What is allowed.
     """
 
     examples: int
-    branches: dict[str, int]
+    branches: Counter[str]
+    without_branch: Counter[str]
     output: Path | None
     cut: int
     max_tokens: int
@@ -48,7 +54,13 @@ class Predicted:
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(self.branches.items()))
         place = "" if self.output is None else f" in {self.output}"
         cut = f"; {self.cut:,} cut to student.distill.max_tokens, {self.max_tokens}" if self.cut else ""
-        return f"{self.examples:,} examples{place}; by branch: {counts}{cut}"
+        return f"{self.examples:,} examples{place}; by branch: {counts}{self._without_branch()}{cut}"
+
+    def _without_branch(self) -> str:
+        named = [f"{name} {count:,}" for name, count in self.without_branch.most_common(_NAMED)]
+        more = len(self.without_branch) - len(named)
+        others = [f"{more} more languages"] if more else []
+        return f"; without a branch of their own: {', '.join(named + others)}" if named else ""
 
 
 def predict(
@@ -80,9 +92,13 @@ def predict(
     if language is not None and source.language_field is not None:
         raise StageError("the language comes from --language or from --language-field, not from both")
     names = [f"{prefix}{name}" for name in ("label", "probabilities", "branch")]
+    if len(source.text_fields) > 2 or len(set(source.text_fields)) < len(source.text_fields):
+        raise StageError(
+            f"--text-field names {', '.join(source.text_fields)}; an example has one text, or two others"
+        )
     output.require_free()
-    counts: dict[str, int] = {}
-    n_examples = 0
+    branches: Counter[str] = Counter()
+    without_branch: Counter[str] = Counter()
     examples_by_window = windows(source, window, reserved=names)
     first = next(examples_by_window, None)
     if first is None:
@@ -95,19 +111,20 @@ def predict(
     ):
         for examples in chain([first], examples_by_window):
             n = len(examples)
-            n_examples += n
             languages = _languages(examples, source, language)
-            ids = np.array([student.language_id(one) for one in languages])
+            ids = student.language_ids(languages, source, branches.total())
             probabilities = np.empty((n, len(student.classes)), np.float32)
             texts = [column(examples, field) for field in source.text_fields]
             for positions, found in student.probabilities(texts, ids):
                 probabilities[positions] = found
                 bar.update(len(positions))
-            branches = [student.branch(i) for i in ids]
-            for branch in branches:
-                counts[branch] = counts.get(branch, 0) + 1
-            write(examples, pa.table(_columns(student.classes, probabilities, branches), names=names))
-    return Predicted(n_examples, counts, output.path, student.n_cut, distill.max_tokens)
+            used = [student.branch(i) for i in ids]
+            write(examples, pa.table(_columns(student.classes, probabilities, used), names=names))
+            branches.update(used)
+            without_branch.update(one for one, i in zip(languages, ids, strict=True) if one and i < 0)
+    return Predicted(
+        branches.total(), branches, without_branch, output.path, student.n_cut, distill.max_tokens
+    )
 
 
 class _Student:
@@ -129,10 +146,38 @@ class _Student:
         )
         self.classes = class_names(self._config)
         self.n_cut = 0
+        self._language_ids: dict[str | None, int] = {}
 
-    def language_id(self, language: str | None) -> int:
-        """Position of the language, or of what it is a variety of; -1 for the mixture."""
-        return self._config.language_id(language) if language else -1
+    def language_ids(
+        self, languages: Sequence[str | None], source: Input, n_before: int
+    ) -> NDArray[np.int64]:
+        """Find the branches of N examples' languages, or of what these are varieties of; -1: the mixture.
+
+        Args:
+            languages: Tags; None or nothing stands for the mixture.
+            source: Where they come from.
+            n_before: Examples before them.
+
+        Raises:
+            StageError: A name is no language tag, or another tag of a language that has a branch.
+        """
+        for row, name in enumerate(languages, n_before + 1):
+            if name not in self._language_ids:
+                field = source.language_field
+                where = f"{source.name}, example {row:,}: {field}" if field else "--language"
+                self._language_ids[name] = self._language_id(name or "", where)
+        return np.array([self._language_ids[name] for name in languages])
+
+    def _language_id(self, name: str, where: str) -> int:
+        found = self._config.language_id(name)
+        if found < 0 and name.strip():
+            meant = meant_by(name)
+            has_branch = meant is not None and self._config.language_id(meant) >= 0
+            if has_branch or not is_tag(name):
+                what = "has no branch" if is_tag(name) else "is no language tag"
+                hint = f"did you mean {meant}?" if meant else "write one such as de or zh-Hant, or nothing"
+                raise StageError(f"{where}: {name!r} {what}; {hint}")
+        return found
 
     def branch(self, language_id: int) -> str:
         """Name the branch of a language; where all languages share one, it is the mixture."""

@@ -1,6 +1,7 @@
 """What an export holds says what the student says: as plain models, and as ONNX."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,15 @@ def test_without_its_packages_onnx_says_what_to_install(finished: Path) -> None:
         "pip install --constraint constraints.txt --editable '.[onnx]'\n"
     )
     assert not Path("served").exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_what_is_exported_may_be_read_by_whom_the_umask_allows(
+    finished: Path, run: Run, umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        assert run(*EXPORT).code == 0
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in Path("served/de").iterdir()} == {mode}

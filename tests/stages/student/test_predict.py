@@ -87,7 +87,7 @@ def test_a_text_gets_the_label_and_the_probabilities_that_the_model_gives_it(
 
 
 def test_the_language_may_differ_from_example_to_example(finished: Path, run: Run, expected: Any) -> None:
-    languages = ["en", None, "de-AT", "", "nl", "de"]
+    languages = ["en", None, "de-AT", "", "nl", "de"]  # no branch for nl
     rows: list[dict[str, Any]] = [{"text": f"dog {i}", "lang": name} for i, name in enumerate(languages)]
     write_jsonl(finished / "in.jsonl", [*rows, {"text": "dog"}])
     found = lines(run(*PREDICT, "in.jsonl", "--language-field", "lang").out)
@@ -207,6 +207,58 @@ def test_columns_and_emptiness_are_looked_at_before_a_model_is_loaded(
 ) -> None:
     Path(name).write_bytes(data)
     assert message in refused(run, name, "--language-field", "lang", "--model", "no model is here")
+
+
+def test_a_language_without_a_branch_is_counted_and_what_is_no_language_refused(
+    finished: Path, run: Run
+) -> None:
+    languages = ["nl", "de", "nl-BE", "fr", "nl", None, "it", "es", "pt", "quz"]
+    rows = [{"text": "Hund", "lang": one} for one in languages]
+    write_jsonl(Path("in.jsonl"), rows)
+    done = run(*PREDICT, "in.jsonl", "--language-field", "lang")
+    said = "without a branch of their own: nl 2, nl-BE 1, fr 1, it 1, es 1, 2 more languages"
+    assert done.err.splitlines()[-1] == f"10 examples; by branch: de 1, mixture 9; {said}"
+    for name, message in (
+        ("German", "'German' is no language tag; did you mean de?"),
+        ("deutsch", "'deutsch' is no language tag; did you mean de?"),
+        ("deu", "'deu' has no branch; did you mean de?"),
+        ("xx", "'xx' is no language tag; write one such as de or zh-Hant, or nothing"),
+        ("Nederlands", "'Nederlands' is no language tag; did you mean nl?"),
+    ):
+        assert refused(run, "in.jsonl", "--language", name) == f"error: --language: {message}"
+        write_jsonl(Path("bad.jsonl"), [*rows, {"text": "Hund", "lang": name}])
+        line = refused(run, "bad.jsonl", "--language-field", "lang", "--output", "out.jsonl")
+        assert line == f"error: bad.jsonl, example 11: lang: {message}"
+
+
+@pytest.mark.parametrize("fields", [["text"] * 2, ["a", "b", "c"]])
+def test_an_example_has_one_text_or_two_others(finished: Path, run: Run, fields: list[str]) -> None:
+    Path("in.csv").write_text("text,a,b,c\n1,2,3,4\n")
+    options = [word for name in fields for word in ("--text-field", name)]
+    assert f"--text-field names {', '.join(fields)}; an example has" in refused(run, "in.csv", *options)
+
+
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word(finished: Path) -> None:
+    Path("in.txt").write_text("Hund\n" * 5000)
+    command = f"{warm_python()} -m pipeline student predict in.txt | head -n 1"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(done.stdout)["text"] == "Hund"
+    assert done.stderr == ""
+
+
+def test_a_closed_standard_output_and_a_folder_that_cannot_be_are_one_line(finished: Path, run: Run) -> None:
+    Path("in.txt").write_text("Hund\n")
+    command = f"{sys.executable} -m pipeline student predict in.txt >&-"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output is closed; send it to a file, or to /dev/null\n"
+    nowhere = "/proc/nowhere/out.jsonl"
+    assert f"cannot write {nowhere}: No such file" in refused(run, "in.txt", "--output", nowhere)
+    exported = run("student", "export", "/proc/nowhere")
+    assert exported.code == 1
+    assert exported.err == "error: cannot write /proc/nowhere: No such file or directory\n"
 
 
 @pytest.mark.parametrize("format_", ["plain", "jsonl", "parquet"])

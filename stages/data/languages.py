@@ -1,0 +1,34 @@
+"""Language tags that people write, such as ``de`` or ``zh-Hant``, told from names that are none."""
+
+from functools import cache
+
+from babel import Locale, localedata
+from babel.core import get_global
+
+
+def is_tag(name: str) -> bool:
+    """Tell whether a name begins as a tag of BCP 47: two letters that the CLDR knows, or any three."""
+    primary = _primary(name)
+    return primary in Locale("en").languages or (len(primary) == 3 and primary.isalpha())
+
+
+def meant_by(name: str) -> str | None:
+    """Give the tag for which a name or another tag stands, such as ``de`` for ``German`` or ``deu``."""
+    alias: str | None = get_global("language_aliases").get(_primary(name))
+    return alias or _by_name().get(name.strip().casefold())
+
+
+def _primary(name: str) -> str:
+    return name.strip().replace("_", "-").split("-")[0].casefold()
+
+
+@cache
+def _by_name() -> dict[str, str]:
+    """Give the tags of languages by their names, in English and in themselves."""
+    own = (
+        (name, tag)
+        for tag in localedata.locale_identifiers()
+        if "_" not in tag and (name := Locale(tag).languages.get(tag))
+    )
+    in_english = ((name, tag) for tag, name in Locale("en").languages.items())
+    return {name.casefold(): tag.replace("_", "-") for name, tag in [*own, *in_english]}
