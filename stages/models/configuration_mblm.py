@@ -7,6 +7,17 @@ from transformers import AutoConfig, PreTrainedConfig
 SCHEMA_VERSION = 1
 """Of what is written. Older ones are read, and newer ones refused: an absent version is the first."""
 
+_SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id"),
+)
+_OWN = frozenset(vars(PreTrainedConfig()))
+"""What every configuration has for itself."""
+
+
+def _has(config: PreTrainedConfig, name: str) -> bool:
+    return name in vars(config) or name in config.attribute_map
+
 
 class MBLMConfig(PreTrainedConfig):
     """A multilingual encoder (MPLM) whose top layers exist once per supervised language.
@@ -69,24 +80,29 @@ class MBLMConfig(PreTrainedConfig):
             raise ValueError(f"mixing is {mixing!r}: representations or logits")
         super().__init__(**kwargs)
 
-    @property
-    def hidden_size(self) -> int:
-        """Width of the representations."""
-        return int(self.mplm_config.hidden_size)
+    def __getattr__(self, name: str) -> Any:
+        """Give what this configuration has not and the encoder's has, such as ``hidden_size``."""
+        encoder = self.__dict__.get("mplm_config")
+        if encoder is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(encoder, name)
 
-    @property
-    def vocab_size(self) -> int:
-        """Size of the token vocabulary."""
-        return int(self.mplm_config.vocab_size)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what is the encoder's alone in its configuration, as ``from_pretrained`` does with options."""
+        encoder = self.__dict__.get("mplm_config")
+        if encoder is not None and name not in _OWN and not hasattr(type(self), name) and _has(encoder, name):
+            setattr(encoder, name, value)
+        else:
+            super().__setattr__(name, value)
 
-    @vocab_size.setter
-    def vocab_size(self, value: int) -> None:
-        self.mplm_config.vocab_size = value
+    def to_dict(self) -> dict[str, Any]:
+        """Give all values, with the encoder's sizes under their standard names, which PEFT looks for."""
+        sizes = {name: getattr(self.mplm_config, name) for name in _SIZES if hasattr(self.mplm_config, name)}
+        return {**super().to_dict(), **sizes}
 
-    @property
-    def num_hidden_layers(self) -> int:
-        """Layers that a text goes through: those of the trunk and of a branch."""
-        return int(self.mplm_config.num_hidden_layers)
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Give what is saved: the encoder's sizes stand in its own section alone."""
+        return {name: value for name, value in super().to_diff_dict().items() if name not in _SIZES}
 
     def language_id(self, language: str) -> int:
         """Find the branch of a language; tags are compared without case, as BCP 47 says.

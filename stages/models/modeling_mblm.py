@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
@@ -68,10 +70,12 @@ class MBLMModelOutput(BaseModelOutputWithPooling):
     Attributes:
         branch_states: Pooled representations, ``(B, K, H)``; zero where nobody asked for a pair.
         branch_weights: How much of each branch is in the other outputs, ``(B, K)``.
+        mixture_weights: Those that were given, as a tensor.
     """
 
     branch_states: Tensor | None = None
     branch_weights: Tensor | None = None
+    mixture_weights: Tensor | None = None
 
 
 @dataclass
@@ -312,9 +316,25 @@ class MBLMPreTrainedModel(PreTrainedModel):
     config_class = MBLMConfig
     base_model_prefix = "mblm"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = {"BranchedLayer"}  # noqa: RUF012 - as transformers declares it
+
+    @property
+    def _supports_sdpa(self) -> bool:  # type: ignore[override]  # not writeable
+        return self._supported("_supports_sdpa")
+
+    @property
+    def _supports_flash_attn(self) -> bool:  # type: ignore[override]  # not writeable
+        return self._supported("_supports_flash_attn")
+
+    @property
+    def _supports_flex_attn(self) -> bool:  # type: ignore[override]  # not writeable
+        return self._supported("_supports_flex_attn")
+
+    def _supported(self, name: str) -> bool:
+        """Say of a way to compute attention what the encoder's family says."""
+        plain = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(self.config.mplm_config)]
+        return bool(getattr(plain, name, False))
 
     def set_default_language(self, language: str | None) -> None:
         """Choose the branch of texts that come without a language id; None chooses the mixture of all.
@@ -346,6 +366,8 @@ class MBLMModel(MBLMPreTrainedModel):
         self._mean_pooling = family.mean_pooling is not None and (
             getattr(config.mplm_config, family.mean_pooling) == "mean"
         )
+        # What the encoder's forward names, of what all students name.
+        self._optional = set(signature(self.encoder.forward).parameters)
         layers = self.encoder.get_submodule(family.layers)
         self._n_trunk = len(layers) - config.branch_layers
         if self._n_trunk == 0 and getattr(config.mplm_config, "conv_kernel_size", None):
@@ -373,8 +395,11 @@ class MBLMModel(MBLMPreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        language_ids: Tensor | None = None,
-        mixture_weights: Tensor | None = None,
+        language_ids: Tensor | Sequence[int] | int | None = None,
+        mixture_weights: Tensor | Sequence[Sequence[float]] | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> MBLMModelOutput:
         """Look at B texts.
@@ -383,15 +408,37 @@ class MBLMModel(MBLMPreTrainedModel):
             input_ids: Token ids, ``(B, T)``.
             attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
             language_ids: Position of each text's language in ``config.languages``, or -1 for the mixture of
-                all branches; int64, ``(B,)``. None stands for ``config.default_language``.
-            mixture_weights: Weights of branches that are wanted besides, float ``(B, K)``.
-            kwargs: What the encoder's family takes besides, such as ``token_type_ids`` or ``inputs_embeds``.
+                all branches; integers, ``(B,)``, or one for all. None stands for ``config.default_language``.
+            mixture_weights: Weights of branches that are wanted besides, float ``(B, K)``; rows on the
+                simplex.
+            token_type_ids: Segments, ``(B, T)``; families that have none leave them unread, as the Trainer
+                leaves them out for a plain model.
+            position_ids: Positions, ``(B, T)`` or ``(1, T)``; likewise.
+            inputs_embeds: Embeddings in place of `input_ids`, ``(B, T, H)``.
+            kwargs: What the encoder's family takes besides, and what is to be returned.
+
+        Raises:
+            ValueError: There is no input, or language ids or weights are none.
         """
-        first = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        first = input_ids if input_ids is not None else inputs_embeds
         if first is None:
             raise ValueError("give input_ids or inputs_embeds")
-        weights = self._own_weights(language_ids, first.shape[0], first.device)
-        routing = self._route(language_ids, weights, mixture_weights)
+        optional = {
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        kwargs |= {
+            name: value for name, value in optional.items() if value is not None and name in self._optional
+        }
+        n, device = first.shape[0], first.device
+        chosen = None if language_ids is None else self._checked_ids(language_ids, n, device)
+        mixture = None if mixture_weights is None else self._checked_weights(mixture_weights, n, device)
+        weights = self._own_weights(chosen, n, device)
+        routing = self._route(chosen, weights, mixture)
+        selected = kwargs.get("output_hidden_states")
+        if selected is not None and not isinstance(selected, bool):  # numbers: a branched layer has several
+            kwargs["output_hidden_states"] = bool(selected)
         outer = _ROUTING.get()  # of a student in whose forward pass this one runs
         _ROUTING.set(routing)
         try:
@@ -412,10 +459,13 @@ class MBLMModel(MBLMPreTrainedModel):
         return MBLMModelOutput(
             last_hidden_state=routing.merge(states, weights),
             pooler_output=_mix(branch_states, weights),
-            hidden_states=self._merge_layers(seen.hidden_states, states, routing, weights),
+            hidden_states=_selected(  # type: ignore[arg-type]  # transformers has None there, too
+                self._merge_layers(seen.hidden_states, states, routing, weights), selected
+            ),
             attentions=self._merge_layers(seen.attentions, None, routing, weights),
             branch_states=branch_states,
             branch_weights=weights,
+            mixture_weights=mixture,
         )
 
     def _own_weights(self, language_ids: Tensor | None, n: int, device: torch.device) -> Tensor:
@@ -431,22 +481,45 @@ class MBLMModel(MBLMPreTrainedModel):
                 if default < 0
                 else mixture.zero_().index_fill(1, mixture.new_tensor([default]).long(), 1)
             )
-        language_ids = self._checked(language_ids, n)
         own = nn.functional.one_hot(language_ids.clamp(min=0), n_branches).to(mixture.dtype)
         return torch.where((language_ids >= 0).unsqueeze(1), own, mixture)
 
-    def _checked(self, language_ids: Tensor, n: int) -> Tensor:
-        if language_ids.shape != (n,):
-            raise ValueError(f"language_ids has shape {tuple(language_ids.shape)} for {n} texts")
+    def _checked_ids(
+        self, language_ids: Tensor | Sequence[int] | int, n: int, device: torch.device
+    ) -> Tensor:
+        """Give language ids as int64, ``(B,)``."""
+        given = torch.as_tensor(language_ids, device=device)
+        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+            raise ValueError(f"language_ids are {given.dtype}, not integers")
+        ids = given.long().expand(n) if given.ndim == 0 else given.long()
+        if ids.shape != (n,):
+            raise ValueError(f"language_ids has shape {tuple(ids.shape)} for {n} texts")
         n_branches = self.config.n_branches
-        if not torch.compiler.is_compiling() and bool(
-            ((language_ids < -1) | (language_ids >= n_branches)).any()
-        ):
-            raise ValueError(
-                f"language_ids has {language_ids.min()} to {language_ids.max()}; these are positions in "
-                f"config.languages, {self.config.languages}, or -1 for the mixture"
-            )
-        return language_ids.long()
+        allowed = range(-1, n_branches if n_branches > 1 else max(1, len(self.config.languages)))
+        if n and not torch.compiler.is_compiling():
+            lowest, highest = int(ids.min()), int(ids.max())
+            if lowest not in allowed or highest not in allowed:
+                raise ValueError(
+                    f"language_ids has {lowest} to {highest}; these are positions in config.languages, "
+                    f"{self.config.languages}, or -1 for the mixture"
+                )
+        return ids
+
+    def _checked_weights(
+        self, mixture_weights: Tensor | Sequence[Sequence[float]], n: int, device: torch.device
+    ) -> Tensor:
+        """Give weights of branches as floats, ``(B, K)``."""
+        weights = torch.as_tensor(mixture_weights, device=device)
+        shape = (n, self.config.n_branches)
+        if weights.shape != shape:
+            raise ValueError(f"mixture_weights has shape {tuple(weights.shape)}, not {shape}")
+        weights = weights if weights.is_floating_point() else weights.float()
+        if not torch.compiler.is_compiling():
+            sums = weights.float().sum(dim=1)
+            # Half precision rounds a sum of weights; NaN is in no order.
+            if not bool(((weights >= 0).all(dim=1) & ((sums - 1).abs() < 0.02)).all()):
+                raise ValueError("mixture_weights has a row that is not of weights from 0 that add up to 1")
+        return weights
 
     def _default_branch(self) -> int:
         language = self.config.default_language
@@ -496,7 +569,8 @@ class MBLMModel(MBLMPreTrainedModel):
             record = [rest.pop(0)]
             while sum(map(len, record)) < len(routing.examples):
                 record.append(rest.pop(0))
-            merged.append(routing.merge(torch.cat(record), weights))
+            whole = record[0] if len(record) == 1 else torch.cat(record)  # what is one tensor stays it
+            merged.append(routing.merge(whole, weights))
         if last is not None:
             merged.append(routing.merge(last, weights))
         return tuple(merged)
@@ -580,7 +654,7 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         branch = self.config.language_id(language)
         if branch < 0:
             raise ValueError(f"'{language}' has no branch; these have: {', '.join(self.config.languages)}")
-        plain = _new_classifier(self.config)
+        plain = _new_classifier(self.config, deepcopy(self.config.mplm_config))
         plain.config.id2label, plain.config.label2id = self.config.id2label, self.config.label2id
         plain.config.problem_type = self.config.problem_type
         weights = {}
@@ -603,9 +677,12 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        language_ids: Tensor | None = None,
-        mixture_weights: Tensor | None = None,
+        language_ids: Tensor | Sequence[int] | int | None = None,
+        mixture_weights: Tensor | Sequence[Sequence[float]] | None = None,
         labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> MBLMOutput:
         """Classify B texts.
@@ -614,21 +691,38 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
             input_ids: Token ids, ``(B, T)``.
             attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
             language_ids: Position of each text's language in ``config.languages``, or -1 for the mixture of
-                all branches; int64, ``(B,)``. None stands for ``config.default_language``.
+                all branches; integers, ``(B,)``, or one for all. None stands for ``config.default_language``.
             mixture_weights: Weights of a mixture whose logits are wanted besides, float ``(B, K)``; rows on
                 the simplex.
             labels: Classes, int64, ``(B,)``; or what ``config.problem_type`` asks for.
-            kwargs: What the encoder's family takes besides, such as ``token_type_ids`` or ``inputs_embeds``.
+            token_type_ids: See `MBLMModel.forward`; likewise the next two.
+            position_ids: ``(B, T)`` or ``(1, T)``.
+            inputs_embeds: ``(B, T, H)``.
+            kwargs: What the encoder's family takes besides, and what is to be returned.
+
+        Raises:
+            ValueError: There is no input, or language ids or weights are none.
         """
-        seen = self.mblm(input_ids, attention_mask, language_ids, mixture_weights, return_dict=True, **kwargs)
+        seen = self.mblm(
+            input_ids,
+            attention_mask,
+            language_ids,
+            mixture_weights,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
         states = seen.branch_states
         logits = self.classify(states, seen.branch_weights)
+        mixture = seen.mixture_weights
         return MBLMOutput(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
             hidden_states=seen.hidden_states,
             attentions=seen.attentions,
-            mixture_logits=None if mixture_weights is None else self.classify(states, mixture_weights),
+            mixture_logits=None if mixture is None else self.classify(states, mixture),
             branch_states=states,
         )
 
@@ -646,6 +740,15 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
             return _mix(self.head(branch_states), weights)
         logits: Tensor = self.head(_mix(branch_states, weights))
         return logits
+
+
+def _selected(states: tuple[Tensor, ...] | None, wanted: Any) -> tuple[Tensor | None, ...] | None:
+    """Leave out the hidden states whose numbers are not asked for, as transformers 5 does."""
+    if states is None or wanted is None or isinstance(wanted, bool):
+        return states
+    numbers = [wanted] if isinstance(wanted, int) else wanted
+    kept = {number % len(states) for number in numbers if -len(states) <= number < len(states)}
+    return tuple(state if number in kept else None for number, state in enumerate(states))
 
 
 def _mix(values: Tensor, weights: Tensor) -> Tensor:
@@ -670,17 +773,24 @@ def _branched_layer(name: str, config: MBLMConfig) -> _BranchedWeight | None:
     return _BranchedWeight(f"{prefix}{index}.", rest)
 
 
-def _new_classifier(config: MBLMConfig) -> Any:
-    """Make a plain classifier of the encoder's family with new weights."""
-    mplm_config = deepcopy(config.mplm_config)
+def _new_classifier(config: MBLMConfig, mplm_config: PreTrainedConfig | None = None) -> Any:
+    """Make a plain classifier of the encoder's family with new weights.
+
+    Args:
+        config: The student's.
+        mplm_config: Of the classifier, which keeps it; None stands for the one in `config`.
+    """
+    mplm_config = mplm_config or config.mplm_config
     assert config.num_labels is not None  # transformers gives every configuration two
+    names = ("id2label", "label2id", "dtype")
+    before = {name: getattr(mplm_config, name) for name in names}
     mplm_config.num_labels = config.num_labels
     mplm_config.dtype = None  # that of the student, not that in which the encoder was saved
-    # sdpa is the default of the families that have it, and DeBERTa does not.
-    attention = config._attn_implementation
-    return AutoModelForSequenceClassification.from_config(
-        mplm_config, attn_implementation=None if attention == "sdpa" else attention
-    )
+    try:
+        return AutoModelForSequenceClassification.from_config(mplm_config)
+    finally:
+        for name, value in before.items():
+            setattr(mplm_config, name, value)
 
 
 def _family(config: PreTrainedConfig) -> _Family:

@@ -141,6 +141,7 @@ def distill(
     end_all_but_the_first()
     with replaced_folder(output) as folder:
         model.save_pretrained(folder)
+        tokenizer.model_max_length = params.max_tokens  # what it was trained on, and `pipeline` cuts at
         tokenizer.save_pretrained(folder)
         last = _write_curves(history, task.supervised, folder)
         card = model_card(
