@@ -57,7 +57,7 @@ class PipelineParams(Params):
         sections.append(("student.pretrain.base", pretrain.base, "student.pretrain", pretrain.scratch))
         for key, base, section, scratch in sections:
             if base == "scratch" and scratch is None:
-                raise ValueError(f"{key} is scratch, which needs {section}.scratch; it is null")
+                raise ValueError(f"{key} is scratch, which needs {section}.scratch; write scratch: {{}}")
         return self
 
     @model_validator(mode="after")

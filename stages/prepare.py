@@ -7,7 +7,9 @@ bounded by a window of rows and 20 bytes an example.
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from cache import example_ids, file_digest, write_atomically
 from stages.artifacts import DATA, replaced_folder
 from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, columns_of, data_file
+from stages.data.files import MissingColumnError
 from stages.data.labels import LabelReader
 from stages.data.remarks import Prepared, first_words
 from stages.data.sources import WINDOW, Rows, hint_of, read_unlabelled, reader_of, revision_of
@@ -44,7 +47,8 @@ def prepare(task: TaskParams) -> Prepared:
 
 def _prepare(task: TaskParams, folder: Path) -> Prepared:
     revision = revision_of(task)
-    read = reader_of(task, revision)
+    others: Counter[str] = Counter()
+    read = reader_of(task, revision, others)
     aligned = isinstance(task.source, TableSource) and task.source.aligned
     done = Prepared(task.classes, aligned)
     for language in Bar(task.languages, desc="prepare", unit="language"):
@@ -53,14 +57,26 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         if share is not None:
             done.notes.append(f"{language}: {share:.0%} of train, by hash, are the validation split")
         for split in SPLITS if supervised else SPLITS[1:]:
+            others.clear()
             windows = _windows(task, read, language, split, share)
-            table = _write(windows, data_file(language, split, folder), task)
+            table = None
+            # A zero-shot language needs no validation split: its column may be missing from another's.
+            with suppress(*([] if supervised or split == "test" else [MissingColumnError])):
+                table = _write(windows, data_file(language, split, folder), task)
             if table is not None:
                 done.add(language, split, table, task.text_fields)
             elif supervised or split == "test":
                 hint = "; task.validation_share takes a part of train" * (split == "validation" and not share)
-                raise StageError(f"the {split} split of '{language}' is empty; {hint_of(task)}{hint}")
-        _write_batches(read_unlabelled(task, language), data_file(language, UNLABELLED, folder))
+                why = hint_of(task, language, split, others)
+                raise StageError(f"the {split} split of '{language}' is empty: {why}{hint}")
+            if language == task.languages[0]:
+                strangers = {name: n for name, n in others.items() if name not in task.languages}
+                done.notes += [
+                    f"{split}: {n:,} rows of '{name}' are left out" for name, n in strangers.items()
+                ]
+        unlabelled = data_file(language, UNLABELLED, folder)
+        _write_batches(read_unlabelled(task, language), unlabelled)
+        done.unlabelled[language] = _mapped(unlabelled).num_rows if unlabelled.exists() else 0
     done.close()
     examples = done.examples
     if aligned:

@@ -94,6 +94,9 @@ def predict(
         str | None,
         typer.Option(help="csv: fields of CSV and TSV may be in double quotes; none: quotes are text."),
     ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Separates the fields of CSV, in place of a comma.")
+    ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A column of CSV or TSV without a header line; once for each."),
@@ -111,7 +114,9 @@ def predict(
     from stages.student.predict import predict as run
 
     done = run(
-        Input(source, format_, text_field or loaded.task.text_fields, language_field, quoting, column),
+        Input(
+            source, format_, text_field or loaded.task.text_fields, language_field, quoting, delimiter, column
+        ),
         Output(output, overwrite),
         loaded.student.distill,
         loaded.student.evaluate,

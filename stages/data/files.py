@@ -31,6 +31,10 @@ _FORMATS = ("plain", "jsonl", "csv", "tsv", "parquet")
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
 
+class MissingColumnError(StageError):
+    """A column that is needed is not there."""
+
+
 @dataclass(frozen=True)
 class Input:
     """Where examples are read from.
@@ -45,6 +49,7 @@ class Input:
         language_field: The column with each example's language, where there is one.
         quoting: Of CSV and TSV: ``csv`` (fields may be in double quotes) or ``none``; None stands for ``csv``
             in CSV and ``none`` in TSV, where fields that look quoted are then refused.
+        delimiter: What separates the fields of CSV; None: a comma, and a tab in TSV.
         columns: Names of the columns of CSV and TSV without a header line; None: the first line names them.
         needed: Columns that must be there besides these.
     """
@@ -54,12 +59,15 @@ class Input:
     text_fields: Sequence[str]
     language_field: str | None
     quoting: str | None = None
+    delimiter: str | None = None
     columns: Sequence[str] | None = None
     needed: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.quoting not in (None, *get_args(Quoting)):
             raise StageError(f"--quoting {self.quoting} is none of {', '.join(get_args(Quoting))}")
+        if self.delimiter is not None and len(self.delimiter) != 1:
+            raise StageError(f"--delimiter {self.delimiter!r} is not one character")
 
     @property
     def is_stdin(self) -> bool:
@@ -105,14 +113,16 @@ class Input:
             )
         return kind
 
-    def _compression(self) -> str | None:
+    @property
+    def compression(self) -> str | None:
+        """The suffix that says how it is compressed, if it is."""
         suffix = "" if self.is_stdin or self.path is None else self.path.suffix.lower()
         return suffix if suffix in _COMPRESSED else None
 
     def count(self) -> int | None:
         """Count the examples of a file quickly, for a progress bar: of text formats, the lines."""
         path = self.path
-        if path is None or self.is_stdin or not path.is_file() or self._compression():
+        if path is None or self.is_stdin or not path.is_file() or self.compression:
             return None
         if self.format == "parquet":
             try:
@@ -151,7 +161,7 @@ class Input:
 
     @contextmanager
     def _decompressed(self, file: IO[bytes]) -> Iterator[IO[bytes]]:
-        compression = self._compression()
+        compression = self.compression
         if compression is None:
             yield file
         elif self.format == "parquet":
@@ -169,14 +179,20 @@ class Input:
         wanted = [*self.text_fields, *self.needed, *([self.language_field] if self.language_field else [])]
         for name in wanted:
             if name not in names:
-                hint = instead_of(name, names)
-                if len(names) == 1 and ";" in names[0]:
-                    hint = "its columns are separated by semicolons; separate them by commas or tabs"
-                raise StageError(f"{self.name} has no column '{name}'; {hint}")
+                hint = self.hint_of_delimiter(names) or instead_of(name, names, taken=wanted)
+                raise MissingColumnError(f"{self.name} has no column '{name}'; {hint}")
         for name in names:
             if names.count(name) > 1:
                 raise StageError(f"{self.name} has two columns '{name}'")
             self.require_free(name, reserved, self.name)
+
+    def hint_of_delimiter(self, values: Sequence[str]) -> str | None:
+        """Say what separates the fields of CSV, where a line looks like one field that holds several."""
+        found = [mark for mark in (";", "\t", ",") if len(values) == 1 and mark in values[0]]
+        if not found:
+            return None
+        where = "task.source.delimiter (student predict: --delimiter)"
+        return f"are its fields separated by {found[0]!r}? say so in {where}"
 
     def require_free(self, name: str, reserved: Sequence[str], where: str) -> None:
         """Refuse a column whose name is reserved.
@@ -196,17 +212,18 @@ class Input:
         Raises:
             StageError: A text is missing or no text, or the language is no text.
         """
-        for name in (*self.text_fields, *self.needed):
+        wanted = (*self.text_fields, *self.needed)
+        for name in wanted:
             if name not in row:
-                raise StageError(f"{where} has no column '{name}'; {instead_of(name, list(row))}")
+                hint = instead_of(name, list(row), taken=wanted)
+                raise MissingColumnError(f"{where} has no column '{name}'; {hint}")
         for name in self.text_fields:
             if not isinstance(row[name], str):
-                raise StageError(f"{where}: {name} is {reprlib.repr(row[name])}, not a text")
+                raise StageError(f"{where}: {name} is {shown(row[name])}, not a text")
         if self.language_field is not None:
             language = row.get(self.language_field)
             if language is not None and not isinstance(language, str):
-                shown = reprlib.repr(language)
-                raise StageError(f"{where}: {self.language_field} is {shown}, not a language")
+                raise StageError(f"{where}: {self.language_field} is {shown(language)}, not a language")
 
 
 def kind_of(path: Path) -> str | None:
@@ -215,7 +232,12 @@ def kind_of(path: Path) -> str | None:
     return _BY_SUFFIX.get(inner.suffix.lower())
 
 
-def instead_of(name: str, names: Sequence[str]) -> str:
-    """Say which column may be meant, or which there are."""
-    close = difflib.get_close_matches(name, names, n=1)
+def shown(value: Any) -> str:
+    """Write a value for a message, shortened; what is not there is called null, as in JSON and Parquet."""
+    return "null" if value is None else reprlib.repr(value)
+
+
+def instead_of(name: str, names: Sequence[str], *, taken: Sequence[str] = ()) -> str:
+    """Say which column may be meant, none of those that are taken, or which there are."""
+    close = difflib.get_close_matches(name, [one for one in names if one not in taken], n=1)
     return f"did you mean {close[0]}?" if close else f"there are: {', '.join(names) or 'none'}"

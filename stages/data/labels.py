@@ -1,9 +1,10 @@
 """Labels as positions in the task's classes: by name, or by number where nothing has a name."""
 
-import reprlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from stages.data.files import shown
 from stages.data.sources import Rows
 from stages.data.task import TableSource, TaskParams
 from stages.errors import StageError
@@ -31,7 +32,7 @@ class LabelReader:
         for row, (label, name) in enumerate(zip(rows.labels, names, strict=True)):
             if name not in index:
                 raise StageError(
-                    f"{rows.at(row)}: label {reprlib.repr(label)} is not one of task.classes: "
+                    f"{rows.at(row)}: label {shown(label)} is not one of task.classes: "
                     f"{', '.join(self._classes)}{self._hint(label, may_be_numbers)}"
                 )
         self._used.update(names)
@@ -58,7 +59,10 @@ class LabelReader:
 
 
 def _name_of(label: Any, index: Mapping[str, int]) -> str:
-    """Write a label as a class is; true and false may be classes in Python's spelling or in JSON's."""
-    if isinstance(label, bool) and str(label) not in index:
-        return str(label).lower()
-    return str(label)
+    """Write a label as a class is: true and false in either spelling, and 3.0, pandas' for 3, as 3."""
+    name = str(label)
+    if name in index:
+        return name
+    if isinstance(label, bool):
+        return name.lower()
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", name)

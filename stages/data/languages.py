@@ -1,5 +1,6 @@
 """Language tags that people write, such as ``de`` or ``zh-Hant``, told from names that are none."""
 
+from collections.abc import Sequence
 from functools import cache
 
 from babel import Locale, localedata
@@ -16,6 +17,13 @@ def meant_by(name: str) -> str | None:
     """Give the tag for which a name or another tag stands, such as ``de`` for ``German`` or ``deu``."""
     alias: str | None = get_global("language_aliases").get(_primary(name))
     return alias or _by_name().get(name.strip().casefold())
+
+
+def same_language(name: str, others: Sequence[str]) -> str | None:
+    """Give the first of other tags that is of the same language, such as ``deu_Latn`` for ``de``."""
+    aliases = get_global("language_aliases")
+    wanted = aliases.get(_primary(name), _primary(name))
+    return next((one for one in others if aliases.get(_primary(one), _primary(one)) == wanted), None)
 
 
 def _primary(name: str) -> str:

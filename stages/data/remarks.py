@@ -24,6 +24,7 @@ class Prepared:
             has as well.
         examples: Examples per language and split.
         overlap: Per supervised language, the test examples whose text is also in the training split.
+        unlabelled: Per language, texts without labels.
         by_class: Per supervised language, training examples of each class.
         notes: What people want to know of their data, a line each.
     """
@@ -32,8 +33,10 @@ class Prepared:
     aligned: bool = False
     examples: dict[str, dict[Split, int]] = field(default_factory=dict)
     overlap: dict[str, int] = field(default_factory=dict)
+    unlabelled: dict[str, int] = field(default_factory=dict)
     by_class: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    _labels: dict[Split, tuple[str, NDArray[np.int32]]] = field(default_factory=dict)
     _seen: dict[tuple[str, Split], "_Seen"] = field(default_factory=dict)
 
     def add(self, language: str, split: Split, table: pa.Table, text_fields: Sequence[str]) -> None:
@@ -46,9 +49,14 @@ class Prepared:
         n_empty = pc.sum(empty[0] if len(empty) == 1 else pc.or_(*empty)).as_py()
         if n_empty:
             self.notes.append(f"{language}: {n_empty:,} {split} examples have an empty text")
+        if ENTITY in table.column_names and table[ENTITY].null_count:
+            n = table[ENTITY].null_count
+            self.notes.append(f"{language}: {n:,} of {table.num_rows:,} {split} examples have no {ENTITY}")
+        labels = table["label"].to_numpy()
         if split == "train":
-            labels = table["label"].to_numpy()
             self._note_classes(language, labels, seen.texts)
+        if self.aligned:
+            self._note_alignment(language, split, labels)
 
     def _note_classes(self, language: str, labels: NDArray[np.int32], texts: NDArray[np.uint64]) -> None:
         """Count the classes of a training split, and note missing ones and labels that contradict."""
@@ -56,12 +64,25 @@ class Prepared:
         missing = [name for name, n in zip(self.classes, self.by_class[language], strict=True) if not n]
         if missing:
             self.notes.append(f"warning: {language}: no training example of {', '.join(missing)}")
+        repeated = len(texts) - len(np.unique(texts))
+        if repeated:
+            self.notes.append(f"{language}: {repeated:,} training texts are repetitions of others")
         order = np.lexsort((labels, texts))
         texts, labels = texts[order], labels[order]
         differ = (texts[1:] == texts[:-1]) & (labels[1:] != labels[:-1])
         contradictory = len(np.unique(texts[1:][differ]))
         if contradictory:
             self.notes.append(f"{language}: {contradictory:,} training texts stand there with several labels")
+
+    def _note_alignment(self, language: str, split: Split, labels: NDArray[np.int32]) -> None:
+        """Note where rows that are to be translations of each other have other labels."""
+        other, first = self._labels.setdefault(split, (language, labels))
+        n = int((first != labels).sum()) if len(first) == len(labels) else 0  # or it is refused
+        if n:
+            self.notes.append(
+                f"warning: {n:,} of {len(labels):,} {split} rows have another label in '{language}' than in "
+                f"'{other}'; are they aligned?"
+            )
 
     def close(self) -> None:
         """Note, once all splits are there, which texts are training texts of any language as well."""
@@ -94,9 +115,15 @@ class Prepared:
     def table(self) -> str:
         """Lay out the counts, one language a line, then those of the classes, and the notes."""
         rows = [
-            [language, *(counts.get(split) for split in SPLITS), self.overlap.get(language)]
+            [
+                language,
+                *(counts.get(split) for split in SPLITS),
+                self.overlap.get(language),
+                *([self.unlabelled.get(language)] if any(self.unlabelled.values()) else []),
+            ]
             for language, counts in self.examples.items()
         ]
+        unlabelled = ["unlabelled"] if any(self.unlabelled.values()) else []
         classes = [
             [name, *(counts[index] for counts in self.by_class.values())]
             for index, name in enumerate(self.classes)
@@ -112,7 +139,7 @@ class Prepared:
                 disable_numparse=True,
             )
             for cells, head in (
-                (rows, ["language", *SPLITS, "test in train"]),
+                (rows, ["language", *SPLITS, "test in train", *unlabelled]),
                 (classes, ["class, in train", *self.by_class]),
             )
         ]

@@ -59,7 +59,8 @@ def placed_rows(source: Input, *, reserved: Sequence[str] = ()) -> Placed:
         try:
             yield from readers[source.format](source, file, reserved)
         except OSError as error:  # a disk that fails, or what is compressed and cut
-            raise StageError(f"cannot read {source.name}: {error}") from error
+            hint = "; is it whole, and compressed as its suffix says?" if source.compression else ""
+            raise StageError(f"cannot read {source.name}: {error}{hint}") from error
 
 
 def column(window: Window, name: str) -> list[Any]:
@@ -132,7 +133,8 @@ def _line_objects(source: Input, file: IO[bytes]) -> Iterator[tuple[str, Any, st
         except (RecursionError, ValueError) as error:
             where = f"{source.name}, line {number}"
             if isinstance(error, json.JSONDecodeError):
-                raise StageError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+                hint = "; write one object a line, or one array" if line.strip() == "{" else ""
+                raise StageError(f"{where}: not JSON ({_why(error)}, column {error.colno}){hint}") from error
             raise StageError(f"{where}: not JSON that can be read ({error})") from error
         yield f"line {number}", row, line
 
@@ -145,8 +147,8 @@ def _array_objects(source: Input, file: IO[bytes]) -> Iterator[tuple[str, Any, s
     closed = text.skip("]")
     while not closed:
         number += 1
-        row, written = text.value(f"item {number}")
-        yield f"item {number}", row, written
+        row, place, written = text.value(number)
+        yield place, row, written
         closed = text.skip("]")
         if not closed and not text.skip(","):
             raise StageError(f"{text.where()}: not JSON (a comma or ] is missing after item {number})")
@@ -161,7 +163,7 @@ class _Text:
         self._source, self._file = source, file
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._text, self._at = "", 0
-        self._lines = 1
+        self._lines, self._counted = 1, 0
         self._is_read = False
 
     def skip(self, character: str) -> bool:
@@ -180,8 +182,8 @@ class _Text:
                 return self._at == len(self._text)
             self._read()
 
-    def value(self, place: str) -> tuple[Any, str]:
-        """Pass a value, and give it and how it is written.
+    def value(self, number: int) -> tuple[Any, str, str]:
+        """Pass the array's item of this number; give it, where it is, and how it is written.
 
         Raises:
             StageError: It is no JSON.
@@ -194,14 +196,28 @@ class _Text:
                 if not self._is_read and self._may_be_cut(error):
                     self._read()
                     continue
-                what = error.msg if isinstance(error, json.JSONDecodeError) else error
-                raise StageError(f"{self.where()}, {place}: not JSON that can be read ({what})") from error
+                why = _why(error)
+                if self._is_read and self._is_cut(error):
+                    why += "; the file ends there"
+                where = f"{self.where()} (item {number})"
+                raise StageError(f"{where}: not JSON that can be read ({why})") from error
+            place = f"line {self._line()} (item {number})"
             begin, self._at = self._at, end
-            return value, self._text[begin:end]
+            return value, place, self._text[begin:end]
 
     def where(self) -> str:
         """Say on which line it is."""
-        return f"{self._source.name}, line {self._lines + self._text.count(chr(10), 0, self._at)}"
+        return f"{self._source.name}, line {self._line()}"
+
+    def _line(self) -> int:
+        self._lines += self._text.count("\n", self._counted, self._at)
+        self._counted = self._at
+        return self._lines
+
+    def _is_cut(self, error: Exception) -> bool:
+        return isinstance(error, json.JSONDecodeError) and (
+            error.msg.startswith("Unterminated") or error.pos >= len(self._text.rstrip())
+        )
 
     def _may_be_cut(self, error: Exception) -> bool:
         """Tell whether a value may only be incomplete: in the middle of a text, or close to the end."""
@@ -210,9 +226,9 @@ class _Text:
         )
 
     def _read(self) -> None:
-        self._lines += self._text.count("\n", 0, self._at)
+        self._line()
         rest = self._text[self._at :]
-        self._text, self._at = rest, 0
+        self._text, self._at, self._counted = rest, 0, 0
         data = self._file.read(max(_BLOCK, len(rest)))  # what doubles is not looked at too often
         self._is_read = not data
         try:
@@ -220,6 +236,12 @@ class _Text:
         except UnicodeDecodeError as error:
             line = self._lines + rest.count("\n") + error.object.count(b"\n", 0, error.start)
             raise _not_utf_8(f"{self._source.name}, line {line}", error) from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg.removesuffix(" at").removesuffix(" starting")
+    return str(error)
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -244,7 +266,7 @@ def _csv_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Placed
     quoting = source.quoting or ("none" if tabs else "csv")
     reader = csv.reader(
         _lines(source, file),
-        delimiter="\t" if tabs else ",",
+        delimiter=source.delimiter or ("\t" if tabs else ","),
         quoting=csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL,
         strict=True,
     )
@@ -284,7 +306,9 @@ def _values(source: Input, reader: Any, n_columns: int) -> Iterator[tuple[int, l
         if values is None:
             return
         if values and len(values) != n_columns:
-            raise StageError(f"{source.name}, line {first}: {len(values)} values in {n_columns} columns")
+            hint = source.hint_of_delimiter(values)
+            said = f"{len(values)} values in {n_columns} columns{f'; {hint}' if hint else ''}"
+            raise StageError(f"{source.name}, line {first}: {said}")
         if values:
             yield first, values
 

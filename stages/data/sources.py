@@ -8,7 +8,7 @@ import contextlib
 import datetime
 import decimal
 import json
-import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from stages.data.examples import ENTITY, UNLABELLED
-from stages.data.files import Input, instead_of, kind_of
+from stages.data.files import Input, MissingColumnError, instead_of, kind_of, shown
 from stages.data.names import CLASSES, read_names, split_of
 from stages.data.rows import Placed, placed_rows, windows
 from stages.data.task import FilesSource, HubSource, NamesSource, Split, SplitName, TableSource, TaskParams
@@ -64,7 +64,7 @@ class Rows:
         for name, values in zip(fields, self.texts, strict=True):
             for row, value in enumerate(values):
                 if not isinstance(value, str):
-                    raise StageError(f"{self.at(row)}: {name} is {reprlib.repr(value)}, not a text")
+                    raise StageError(f"{self.at(row)}: {name} is {shown(value)}, not a text")
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,16 @@ class _Fields:
     label: str | None
     entity: str | None
     language: str | None
+    needed: Sequence[str]
+    """Columns that must be there besides the texts."""
 
     @classmethod
     def of(cls, source: TableSource, texts: Sequence[str], language: str) -> "_Fields":
-        named = [*(source.text_fields or texts), source.label_field, source.entity_field]
+        named = [*(source.text_fields or texts), source.label_field, source.entity_field or ENTITY]
         *texts, label, entity = (name.replace("{language}", language) for name in named)
-        return cls(texts, label, None if entity == label else entity, source.language_field)
-
-    @property
-    def needed(self) -> list[str]:
-        """The columns that must be there besides the texts."""
-        return [name for name in (self.label, self.language) if name is not None]
+        needed = [label, *([entity] if source.entity_field else []), *([source.language_field or label])]
+        found = None if entity == label else entity
+        return cls(texts, label, found, source.language_field, list(dict.fromkeys(needed)))
 
 
 def revision_of(task: TaskParams) -> str | dict[str, str] | None:
@@ -120,9 +119,15 @@ def _commit_of(dataset: str, source: HubSource) -> str | None:
 
 
 def reader_of(
-    task: TaskParams, revision: str | Mapping[str, str] | None
+    task: TaskParams, revision: str | Mapping[str, str] | None, others: Counter[str]
 ) -> Callable[[str, Split], Iterator[Rows]]:
-    """Choose how a language and split is read; a split that does not exist has no rows."""
+    """Choose how a language and split is read; a split that does not exist has no rows.
+
+    Args:
+        task: Section `task`.
+        revision: See `revision_of`.
+        others: Counts rows that are left out, by what they say that their language is.
+    """
     source = task.source
     if isinstance(source, NamesSource):
         if tuple(task.classes) != CLASSES or task.text_fields != ["text"]:
@@ -132,18 +137,32 @@ def reader_of(
         return _read_names_split
     if isinstance(source, HubSource):
         commits = revision if isinstance(revision, Mapping) else dict.fromkeys(task.languages, revision)
-        return lambda language, split: _read_hub(source, task, language, split, commits.get(language))
+        return lambda language, split: _read_hub(source, task, language, split, commits.get(language), others)
     return lambda language, split: _read_files(
-        source, _Fields.of(source, task.text_fields, language), language, split
+        source, _Fields.of(source, task.text_fields, language), language, split, others
     )
 
 
-def hint_of(task: TaskParams) -> str:
-    """Say which parameter names the source, for messages."""
+def hint_of(task: TaskParams, language: str, split: Split, others: Counter[str]) -> str:
+    """Say why a split has no rows, for messages: no file, or none of a language; and what there is."""
     source = task.source
-    if isinstance(source, FilesSource):
-        return f"task.source.pattern is {source.pattern}"
-    return f"task.source is {source.dataset}" if isinstance(source, HubSource) else "task.source"
+    if not isinstance(source, FilesSource):
+        return f"task.source is {source.dataset}" if isinstance(source, HubSource) else "task.source"
+    pattern = _pattern_of(source, language, split)
+    if others:
+        there = ", ".join(name for name, _ in others.most_common(5))
+        return f"{pattern} has no row with {source.language_field} '{language}'; there are: {there}"
+    if any(Path().glob(pattern)):
+        return f"{pattern} has no rows"
+    folder = Path(pattern).parent
+    beside = sorted(str(path) for path in folder.glob("*") if path.is_file())
+    listed = ", ".join([*beside[:5], *(["…"] if len(beside) > 5 else [])])
+    return f"there is no file {pattern}, and in {folder}: {listed or 'nothing'}"
+
+
+def _pattern_of(source: FilesSource, language: str, split: SplitName) -> str:
+    called = source.splits.get(split, split)
+    return source.pattern.replace("{language}", language).replace("{split}", called)
 
 
 def _read_names_split(language: str, split: Split) -> Iterator[Rows]:
@@ -168,11 +187,12 @@ def read_unlabelled(task: TaskParams, language: str) -> Iterator[pa.Table]:
         return
     if source.columns is not None:  # there is no label in it to have a column
         source = source.model_copy(update={"columns": ["text"]})
-    entity = source.entity_field.replace("{language}", language)
-    fields = _Fields(["text"], None, entity, source.language_field)
+    entity = (source.entity_field or ENTITY).replace("{language}", language)
+    of = source.language_field
+    fields = _Fields(["text"], None, entity, of, [of] if of else [])
     start = 0
     has_entities: bool | None = None
-    for rows in _read_files(source, fields, language, UNLABELLED):
+    for rows in _read_files(source, fields, language, UNLABELLED, Counter()):
         if "{language}" not in source.pattern and source.language_field is None:
             raise StageError(f"{rows.file}: of which language? write {{language}} into task.source.pattern")
         rows.require_texts(["text"])
@@ -190,7 +210,12 @@ def read_unlabelled(task: TaskParams, language: str) -> Iterator[pa.Table]:
 
 
 def _read_hub(
-    source: HubSource, task: TaskParams, language: str, split: Split, revision: str | None
+    source: HubSource,
+    task: TaskParams,
+    language: str,
+    split: Split,
+    revision: str | None,
+    others: Counter[str],
 ) -> Iterator[Rows]:
     import datasets  # slow import
 
@@ -209,38 +234,57 @@ def _read_hub(
     names = getattr(data.features.get(fields.label), "names", None)
     start = 0
     for table in data.with_format("arrow").iter(WINDOW):
-        yield _of_table(table, fields, names, f"{name} ({language}, {called})", start, language)
+        yield _of_table(table, fields, names, f"{name} ({language}, {called})", start, language, others)
         start += table.num_rows
 
 
-def _read_files(source: FilesSource, fields: _Fields, language: str, split: SplitName) -> Iterator[Rows]:
+def _read_files(
+    source: FilesSource, fields: _Fields, language: str, split: SplitName, others: Counter[str]
+) -> Iterator[Rows]:
     """Read the files of a split, in the order of their names; in CSV and TSV, every value is a text.
 
-    In Parquet, labels have the names that `datasets` noted in the file, if it did.
+    In Parquet, labels have the names that `datasets` noted in the file, if it did. Unlabelled text may always
+    be a text file.
     """
-    called = source.splits.get(split, split)
-    pattern = source.pattern.replace("{language}", language).replace("{split}", called)
-    for path in sorted(Path().glob(pattern)):
+    pattern = _pattern_of(source, language, split)
+    paths = set(Path().glob(pattern))
+    if split == UNLABELLED:
+        paths |= {path for path in Path().glob(str(_as_text_file(Path(pattern)))) if path.is_file()}
+    for path in sorted(paths):
         kind = kind_of(path)
         if kind is None or (kind == "plain" and fields.label is not None):
             raise StageError(f"cannot read {path}: it is not one of .csv, .tsv, .jsonl, .json, .parquet")
         columns = None if kind == "plain" else source.columns
-        found = Input(path, None, fields.texts, None, source.quoting, columns, fields.needed)
-        if kind != "parquet":
-            yield from _of_rows(placed_rows(found), fields, str(path), language)
-            continue
-        start = 0
-        for table in windows(found, WINDOW):
-            assert isinstance(table, pa.Table)
-            names = _noted_names(table.schema, fields.label)
-            yield _of_table(table, fields, names, str(path), start, language)
-            start += table.num_rows
+        found = Input(
+            path, None, fields.texts, None, source.quoting, source.delimiter, columns, fields.needed
+        )
+        n_rows = 0
+        if kind == "parquet":
+            for table in windows(found, WINDOW):
+                assert isinstance(table, pa.Table)
+                names = _noted_names(table.schema, fields.label)
+                yield _of_table(table, fields, names, str(path), n_rows, language, others)
+                n_rows += table.num_rows
+        else:
+            for rows in _of_rows(placed_rows(found), fields, str(path), language, others):
+                yield rows
+                n_rows += len(rows.labels)
+        if not n_rows and fields.language is None:
+            raise StageError(f"{path} holds no examples; delete it if that is right")
 
 
-def _of_rows(placed: Placed, fields: _Fields, file: str, language: str) -> Iterator[Rows]:
+def _as_text_file(path: Path) -> Path:
+    """Give the .txt file that may stand in the place of another."""
+    return path.with_name(path.name.partition(".")[0] + ".txt")
+
+
+def _of_rows(
+    placed: Placed, fields: _Fields, file: str, language: str, others: Counter[str]
+) -> Iterator[Rows]:
     """Pick texts, labels and entities out of rows, of one language where they say theirs."""
-    of = fields.language
-    found = ((place, row) for place, row in placed if of is None or row[of] == language)
+    found = placed
+    if fields.language is not None:
+        found = _of_language(placed, fields.language, language, others)
     while window := list(islice(found, WINDOW)):
         yield Rows(
             [[row[name] for _, row in window] for name in fields.texts],
@@ -251,16 +295,32 @@ def _of_rows(placed: Placed, fields: _Fields, file: str, language: str) -> Itera
         )
 
 
+def _of_language(placed: Placed, field: str, language: str, others: Counter[str]) -> Placed:
+    for place, row in placed:
+        if row[field] == language:
+            yield place, row
+        else:
+            others[str(row[field])] += 1
+
+
 def _of_table(
-    table: pa.Table, fields: _Fields, names: list[str] | None, file: str, start: int, language: str
+    table: pa.Table,
+    fields: _Fields,
+    names: list[str] | None,
+    file: str,
+    start: int,
+    language: str,
+    others: Counter[str],
 ) -> Rows:
     """Pick texts, labels and entities out of a table, the labels by name where they have names."""
     for name in (*fields.texts, *fields.needed):
         if name not in table.column_names:
-            raise StageError(f"{file} has no column '{name}'; {instead_of(name, table.column_names)}")
+            raise MissingColumnError(f"{file} has no column '{name}'; {instead_of(name, table.column_names)}")
     places = [f"row {number}" for number in range(start + 1, start + table.num_rows + 1)]
     if fields.language is not None:
-        kept = [i for i, one in enumerate(table[fields.language].to_pylist()) if one == language]
+        said = table[fields.language].to_pylist()
+        kept = [i for i, one in enumerate(said) if one == language]
+        others.update(str(one) for one in said if one != language)
         table, places = table.take(kept), [places[i] for i in kept]
     labels = table[fields.label].to_pylist() if fields.label else [None] * table.num_rows
     known: dict[Any, str] = dict(enumerate(names or ()))

@@ -30,8 +30,9 @@ class TableSource(Params):
     """What the source calls the task's text fields, in their order; null: as the task does. In a name,
     ``{language}`` stands for the language; so it does in the next two."""
     label_field: str = "label"
-    entity_field: str = "entity"
-    """The column that says what a text is about, where there is one; equal values are translations."""
+    entity_field: str | None = None
+    """The column that says what a text is about; equal values are translations. Null: ``entity``, where there
+    is such a column."""
     language_field: str | None = None
     """The column with a row's language, of which rows of other languages are left out."""
     aligned: bool = False
@@ -67,6 +68,8 @@ class FilesSource(TableSource):
     quoting: Quoting | None = None
     """Whether fields of CSV and TSV may be in double quotes, ``csv``, or quotes are a part of the texts,
     ``none``. Null stands for ``csv`` in CSV and ``none`` in TSV; TSV that looks quoted is then refused."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """What separates the fields of CSV, such as ``;``; null: a comma, and a tab in TSV."""
     columns: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the columns of CSV and TSV without a header line. Unlabelled files then have one: texts."""
 

@@ -41,4 +41,4 @@ def pretrain(task: TaskParams, params: PretrainParams, *, output: Path = ENCODER
             title="pre-training for the student",
         )
     n_texts = sum(map(len, texts.values()))
-    return f"encoder: pre-trained on {n_texts:,} texts in {len(texts)} languages"
+    return f"encoder: pre-trained on {n_texts:,} texts in {sum(map(bool, texts.values()))} languages"

@@ -130,7 +130,7 @@ def test_a_validation_split_may_be_a_share_of_train_the_same_in_all_languages(fo
     assert premises("de", "validation") == EXPECTED
     (folder / "data/de/validation.jsonl").unlink()
     with pytest.raises(
-        StageError, match=r"validation split of 'de' is empty; .*; task.validation_share takes a"
+        StageError, match=r"validation split of 'de' is empty: .*; task.validation_share takes a"
     ):
         prepare(nli_task(pattern))
 
@@ -215,18 +215,24 @@ def test_a_json_file_may_be_one_array(folder: Path, indent: int | None, begin: s
             '[{"premise": "a", "hypothesis": "b", "label": "no"}',
             r"line 1: not JSON .a comma or \] is missing",
         ),
-        ('[\n{"premise": "a"\n', r"line 2, item 1: not JSON that can be read .Expecting ',' delimiter"),
-        ('[{"premise": "a', r"line 1, item 1: not JSON that can be read .Unterminated string"),
-        ("[\n{},]", r"item 1 has no column 'premise'; there are: none"),
-        ("[1]", r"item 1: 1 is no JSON object"),
-        ('[{"premise": 3, "hypothesis": "b", "label": "no"}]', r"item 1: premise is 3, not a text"),
-        ('[{"premise": NaN}]', r"line 1, item 1: not JSON that can be read .NaN is no JSON"),
+        (
+            '[\n{"premise": "a"\n',
+            r"line 2 .item 1.: not JSON that can be read .*delimiter; the file ends",
+        ),
+        (
+            '[{"premise": "a',
+            r"line 1 .item 1.: not JSON that can be read .*string; the file ends",
+        ),
+        ("[\n{},]", r"line 2 .item 1. has no column 'premise'; there are: none"),
+        ("[1]", r".item 1.: 1 is no JSON object"),
+        ('[{"premise": 3, "hypothesis": "b", "label": "no"}]', r".item 1.: premise is 3, not a text"),
+        ('[{"premise": NaN}]', r"line 1 .item 1.: not JSON that can be read .NaN is no JSON"),
         (
             '[{"premise": "a", "hypothesis": "b", "label": "no"},]',
-            r"item 2: not JSON that can be read .Expecting value",
+            r".item 2.: not JSON that can be read .Expecting value\)",
         ),
         ('[{"premise": "a", "hypothesis": "b", "label": "no"}] x', r"something follows the array"),
-        ('[{"premise": "a", "hypothesis": "b", "label": "what"}]', r"item 1: label 'what' is not one of"),
+        ('[{"premise": "a", "hypothesis": "b", "label": "what"}]', r".item 1.: label 'what' is not one of"),
     ],
 )
 def test_an_array_that_is_broken_is_refused_with_its_item(folder: Path, text: str, message: str) -> None:
@@ -281,6 +287,11 @@ def test_columns_are_named_of_csv_and_tsv_alone(folder: Path) -> None:
 def test_unlabelled_text_may_be_a_text_file(folder: Path) -> None:
     write_all(folder)
     (folder / "data/de/unlabelled.txt").write_text('eins "zwei"\ndrei\n')
+    done = prepare(nli_task("data/{language}/{split}.jsonl"))
+    assert done.table().splitlines()[:2] == [
+        "language      train    validation    test    test in train    unlabelled",
+        "de                3             3       3                3             2",
+    ]
     task = nli_task("data/{language}/{split}.*")
     prepare(task)
     assert list(pretraining_texts(task, "de").values()) == ['eins "zwei"', "drei"]
@@ -367,8 +378,8 @@ ENTITIES = {
 @pytest.mark.parametrize("kind", ENTITIES)
 def test_dates_and_numbers_are_the_same_entity_in_every_format(folder: Path, kind: str) -> None:
     value, text = ENTITIES[kind]
-    pattern = write_all(folder)
     rows = [row | {"when": value} for row in ROWS]
+    write_all(folder, [row | {"when": "x"} for row in ROWS])
     write(folder / "data/de/train.parquet", rows)
     write(folder / "data/de/validation.csv", rows)
     lines = [json.dumps(row | {"when": "?"}).replace('"?"', text) for row in ROWS]
@@ -426,8 +437,109 @@ def test_translations_of_training_texts_are_told(folder: Path, suffix: str) -> N
     for split in ("de/train", "de/validation", "de/test", "fr/test"):
         write(folder / f"data/{split}.{suffix}", rows_about(range(7), split))
     assert len(prepare(nli_task(pattern)).notes) == 3
-    source = files(pattern, aligned=True, entity_field="none")  # whose rows begin anew in each split
+    source = files(pattern, aligned=True, entity_field="label")  # whose rows begin anew in each split
     assert prepare(nli_task("", source=source)).notes == []
+
+
+def test_rows_of_no_language_of_the_task_are_told(folder: Path) -> None:
+    rows = [row | {"lang": lang} for row in ROWS for lang in ("de", "fr", "DE", "it")]
+    for split in ("train", "validation", "test"):
+        write(folder / f"data/{split}.jsonl", rows)
+    source = files("data/{split}.jsonl", language_field="lang")
+    notes = prepare(nli_task("", source=source)).notes
+    assert [note for note in notes if note.startswith("train: ")] == [
+        "train: 3 rows of 'DE' are left out",
+        "train: 3 rows of 'it' are left out",
+    ]
+    said = r"data/train.jsonl has no row with lang 'es'; there are: de, fr, DE, it"
+    with pytest.raises(StageError, match=rf"the train split of 'es' is empty: {said}"):
+        prepare(nli_task("", source=source, supervised=["es"]))
+
+
+def test_rows_that_are_said_to_be_aligned_and_have_other_labels_are_told(folder: Path) -> None:
+    pattern = write_all(folder)
+    write(folder / "data/fr/test.jsonl", [ROWS[1], ROWS[0], ROWS[2]])
+    notes = prepare(nli_task(pattern, source=files(pattern, aligned=True))).notes
+    warning = "warning: 2 of 3 test rows have another label in 'fr' than in 'de'; are they aligned?"
+    assert warning in notes
+    assert sum("aligned" in note for note in notes) == 1
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_an_entity_column_that_is_named_must_be_there(folder: Path, suffix: str) -> None:
+    pattern = write_all(folder, [row | {"ids": "a"} for row in ROWS], suffix)
+    with pytest.raises(StageError, match=r"has no column 'id'; did you mean ids\?"):
+        prepare(nli_task(pattern, source=files(pattern, entity_field="id")))
+
+
+def test_missing_entities_and_repeated_texts_are_counted(folder: Path) -> None:
+    pattern = write_all(folder)
+    rows = rows_about(range(4), "de")
+    write(folder / "data/de/train.jsonl", [*rows, {**rows[0], "entity": None}])
+    notes = prepare(nli_task(pattern)).notes
+    assert "de: 1 of 5 train examples have no entity" in notes
+    assert "de: 1 training texts are repetitions of others" in notes
+
+
+def test_a_zero_shot_language_needs_no_column_in_validation_files(folder: Path) -> None:
+    german = [{"text_de": "eins", "label": "no"}, {"text_de": "zwei", "label": "yes"}]
+    for split in ("train", "validation"):
+        write(folder / f"data/{split}.csv", german)
+    write(folder / "data/test.csv", [row | {"text_fr": "un"} for row in german])
+    source = files("data/{split}.csv", text_fields=["text_{language}"])
+    task = nli_task("", source=source, text_fields=["text"])
+    assert prepare(task).examples["fr"] == {"test": 2}
+    write(folder / "data/test.csv", german)
+    with pytest.raises(StageError, match=r"data/test.csv has no column 'text_fr'; did you mean text_de\?"):
+        prepare(task)
+
+
+def test_what_is_missing_is_said_with_what_there_is(folder: Path) -> None:
+    write_all(folder, suffix="csv.gz")
+    (folder / "data/de/train.csv.gz").rename(folder / "data/de/train.xlsx")
+    said = r"there is no file data/de/train.csv, and in data/de: data/de/test.csv.gz, data/de/train.xlsx"
+    with pytest.raises(StageError, match=rf"the train split of 'de' is empty: {said}"):
+        prepare(nli_task("data/{language}/{split}.csv"))
+
+
+def test_a_file_without_examples_among_others_is_refused(folder: Path) -> None:
+    write_all(folder)
+    (folder / "data/de/train-2.jsonl").write_text("\n")
+    with pytest.raises(StageError, match=r"data/de/train-2.jsonl holds no examples; delete it if that is"):
+        prepare(nli_task("data/{language}/{split}*.jsonl"))
+
+
+def test_another_delimiter_is_asked_about_and_taken(folder: Path) -> None:
+    write_all(folder)
+    for path in folder.glob("data/*/*.jsonl"):
+        path.with_suffix(".csv").write_text('premise;hypothesis;label\n"a; b";c,d;yes\n')
+    pattern = "data/{language}/{split}.csv"
+    message = r"has no column 'premise'; are its fields separated by ';'\? say so in task.source.delimiter"
+    with pytest.raises(StageError, match=message):
+        prepare(nli_task(pattern))
+    prepare(nli_task(pattern, source=files(pattern, delimiter=";")))
+    assert premises("de", "train") == ["a; b"]
+    (folder / "data/de/train.csv").write_text("a;c;yes\n")
+    columns = ["premise", "hypothesis", "label"]
+    with pytest.raises(StageError, match=r"line 1: 1 values in 3 columns; are its fields separated by ';'"):
+        prepare(nli_task(pattern, source=files(pattern, columns=columns)))
+
+
+def test_numbers_that_pandas_made_fractions_of_are_numbers(folder: Path) -> None:
+    rows = [row | {"label": label} for row, label in zip(ROWS, (0.0, 1.0, 0.0), strict=True)]
+    for suffix in ("csv", "jsonl", "parquet"):
+        task = nli_task(write_all(folder, rows, suffix))
+        prepare(task)
+        assert read_examples(task, "de", "train")["label"].to_pylist() == [0, 1, 0]
+    with pytest.raises(StageError, match=r"label 0.5 is not one of"):
+        prepare(nli_task(write_all(folder, [row | {"label": 0.5} for row in ROWS])))
+
+
+def test_a_json_object_that_is_no_example_is_told_what_to_be(folder: Path) -> None:
+    pattern = write_all(folder)
+    (folder / "data/de/train.jsonl").write_text(json.dumps({"data": ROWS}, indent=1))
+    with pytest.raises(StageError, match=r"line 1: not JSON .*; write one object a line, or one array"):
+        prepare(nli_task(pattern))
 
 
 # Windows
@@ -516,7 +628,13 @@ def test_a_random_array_or_headless_table_is_read_as_it_is_or_refused(
         path.write_bytes(data)
         is_table = kind in ("csv", "tsv")
         source = Input(
-            path, None, NAMES[:2], None, "csv" if is_table else None, NAMES if is_table else None, NAMES[2:]
+            path,
+            None,
+            NAMES[:2],
+            None,
+            quoting="csv" if is_table else None,
+            columns=NAMES if is_table else None,
+            needed=NAMES[2:],
         )
         try:
             found = [tuple(row[name] for name in NAMES) for _, row in placed_rows(source)]

@@ -29,6 +29,7 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "task.source.aligned": (True, ("prepare", *EVALUATE)),
     "task.source.first_class_number": (1, ("prepare", *EVALUATE)),
     "task.source.quoting": ("csv", ("prepare", *EVALUATE)),
+    "task.source.delimiter": (";", ("prepare", *EVALUATE)),
     "task.source.columns": (["text", "label"], ("prepare", *EVALUATE)),
     "task.source.pattern": ("data/{language}-{split}.csv", ("prepare", *EVALUATE)),
     "task.text_fields": (["other"], TASK),

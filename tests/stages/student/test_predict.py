@@ -222,6 +222,7 @@ def test_a_language_without_a_branch_is_counted_and_what_is_no_language_refused(
         ("German", "'German' is no language tag; did you mean de?"),
         ("deutsch", "'deutsch' is no language tag; did you mean de?"),
         ("deu", "'deu' has no branch; did you mean de?"),
+        ("ger", "'ger' has no branch; did you mean de?"),
         ("xx", "'xx' is no language tag; write one such as de or zh-Hant, or nothing"),
         ("Nederlands", "'Nederlands' is no language tag; did you mean nl?"),
     ):
@@ -352,14 +353,18 @@ def test_numbers_that_json_has_not_are_written_as_null(finished: Path, run: Run)
         ("in.jsonl", b'{"text": 3}\n', "in.jsonl, line 1: text is 3, not a text"),
         ("in.jsonl", b'{"text": "a", "branch": 0}\n', "line 1 has a column 'branch' already"),
         ("in.jsonl", b'{"text": "\\ud800"}\n', "in.jsonl, line 1: not Unicode (surrogates not allowed)"),
-        ("in.jsonl", b"[" * 100_000, "in.jsonl, line 1, item 1: not JSON that can be read"),
+        ("in.jsonl", b"[" * 100_000, "in.jsonl, line 1 (item 1): not JSON that can be read"),
         (
             "in.jsonl",
             b'{"text": "a", "text": "b"}\n',
             "line 1: not JSON that can be read (a name stands twice",
         ),
         ("in.jsonl", b'{"text": "a", "n": NaN}\n', "line 1: not JSON that can be read (NaN is no JSON)"),
-        ("in.csv", b"text;n\na;1\n", "in.csv has no column 'text'; its columns are separated by semicolons"),
+        (
+            "in.csv",
+            b"text;n\na;1\n",
+            "in.csv has no column 'text'; are its fields separated by ';'? say",
+        ),
         ("in.csv", b"text,n\ra,1\r", "in.csv, line 1: lines end with CR alone; end them with LF"),
         ("in.parquet", b"PAR1", "cannot read in.parquet: "),
         (
@@ -390,7 +395,7 @@ def test_tsv_that_looks_quoted_is_classified_once_it_is_said_how(finished: Path,
 
 def test_what_is_wrong_in_a_parquet_file_is_named_by_its_row(finished: Path, run: Run) -> None:
     pq.write_table(pa.table({"text": ["a", None], "lang": [1, 2]}), "in.parquet")
-    assert "in.parquet, row 2: text is None, not a text" in refused(run, "in.parquet", "--output", "x.jsonl")
+    assert "in.parquet, row 2: text is null, not a text" in refused(run, "in.parquet", "--output", "x.jsonl")
     assert "row 1: lang is 1, not a language" in refused(run, "in.parquet", "--language-field", "lang")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), "empty.parquet")
     assert "empty.parquet holds no examples" in refused(run, "empty.parquet")
