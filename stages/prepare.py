@@ -70,10 +70,7 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
                 why = hint_of(task, language, split, others)
                 raise StageError(f"the {split} split of '{language}' is empty: {why}{hint}")
             if language == task.languages[0]:
-                strangers = {name: n for name, n in others.items() if name not in task.languages}
-                done.notes += [
-                    f"{split}: {n:,} rows of '{name}' are left out" for name, n in strangers.items()
-                ]
+                done.note_left_out(split, {n: k for n, k in others.items() if n not in task.languages})
         unlabelled = data_file(language, UNLABELLED, folder)
         _write_batches(read_unlabelled(task, language), unlabelled)
         done.unlabelled[language] = _mapped(unlabelled).num_rows if unlabelled.exists() else 0

@@ -1,6 +1,6 @@
 """What people want to know of their data: counts, and what may be wrong with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,9 @@ from tabulate import tabulate
 
 from stages.data.examples import ENTITY, SPLITS
 from stages.data.task import Split
+
+_NAMED = 5
+"""Languages of which rows are left out that are named."""
 
 
 @dataclass
@@ -57,6 +60,13 @@ class Prepared:
             self._note_classes(language, labels, seen.texts)
         if self.aligned:
             self._note_alignment(language, split, labels)
+
+    def note_left_out(self, split: Split, strangers: Mapping[str, int]) -> None:
+        """Note rows of languages that the task has not: how many each has, of a split's file for all."""
+        named = sorted(strangers, key=lambda name: -strangers[name])[:_NAMED]
+        self.notes += [f"{split}: {strangers[name]:,} rows of '{name}' are left out" for name in named]
+        if more := len(strangers) - len(named):
+            self.notes.append(f"{split}: so are rows of {more:,} other languages")
 
     def _note_classes(self, language: str, labels: NDArray[np.int32], texts: NDArray[np.uint64]) -> None:
         """Count the classes of a training split, and note missing ones and labels that contradict."""

@@ -451,6 +451,11 @@ def test_rows_of_no_language_of_the_task_are_told(folder: Path) -> None:
         "train: 3 rows of 'DE' are left out",
         "train: 3 rows of 'it' are left out",
     ]
+    many = [row | {"lang": f"x{n}"} for row in ROWS for n in range(9)]
+    write(folder / "data/train.jsonl", [*rows, *many])
+    notes = prepare(nli_task("", source=source)).notes
+    assert "train: so are rows of 6 other languages" in notes
+    write(folder / "data/train.jsonl", rows)
     said = r"data/train.jsonl has no row with lang 'es'; there are: de, fr, DE, it"
     with pytest.raises(StageError, match=rf"the train split of 'es' is empty: {said}"):
         prepare(nli_task("", source=source, supervised=["es"]))
