@@ -1,5 +1,7 @@
 # make demo: install, run the pipeline on the built-in task, two stages at once, print its table.
 # make test: install the test tools, then lint, formatting, types and tests.
+# make test-transformers: transformers' own common tests on the student, beside plain models; ALL=1 for all families.
+#                         They come out of its sdist, from the package index.
 # make ablation: the variants with several seeds, compared on test data; make sweep: settings, on validation data.
 #                JOBS=2 trains two models at once; on two cores, with OMP_NUM_THREADS=1.
 # make bench: measure time, disk and memory, and print them next to their targets; takes minutes.
@@ -15,7 +17,7 @@ SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo all-stages test stage-one all-teachers ablation all-variants sweep all-settings bench gpu gpu-pack
+.PHONY: demo all-stages test test-transformers stage-one all-teachers ablation all-variants sweep all-settings bench gpu gpu-pack
 
 demo: .venv/installed
 	@dvc status --quiet || $(MAKE) --no-print-directory all-stages || dvc repro
@@ -50,6 +52,9 @@ test: .venv/installed-test
 	ruff format --check .
 	mypy
 	python -m pytest -m '' --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+test-transformers: .venv/installed-test
+	python tests/common/run_common.py $(if $(ALL),--all)
 
 # DVC runs one stage at a time, but several of it may run at once, each with a stage of its own.
 ifeq ($(JOBS),1)
