@@ -26,6 +26,9 @@ def main(recipe: str, folder: Path) -> None:
         counts = []
         for split in SPLITS if language in task.supervised else SPLITS[1:]:
             table = pq.read_table(folder / _FOLDERS[recipe] / language / f"{split}.parquet")
+            if recipe == "panx-type":  # whose classes are PER, ORG and LOC, in this order
+                names = pa.array(task.classes).take(table["label"].combine_chunks())
+                table = pa.table({"text": table["text"], "label": names})
             if recipe == "xnli-15k" and split == "train":
                 for field in task.text_fields:
                     texts = [_detokenised(text, language) for text in table[field].to_pylist()]
