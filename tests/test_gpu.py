@@ -79,7 +79,7 @@ def write_pack(folder: Path, tokenizer: Any) -> None:
 def test_make_gpu_measures_every_part_without_a_network_and_missing_packages(
     finished_once: Path, tmp_path: Path
 ) -> None:
-    write_pack(tmp_path / "pack", AutoTokenizer.from_pretrained(finished_once / "artifacts/student"))
+    write_pack(tmp_path / "pack", AutoTokenizer.from_pretrained(finished_once / "artifacts/encoder"))
     python = bare_python(tmp_path / "bare")
     lacks = subprocess.run([python, "-c", "import zarr"], capture_output=True, text=True, check=False)
     assert "No module named 'zarr'" in lacks.stderr
