@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -152,10 +152,10 @@ def _windows(
         labels.require_zero(language)
 
 
-def _keys(ids: pa.ChunkedArray, entities: list[str | None] | None, purpose: bytes) -> NDArray[np.uint64]:
+def _keys(ids: pa.ChunkedArray, entities: Iterable[str | None], purpose: bytes) -> NDArray[np.uint64]:
     """Hash what examples are about, or their text, into numbers by which some are chosen: ``(N,)``."""
     keys = first_words(ids)
-    for row, entity in enumerate(entities or ()):
+    for row, entity in enumerate(entities):
         if entity is not None:
             digest = hashlib.blake2b(entity.encode(), digest_size=16, person=purpose).digest()
             keys[row] = int.from_bytes(digest[:8])
@@ -205,6 +205,7 @@ def _mapped(path: Path) -> pa.Table:
 
 def _some(table: pa.Table, n: int) -> pa.Table:
     """Choose `n` rows by a hash of what they are about, or of their text, and leave them in their order."""
-    entities = table[ENTITY].to_pylist() if ENTITY in table.column_names else None
+    chunks = table[ENTITY].iterchunks() if ENTITY in table.column_names else ()
+    entities = (name for chunk in chunks for name in chunk.to_pylist())
     keys = _keys(table["example_id"], entities, b"")
     return table.take(pa.array(np.sort(np.argsort(keys, kind="stable")[:n]))).combine_chunks()
