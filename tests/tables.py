@@ -2,13 +2,17 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.data.files import Input
+from stages.data.rows import placed_rows
 from stages.data.task import FilesSource, TaskParams
+from stages.errors import StageError
 
 
 def nli_task(pattern: str, **changes: Any) -> TaskParams:
@@ -28,6 +32,14 @@ ROWS: list[dict[str, Any]] = [
     {"premise": "u\u0308ber", "hypothesis": "NA", "label": "no"},
     {"premise": " leading", "hypothesis": "", "label": "yes"},
 ]
+
+
+def read_or_refused(source: Input, names: Sequence[str]) -> tuple[list[tuple[Any, ...]], str]:
+    """Read a table's rows, or the line with which it is refused."""
+    try:
+        return [tuple(row[name] for name in names) for _, row in placed_rows(source)], ""
+    except StageError as error:
+        return [], str(error)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
