@@ -15,7 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mblm import MBLMConfig
 
@@ -278,7 +278,7 @@ class BranchedLayer(nn.ModuleList):
         return tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*outputs, strict=True))
 
 
-class _Head(nn.Module):
+class _ClassificationHead(nn.Module):
     """The family's own classifier, from pooled representations ``(…, H)`` to logits ``(…, C)``."""
 
     def __init__(self, family: _Family, classifier: PreTrainedModel) -> None:
@@ -391,7 +391,7 @@ class MBLMModel(MBLMPreTrainedModel):
         self.encoder.set_input_embeddings(value)
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers has untyped functions
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs names position_ids as well
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -400,7 +400,7 @@ class MBLMModel(MBLMPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MBLMModelOutput:
         """Look at B texts.
 
@@ -428,22 +428,23 @@ class MBLMModel(MBLMPreTrainedModel):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        kwargs |= {
-            name: value for name, value in optional.items() if value is not None and name in self._optional
+        passed: dict[str, Any] = {
+            **kwargs,
+            **{k: value for k, value in optional.items() if value is not None and k in self._optional},
         }
         n, device = first.shape[0], first.device
         chosen = None if language_ids is None else self._checked_ids(language_ids, n, device)
         mixture = None if mixture_weights is None else self._checked_weights(mixture_weights, n, device)
         weights = self._own_weights(chosen, n, device)
         routing = self._route(chosen, weights, mixture)
-        selected = kwargs.get("output_hidden_states")
+        selected = passed.get("output_hidden_states")
         if selected is not None and not isinstance(selected, bool):  # numbers: a branched layer has several
-            kwargs["output_hidden_states"] = bool(selected)
+            passed["output_hidden_states"] = bool(selected)
         outer = _ROUTING.get()  # of a student in whose forward pass this one runs
         _ROUTING.set(routing)
         try:
             seen = self.encoder(
-                input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs
+                input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **passed
             )
         finally:
             _ROUTING.set(outer)
@@ -597,7 +598,7 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
     def __init__(self, config: MBLMConfig) -> None:
         super().__init__(config)
         classifier = _new_classifier(config)
-        self.head = _Head(_family(config.mplm_config), classifier)
+        self.head = _ClassificationHead(_family(config.mplm_config), classifier)
         self.mblm = MBLMModel(config, classifier.base_model)
         self.post_init()
 
@@ -628,7 +629,7 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         if any(".pooler." not in key for key in unfit):
             raise ValueError(f"{folder} has no fitting weights for {', '.join(sorted(unfit))}")
         student = cls(MBLMConfig(mplm_config=mplm_config, **config))
-        student.head.load_state_dict(_Head(family, pretrained).state_dict())
+        student.head.load_state_dict(_ClassificationHead(family, pretrained).state_dict())
         weights = pretrained.base_model.state_dict()
         for name in list(weights):
             layer = _branched_layer(name, student.config)
@@ -666,14 +667,14 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
                 index, _, rest = layer.rest.partition(".")
                 if int(index) == branch % self.config.n_branches:
                     weights[f"{layer.prefix}{rest}"] = tensor
-        head = _Head(_family(self.config.mplm_config), plain)
+        head = _ClassificationHead(_family(self.config.mplm_config), plain)
         head.load_state_dict(self.head.state_dict())
         plain.base_model.load_state_dict(weights)
         head.give_back(plain)
         return plain.to(self.device, self.dtype).eval()
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers has untyped functions
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs names position_ids as well
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -683,7 +684,7 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MBLMOutput:
         """Classify B texts.
 

@@ -86,7 +86,9 @@ A text classifier, {_TRAINED[params.variant]} (variant `{params.variant}`).
 - Made from: {_encoder(config, encoder)}
 - Data: {_plain(data)}
 - Languages: {_languages(config)}
-- Classes: {", ".join(map(_plain, task.classes))}{_interrupted(went_on_over)}
+- Classes: {", ".join(map(_plain, task.classes))}
+- Length: it was trained on the first {params.max_tokens} tokens of a text, and its tokenizer cuts
+  there with `truncation=True`{_interrupted(went_on_over)}
 
 ## How to use it
 

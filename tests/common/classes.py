@@ -43,6 +43,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "roberta": {**_SIZES, "pad_token_id": 1},
     "xlm-roberta": {**_SIZES, "pad_token_id": 1},
 }
+_WITH_A_HEAD = ("camembert", "electra", "roberta", "xlm-roberta")
+"""Families whose classifier is a module of its own, which the student's head holds."""
 
 # The tests know by these names which class has no loss, and which takes what labels.
 modeling_auto.MODEL_MAPPING_NAMES["mblm"] = "MBLMModel"
@@ -93,6 +95,11 @@ def _case(family: str, *, is_student: bool) -> type:
             if not plain[1]._supports_sdpa:
                 self.skipTest("the family has no sdpa, and a student's class is that of all families")
             super().test_sdpa_can_dispatch_non_composite_models()
+
+        def test_can_load_ignoring_mismatched_shapes(self) -> None:
+            if is_student and family in _WITH_A_HEAD:
+                self.skipTest("the last layer is one level below where it looks; test_plain_in_use.py does")
+            super().test_can_load_ignoring_mismatched_shapes()
 
     Case.__name__ = Case.__qualname__ = f"{'Student' if is_student else 'Plain'}_{family.replace('-', '_')}"
     return Case

@@ -279,6 +279,21 @@ def test_options_of_the_encoder_are_taken_in_loading(
     assert rates == {0.5}
 
 
+def test_another_number_of_classes_changes_the_last_layer_alone(
+    pair: tuple[Any, MBLMForSequenceClassification], tmp_path: Path
+) -> None:
+    student = perturbed(pair[1])
+    student.save_pretrained(tmp_path / "student")
+    loaded = MBLMForSequenceClassification.from_pretrained(
+        tmp_path / "student", num_labels=7, ignore_mismatched_sizes=True
+    ).eval()
+    assert loaded(**inputs()).logits.shape == (B, 7)
+    before, after = student.state_dict(), loaded.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {after[name].shape[0] for name in changed} == {7}
+    assert len(changed) == 2
+
+
 # The tokenizer
 
 

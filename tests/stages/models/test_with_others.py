@@ -1,10 +1,11 @@
-"""The student in other hands: PEFT, torch.export, accelerate."""
+"""The student in other hands: PEFT, torch.export, accelerate, Captum."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
 from families import B, C, inputs, perturbed, save_plain, student_of
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import Tensor
@@ -92,3 +93,41 @@ def test_accelerate_places_it(student: MBLMForSequenceClassification, tmp_path: 
         tmp_path / "student", device_map="auto"
     ).eval()
     torch.testing.assert_close(logits_of(placed), logits_of(student))
+
+
+@pytest.mark.parametrize("language_id", [1, -1], ids=["own branch", "mixture"])
+def test_captum_attributes_to_tokens(student: MBLMForSequenceClassification, language_id: int) -> None:
+    given = inputs()
+    rest = (given["attention_mask"], torch.full((B,), language_id))
+    baseline = torch.zeros_like(given["input_ids"])
+
+    def logit(input_ids: Tensor, mask: Tensor, language_ids: Tensor) -> Any:
+        return student(input_ids=input_ids, attention_mask=mask, language_ids=language_ids).logits[:, 2]
+
+    method = LayerIntegratedGradients(logit, student.get_input_embeddings())
+    attributions = method.attribute(
+        given["input_ids"], baseline, additional_forward_args=rest, n_steps=400, internal_batch_size=100
+    )
+    with torch.inference_mode():
+        expected = logit(given["input_ids"], *rest) - logit(baseline, *rest)
+    assert expected.abs().max() > 0.05
+    torch.testing.assert_close(attributions.sum(dim=(1, 2)), expected, atol=5e-3, rtol=2e-2)
+
+
+def test_captum_attributes_to_layers(student: MBLMForSequenceClassification) -> None:
+    given = inputs()
+    layers = student.mblm.encoder.encoder.layer
+
+    def logit(input_ids: Tensor, mask: Tensor) -> Any:
+        ids = torch.ones(B, dtype=torch.int64)
+        return student(input_ids=input_ids, attention_mask=mask, language_ids=ids).logits[:, 2]
+
+    def scores(layer: torch.nn.Module) -> Any:
+        method = LayerGradientXActivation(logit, layer)
+        return method.attribute(given["input_ids"], additional_forward_args=given["attention_mask"])
+
+    for layer in (layers[0], layers[1], layers[1][1]):  # the trunk's, a branched one, the branch's own
+        attributed = scores(layer)
+        assert attributed.shape == (B, 7, 16)
+        assert attributed.abs().sum() > 0
+    torch.testing.assert_close(scores(layers[1]), scores(layers[1][1]))

@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from ruamel.yaml import YAML
 from tiny import CLASSES, Run, tiny_params, use_ready_teacher
+from transformers import AutoTokenizer
 from warm import warm_python
 
 from cache import SoftLabelSet, file_digest
@@ -126,6 +127,9 @@ def test_the_card_says_where_the_student_comes_from(finished: Path) -> None:
     assert params == relevant(load_params(Path("params.yaml")).student.distill)
     assert "variant `mblm`" in card
     assert "roberta, 2 layers, 16 wide" in card
+    length = AutoTokenizer.from_pretrained("artifacts/student").model_max_length
+    assert length == params["max_tokens"]
+    assert f"the first {length} tokens of a text" in card
 
 
 def test_the_hub_reads_the_header(finished: Path) -> None:
