@@ -14,7 +14,8 @@ classes:
                                                         its length in bytes (8 bytes, little-endian)
     logits             fixed_size_list<float32>[C]      raw, in the teacher's class order; or float16
     hidden             fixed_size_list<float16>[H]      last state of the first token; where asked for;
-                                                        ``hidden_token`` among the facts: of that token
+                                                        ``hidden_token`` among the facts: of that token,
+                                                        or what the teacher pools
 
 or, where only the k largest logits are kept, in place of ``logits``:
 

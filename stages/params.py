@@ -19,6 +19,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 MaxTokens = Annotated[int, Field(ge=4)]
 Precision = Literal["float32", "bfloat16"]
+Pooling = Literal["first", "mean", "last"]
 
 
 class Params(BaseModel):

@@ -142,6 +142,7 @@ class Producer:
         columns = self.outputs.columns(len(self.classes))
         if "hidden" in columns:
             config = self.facts["config"]
+            config = config.get("mplm_config", config)  # of a teacher that is a student
             width = config.get("hidden_size", config.get("dim"))  # DistilBERT's word
             if type(width) is int and 0 < width < 2**16:
                 columns["hidden"] = Column("float16", width)

@@ -28,6 +28,8 @@ class MBLMConfig(PreTrainedConfig):
         n_branches: One per language, or 1: then all languages share it, as in a plain classifier.
         branch_layers: How many of the encoder's top layers form a branch.
         mixing: What a mixture is of: ``representations`` (before the classifier) or ``logits``.
+        pooling: What represents a text: the state of its ``first`` token, of its ``last``, or the ``mean`` of
+            all; None: as the encoder's family does.
         default_language: Whose branch serves texts that come without a language id; None: the mixture.
         schema_version: Of the folder that the student is saved to.
     """
@@ -43,6 +45,7 @@ class MBLMConfig(PreTrainedConfig):
         n_branches: int = 1,
         branch_layers: int = 1,
         mixing: str = "representations",
+        pooling: str | None = None,
         default_language: str | None = None,
         schema_version: int = 1,
         **kwargs: Any,
@@ -61,6 +64,7 @@ class MBLMConfig(PreTrainedConfig):
         self.n_branches = n_branches
         self.branch_layers = branch_layers
         self.mixing = mixing
+        self.pooling = pooling
         self.default_language = default_language
         self.schema_version = SCHEMA_VERSION
         # With these, a folder that holds the code as well loads as each of them.
@@ -78,6 +82,8 @@ class MBLMConfig(PreTrainedConfig):
             )
         if mixing not in ("representations", "logits"):
             raise ValueError(f"mixing is {mixing!r}: representations or logits")
+        if pooling not in (None, "first", "mean", "last"):
+            raise ValueError(f"pooling is {pooling!r}: first, mean, last or null")
         super().__init__(**kwargs)
 
     def __getattr__(self, name: str) -> Any:

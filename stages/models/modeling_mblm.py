@@ -43,12 +43,16 @@ class _Family:
     """The classifier's module that picks the first token itself, and so wants the shape ``(B, T, H)``."""
     then: tuple[str, ...]
     """The classifier's other modules in their order."""
-    mean_pooling: str | None = None
+    pooling: str | None = None
     """Configuration key that may hold ``mean`` instead of ``cls``."""
+
+    def pools(self, config: PreTrainedConfig) -> str:
+        """Say what represents a text in a plain model: its ``first`` token or the ``mean``."""
+        return "mean" if self.pooling and getattr(config, self.pooling) == "mean" else "first"
 
 
 _ROBERTA = _Family("encoder.layer", "classifier", ())
-_FAMILIES = {
+FAMILIES = {
     "bert": _Family("encoder.layer", "pooler", ("dropout", "classifier")),
     "camembert": _ROBERTA,
     "deberta-v2": _Family("encoder.layer", "pooler", ("dropout", "classifier")),
@@ -363,9 +367,7 @@ class MBLMModel(MBLMPreTrainedModel):
         self.encoder = encoder or _new_classifier(config).base_model
         if encoder is None and family.first_token is not None:
             setattr(self.encoder, family.first_token, None)  # BERT's pooler belongs to the classifier
-        self._mean_pooling = family.mean_pooling is not None and (
-            getattr(config.mplm_config, family.mean_pooling) == "mean"
-        )
+        self.pooling = config.pooling or family.pools(config.mplm_config)
         # What the encoder's forward names, of what all students name.
         self._optional = set(signature(self.encoder.forward).parameters)
         layers = self.encoder.get_submodule(family.layers)
@@ -577,11 +579,15 @@ class MBLMModel(MBLMPreTrainedModel):
         return tuple(merged)
 
     def _pool(self, states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Reduce ``(P, T, H)`` to ``(P, H)`` as the family does."""
-        if not self._mean_pooling:
+        """Reduce ``(P, T, H)`` to ``(P, H)``."""
+        if self.pooling == "first":
             return states[:, 0]
         if attention_mask is None:
-            return states.mean(dim=1)
+            return states[:, -1] if self.pooling == "last" else states.mean(dim=1)
+        if self.pooling == "last":
+            positions = torch.arange(states.shape[1], device=states.device)
+            last = (attention_mask * positions).argmax(dim=1)
+            return states[torch.arange(states.shape[0], device=states.device), last]
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
         return (states * mask).sum(dim=1) / mask.sum(dim=1)
 
@@ -594,6 +600,8 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
     """
 
     mblm: MBLMModel
+    new_weights: Sequence[str] = ()
+    """After `from_mplm`: weights that the encoder lacked and that were drawn, named as in a plain model."""
 
     def __init__(self, config: MBLMConfig) -> None:
         super().__init__(config)
@@ -630,15 +638,19 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
             raise ValueError(f"{folder} has no fitting weights for {', '.join(sorted(unfit))}")
         student = cls(MBLMConfig(mplm_config=mplm_config, **config))
         student.head.load_state_dict(_ClassificationHead(family, pretrained).state_dict())
-        weights = pretrained.base_model.state_dict()
+        student._load_encoder(pretrained.base_model.state_dict())
+        student.new_weights = sorted(loading["missing_keys"])
+        return student
+
+    def _load_encoder(self, weights: dict[str, Tensor]) -> None:
+        """Take over the weights of a plain encoder, by their names in it; each branch gets its top layers."""
         for name in list(weights):
-            layer = _branched_layer(name, student.config)
+            layer = _branched_layer(name, self.config)
             if layer is not None:
                 tensor = weights.pop(name)
-                for branch in range(student.config.n_branches):
+                for branch in range(self.config.n_branches):
                     weights[f"{layer.prefix}{branch}.{layer.rest}"] = tensor
-        student.mblm.encoder.load_state_dict(weights)
-        return student
+        self.mblm.encoder.load_state_dict(weights)
 
     def to_plain(self, language: str) -> Any:
         """Give trunk, one language's branch and the classifier as a plain model of the encoder's family.
@@ -648,6 +660,7 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
 
         Returns:
             Such as an ``XLMRobertaForSequenceClassification``, with the same logits; its weights are copies.
+            Where the family has no such pooling, a student with this one branch.
 
         Raises:
             ValueError: The language has no branch.
@@ -655,9 +668,6 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         branch = self.config.language_id(language)
         if branch < 0:
             raise ValueError(f"'{language}' has no branch; these have: {', '.join(self.config.languages)}")
-        plain = _new_classifier(self.config, deepcopy(self.config.mplm_config))
-        plain.config.id2label, plain.config.label2id = self.config.id2label, self.config.label2id
-        plain.config.problem_type = self.config.problem_type
         weights = {}
         for name, tensor in self.mblm.encoder.state_dict().items():
             layer = _branched_layer(name, self.config)
@@ -667,11 +677,34 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
                 index, _, rest = layer.rest.partition(".")
                 if int(index) == branch % self.config.n_branches:
                     weights[f"{layer.prefix}{rest}"] = tensor
-        head = _ClassificationHead(_family(self.config.mplm_config), plain)
+        family, mplm_config = _family(self.config.mplm_config), deepcopy(self.config.mplm_config)
+        if self.mblm.pooling != family.pools(mplm_config):
+            if family.pooling is None or self.mblm.pooling == "last":
+                return self._with_one_branch(language, weights)
+            setattr(mplm_config, family.pooling, {"first": "cls"}.get(self.mblm.pooling, "mean"))
+        plain = _new_classifier(self.config, mplm_config)
+        plain.config.id2label, plain.config.label2id = self.config.id2label, self.config.label2id
+        plain.config.problem_type = self.config.problem_type
+        head = _ClassificationHead(family, plain)
         head.load_state_dict(self.head.state_dict())
         plain.base_model.load_state_dict(weights)
         head.give_back(plain)
         return plain.to(self.device, self.dtype).eval()
+
+    def _with_one_branch(self, language: str, weights: dict[str, Tensor]) -> Self:
+        """Make a student of one language's branch, which serves all texts.
+
+        Args:
+            language: The branch's.
+            weights: Of the trunk and the branch, as in a plain encoder.
+        """
+        config = deepcopy(self.config)
+        config.languages, config.n_branches, config.default_language = [language], 1, None
+        student = type(self)(config)
+        student._load_encoder(weights)
+        student.head.load_state_dict(self.head.state_dict())
+        one: Self = student.to(self.device, self.dtype).eval()  # type: ignore[arg-type]  # transformers' `to`
+        return one
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers has untyped functions
     def forward(  # type: ignore[misc]  # TransformersKwargs names position_ids as well
@@ -795,10 +828,10 @@ def _new_classifier(config: MBLMConfig, mplm_config: PreTrainedConfig | None = N
 
 
 def _family(config: PreTrainedConfig) -> _Family:
-    if config.model_type not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
+    if config.model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
         raise ValueError(f"no student can be made of a {config.model_type} model; of these: {known}")
-    return _FAMILIES[config.model_type]
+    return FAMILIES[config.model_type]
 
 
 AutoConfig.register("mblm", MBLMConfig, exist_ok=True)

@@ -44,7 +44,7 @@ def model_card(
     *,
     name: str,
     config: MBLMConfig,
-    encoder: Mapping[str, Any] | None,
+    encoder: Mapping[str, Any],
     accuracy: Mapping[str, float],
     teachers: Mapping[str, Sequence[TeacherFacts]],
     data: str,
@@ -57,7 +57,7 @@ def model_card(
         params: Section `student.distill`.
         name: Of the model's folder.
         config: The student's.
-        encoder: What `stages.models.pins.pin` noted of the encoder; None where it was pre-trained here.
+        encoder: What `stages.models.encoders.note_encoder` noted of the encoder.
         accuracy: On the validation split, by language.
         teachers: By language; empty where the student has none.
         data: Where the examples come from, and in which revision.
@@ -71,7 +71,7 @@ def model_card(
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["mblm", "multilingual", *(["knowledge-distillation"] if teachers else [])],
-        base_model=(encoder or {}).get("hub"),
+        base_model=(encoder["source"] or {}).get("hub"),
     )
     values = json.dumps(relevant(params), indent=2, ensure_ascii=False)
     text = '{"text": "A text", "text_pair": "and another"}' if len(task.text_fields) == 2 else '"A text"'
@@ -87,8 +87,7 @@ A text classifier, {_TRAINED[params.variant]} (variant `{params.variant}`).
 - Data: {_plain(data)}
 - Languages: {_languages(config)}
 - Classes: {", ".join(map(_plain, task.classes))}
-- Length: it was trained on the first {params.max_tokens} tokens of a text, and its tokenizer cuts
-  there with `truncation=True`{_interrupted(went_on_over)}
+- Length: the first {params.max_tokens} tokens of a text, as in training{_interrupted(went_on_over)}
 
 ## How to use it
 
@@ -116,15 +115,18 @@ Section `student.distill` of params.yaml:
 """
 
 
-def _encoder(config: MBLMConfig, encoder: Mapping[str, Any] | None) -> str:
-    if encoder is None:
+def _encoder(config: MBLMConfig, encoder: Mapping[str, Any]) -> str:
+    source = encoder["source"]
+    if source is None:
         name = "an encoder that was pre-trained for it"
-    elif "hub" in encoder:
-        name = f"{_plain(encoder['hub'])} at {_plain(encoder['commit'])}"
+    elif "hub" in source:
+        name = f"{_plain(source['hub'])} at {_plain(source['commit'])}"
     else:
-        name = _plain(re.split(r"[\\/]", encoder["folder"])[-1])  # where it lay is nobody's business
+        name = _plain(re.split(r"[\\/]", source["folder"])[-1])  # where it lay is nobody's business
     kind = config.mplm_config.model_type
-    return f"{name} ({kind}, {config.num_hidden_layers} layers, {config.hidden_size} wide)"
+    kept = f"the first {config.num_hidden_layers} of its" if encoder["layers"] else config.num_hidden_layers
+    pooling = f", pooling: {config.pooling}" if config.pooling else ""
+    return f"{name} ({kind}, {kept} layers, {config.hidden_size} wide{pooling})"
 
 
 def _interrupted(went_on_over: Sequence[str]) -> str:

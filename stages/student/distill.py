@@ -26,9 +26,10 @@ from stages.dependencies import departures
 from stages.errors import StageError
 from stages.models.checkpoints import checkpoints_of
 from stages.models.cut import say_cut
-from stages.models.loading import loading, require_max_tokens
+from stages.models.encoders import read_note
+from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
 from stages.models.modeling_mblm import MBLMForSequenceClassification
-from stages.models.pins import model_digests, model_folder, read_pin
+from stages.models.pins import model_digests, model_folder
 from stages.models.processes import process_index
 from stages.models.texts import Collator, Texts, require_splittable
 from stages.models.training import (
@@ -105,17 +106,22 @@ def distill(
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
     train, digests, facts_of_teachers = _training_texts(task, teachers, params)
     pretrained = model_folder(encoder, command="student pretrain")
+    note = read_note(encoder)
     facts = [departures(task), relevant(params, defaults=False), digests, model_digests(pretrained)]
+    facts += [note["pooling"]] if note["pooling"] else []
     checkpoints = checkpoints_of(f"student-{output.name}", facts, file=__file__, resume=resume)
     set_seed(params.seed)
     with loading(f"the encoder in {pretrained} as a student"):
         tokenizer = AutoTokenizer.from_pretrained(pretrained)
-        model = _student(task, params, pretrained)
+        model = _student(task, params, pretrained, note["pooling"])
+    require_embeddings(tokenizer, model, what=f"the encoder in {pretrained}")
     require_splittable(tokenizer, params.subword_dropout)
     require_max_tokens(
         params.max_tokens, tokenizer, model.mblm.encoder.config, key="student.distill.max_tokens"
     )
     if process_index() == 0:
+        if note["source"]:
+            say_new(model.new_weights, what=f"the encoder in {pretrained}")
         say_cut(tokenizer, train.fields, params.max_tokens, key="student.distill.max_tokens")
     trainer = _DistillTrainer(
         params,
@@ -149,7 +155,7 @@ def distill(
             params,
             name=output.name,
             config=model.config,
-            encoder=read_pin(encoder),
+            encoder=note,
             accuracy=last,
             teachers=facts_of_teachers,
             data=data_source(task),
@@ -310,7 +316,9 @@ def _texts(
     )
 
 
-def _student(task: TaskParams, params: DistillParams, pretrained: Path) -> MBLMForSequenceClassification:
+def _student(
+    task: TaskParams, params: DistillParams, pretrained: Path, pooling: str | None
+) -> MBLMForSequenceClassification:
     branches = params.variant in ("branches", "mblm")
     if params.variant == "mblm" and len(task.supervised) < 2 and not params.mixture.own_branch:
         raise StageError(
@@ -324,6 +332,7 @@ def _student(task: TaskParams, params: DistillParams, pretrained: Path) -> MBLMF
         # Without branches these say nothing, and the baseline must not depend on them.
         branch_layers=params.branch_layers if branches else 1,
         mixing=params.mixture.of if branches else "representations",
+        pooling=pooling,
         id2label=dict(enumerate(task.classes)),
     )
 

@@ -1,4 +1,7 @@
-"""Export the student for others: a plain model per language, and ONNX of each language and of the mixture."""
+"""Export the student for others: a plain model per language, and ONNX of each language and of the mixture.
+
+Where no plain model pools as the student does, a language's model is a student with its branch alone.
+"""
 
 import json
 import logging
@@ -39,19 +42,22 @@ class Exported:
     Attributes:
         folder: Where.
         languages: Those with a plain model.
+        is_plain: Whether these are models of the encoder's family; no family pools in every way.
         largest_difference: Of a logit between PyTorch and ONNX; None without ONNX.
     """
 
     folder: Path
     languages: list[str]
+    is_plain: bool
     largest_difference: float | None
 
     def line(self) -> str:
         """Say it in one line."""
-        plain = f"{self.folder}: plain models of {', '.join(self.languages)}"
+        kind = "plain models" if self.is_plain else "one-branch models, with their code,"
+        models = f"{self.folder}: {kind} of {', '.join(self.languages)}"
         if self.largest_difference is None:
-            return plain
-        return f"{plain}; ONNX of these and of the mixture, within {self.largest_difference:.0e} of PyTorch"
+            return models
+        return f"{models}; ONNX of these and of the mixture, within {self.largest_difference:.0e} of PyTorch"
 
 
 def export(
@@ -96,17 +102,20 @@ def export(
     except OSError as error:
         raise StageError(f"cannot write {folder}: {error.strerror}") from error
     _remove_former(folder)
+    is_plain = True
     for language in Bar(languages, desc="export", unit="language", delay=2):
         with replaced_folder(folder / language) as target:
-            student.to_plain(language).save_pretrained(target)
+            one = student.to_plain(language)
+            is_plain = not isinstance(one, MBLMForSequenceClassification)
+            one.save_pretrained(target)
             tokenizer.save_pretrained(target)
         _note(folder, language)
     if not onnx:
-        return Exported(folder, languages, None)
+        return Exported(folder, languages, is_plain, None)
     with replaced_folder(folder / _ONNX) as target:
         largest = _export_onnx(student, tokenizer, target, distill.max_tokens)
     _note(folder, _ONNX)
-    return Exported(folder, languages, largest)
+    return Exported(folder, languages, is_plain, largest)
 
 
 def _remove_former(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from stages.params import MaxTokens, Params, ScratchParams, Seed, Share, TrainingParams
+from stages.params import MaxTokens, Params, Pooling, ScratchParams, Seed, Share, TrainingParams
 
 Variant = Literal["finetune", "distill", "branches", "mblm"]
 
@@ -85,8 +85,19 @@ class PretrainParams(Params):
     subword_dropout: Share = 0.0
     pair_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the inputs that hold a text and its translation, so that scripts are aligned."""
+    pooling: Pooling | None = None
+    """What represents a text: the state of its ``first`` token or its ``last``, or the ``mean`` of all, which
+    most sentence encoders want; null: as the encoder's family does."""
+    layers: PositiveInt | None = None
+    """Keep this many layers, the lowest, for a smaller student; null: all."""
     scratch: ScratchParams | None = None
     """The encoder where base is ``scratch``."""
+
+    @model_validator(mode="after")
+    def _layers_are_of_what_exists(self) -> Self:
+        if self.layers is not None and self.base == "scratch":
+            raise ValueError(f"layers is {self.layers}, but base is scratch: set scratch.layers instead")
+        return self
 
 
 class MixtureParams(Params):

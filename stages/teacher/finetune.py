@@ -1,6 +1,7 @@
 """Make a language's teacher: fine-tune an encoder on the language's own data, or pin one that is ready."""
 
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from stages.artifacts import TEACHERS, of_each_fold, of_each_teacher, replaced_folder
 from stages.data.examples import examples_digest, pretraining_texts, read_examples
@@ -19,7 +20,8 @@ from stages.dependencies import departures
 from stages.errors import StageError
 from stages.models.checkpoints import BestInMemory, checkpoints_of
 from stages.models.cut import say_cut
-from stages.models.loading import loading, require_max_tokens
+from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
+from stages.models.modeling_mblm import FAMILIES, MBLMForSequenceClassification
 from stages.models.pins import fetch, pin, resolve
 from stages.models.processes import alone, process_index, wait_for
 from stages.models.scratch import build_encoder
@@ -169,6 +171,44 @@ def _scratch_base(task: TaskParams, params: FinetuneParams, language: str, folde
     return folder
 
 
+def _classifier(
+    task: TaskParams, params: FinetuneParams, language: str, base: Path
+) -> tuple[Any, Sequence[str]]:
+    """Load a base as a classifier of the task's classes; gives the names of the weights that it lacks, too.
+
+    Raises:
+        StageError: Weights of the encoder are missing, or `pooling` is not possible.
+    """
+    config = AutoConfig.from_pretrained(base)
+    id2label = dict(enumerate(task.classes))
+    by_itself = params.pooling == "last" and config.model_type not in FAMILIES  # as decoders do
+    if params.pooling is not None and not by_itself:
+        if config.model_type not in FAMILIES:
+            raise StageError(
+                f"teacher.finetune.pooling is {params.pooling}, but a {config.model_type} model, the base of "
+                f"teachers.{language}, pools in its own way; set it to null"
+            )
+        one_branch = MBLMForSequenceClassification.from_mplm(
+            base, languages=[language], pooling=params.pooling, id2label=id2label
+        )
+        return one_branch.to_plain(language).train(), one_branch.new_weights
+    model, found = AutoModelForSequenceClassification.from_pretrained(
+        base,
+        dtype=torch.float32,
+        id2label=id2label,
+        label2id={name: index for index, name in id2label.items()},
+        ignore_mismatched_sizes=True,  # a classifier for another task is replaced
+        output_loading_info=True,
+    )
+    unfit = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    unfit = {key for key in unfit if key.startswith(f"{model.base_model_prefix}.")}
+    if any(".pooler." not in key for key in unfit):
+        raise StageError(
+            f"the base of teachers.{language} has no fitting weights for {', '.join(sorted(unfit))}"
+        )
+    return model, sorted(found["missing_keys"])
+
+
 class _FinetuneTrainer(TextTrainer):
     """The Trainer with its own loss, where processes share a batch: that of the whole batch."""
 
@@ -193,26 +233,17 @@ def _train(
 ) -> float:
     """Fine-tune and save; returns the best validation accuracy."""
     set_seed(params.seed)
-    with loading(f"the base of teachers.{language}"):
+    what = f"the base of teachers.{language}"
+    with loading(what):
         tokenizer = AutoTokenizer.from_pretrained(base)
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            base,
-            dtype=torch.float32,
-            id2label=dict(enumerate(task.classes)),
-            label2id={name: index for index, name in enumerate(task.classes)},
-            ignore_mismatched_sizes=True,  # a classifier for another task is replaced
-            output_loading_info=True,
-        )
-    unfit = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
-    unfit = {key for key in unfit if key.startswith(f"{model.base_model_prefix}.")}
-    if any(".pooler." not in key for key in unfit):
-        raise StageError(
-            f"the base of teachers.{language} has no fitting weights for {', '.join(sorted(unfit))}"
-        )
+        model, new = _classifier(task, params, language, base)
+    require_embeddings(tokenizer, model, what=what)
     require_splittable(tokenizer, params.subword_dropout)
     require_max_tokens(params.max_tokens, tokenizer, model.config, key="teacher.finetune.max_tokens")
     train = texts_of(task, splits["train"], subword_dropout=params.subword_dropout, seed=params.seed)
     if process_index() == 0:
+        if base.parent != checkpoints.parent:  # where one that was made here is
+            say_new(new, what=what)
         say_cut(tokenizer, train.fields, params.max_tokens, key="teacher.finetune.max_tokens")
     steps_per_epoch = -(-splits["train"].num_rows // params.batch_size)
     trainer = _FinetuneTrainer(

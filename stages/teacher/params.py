@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
-from stages.params import MaxTokens, Params, Precision, ScratchParams, Share, TrainingParams
+from stages.params import MaxTokens, Params, Pooling, Precision, ScratchParams, Share, TrainingParams
 
 
 class OneTeacher(Params):
@@ -51,6 +51,9 @@ class FinetuneParams(TrainingParams):
     epochs: PositiveInt = 3
     """Passes over the training split; the best one by validation accuracy is kept."""
     label_smoothing: Share = 0.0
+    pooling: Pooling | None = None
+    """What represents a text: the state of its ``first`` token or its ``last``, or the ``mean`` of all, which
+    most sentence encoders want; null: as the base's family does."""
     scratch: ScratchParams | None = None
     """The encoder for teachers whose base is ``scratch``."""
 
@@ -71,7 +74,7 @@ class LabelParams(Params):
     changes in a student's training is measured and written beside the soft labels."""
     hidden: bool = False
     """Whether to keep the last layer's state of the first token too, as float16; of a decoder such as Llama,
-    whose first token has read nothing, the state of the last one."""
+    whose first token has read nothing, the state of the last one; and with `pooling`, what is pooled."""
     batch_tokens: PositiveInt = 16384
     """Token cells, padding included, per forward pass; changes speed and memory, not the logits."""
     compile: bool = False

@@ -56,6 +56,7 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "precision": "bfloat16",
             "epochs": 9,
             "label_smoothing": 0.9,
+            "pooling": "mean",
         }.items()
     },
     **{f"teacher.finetune.scratch.{key}": (value, BOTH) for key, value in SCRATCH.items()},
@@ -79,6 +80,8 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "student.pretrain.max_tokens": (9, PRETRAIN),
     "student.pretrain.subword_dropout": (0.9, PRETRAIN),
     "student.pretrain.pair_share": (0.9, PRETRAIN),
+    "student.pretrain.pooling": ("mean", PRETRAIN),
+    "student.pretrain.layers": (2, PRETRAIN),
     **{f"student.pretrain.scratch.{key}": (value, PRETRAIN) for key, value in SCRATCH.items()},
     **{
         f"student.distill.{key}": (value, (*DISTILL, *BASELINE))
@@ -139,7 +142,9 @@ def leaves(values: Any, place: str = "") -> Iterator[str]:
 @pytest.fixture
 def complete(workspace: Path) -> dict[str, Any]:
     """The tiny parameters with every key written down."""
-    return load_params(workspace / "params.yaml").model_dump(mode="json")
+    params = load_params(workspace / "params.yaml").model_dump(mode="json")
+    params["student"]["pretrain"]["base"] = "./encoder"  # of which layers can be kept
+    return params
 
 
 def planned(run: Run, params: dict[str, Any]) -> dict[str, str]:

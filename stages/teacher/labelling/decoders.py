@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, arange
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedConfig
 
+import stages.models.modeling_mblm  # noqa: F401 - a teacher that pools in a way of its own is one
+
 NO_ID = -1
 """What `pad_token_id` is where nothing is padded: no token has this id."""
 

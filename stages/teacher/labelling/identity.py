@@ -115,4 +115,7 @@ def _hidden(folder: Path) -> dict[str, Any]:
     from stages.teacher.labelling.decoders import classifier_of, is_decoder  # slow import: torch
 
     with loading(f"the teacher in {folder}"):
-        return {"hidden_token": "last"} if is_decoder(*classifier_of(folder)) else {}
+        config, classifier = classifier_of(folder)
+        if config.model_type == "mblm":
+            return {"hidden_token": config.pooling or "pooled"}
+        return {"hidden_token": "last"} if is_decoder(config, classifier) else {}

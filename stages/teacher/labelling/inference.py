@@ -11,7 +11,11 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils.import_utils import is_peft_available
 
 from stages.errors import StageError
@@ -28,8 +32,8 @@ class Answers(NamedTuple):
     Attributes:
         positions: Of the texts among those asked about, shape ``(B,)``.
         logits: Raw, float32, shape ``(B, C)``.
-        hidden: The last layer's state of the first token, or of a decoder's last one, float32, shape
-            ``(B, H)``, where it is asked for.
+        hidden: The last layer's state of the first token, or of a decoder's last one, or what a teacher pools
+            in a way of its own; float32, shape ``(B, H)``, where it is asked for.
         tokens: Tokens of the B texts together.
         cells: Tokens and padding: B times the length of the longest.
     """
@@ -73,6 +77,7 @@ class Teacher:
         self._last = LastToken(model) if is_decoder(model.config, type(model)) else None
         self._padding_id: int | None = None  # as the tokenizer has it
         self._last_states: Tensor | None = None
+        self._is_pooled = model.config.model_type == "mblm"
         if params.hidden:
             model.base_model.register_forward_hook(self._keep_states)
         model = model.eval().to(self._device)
@@ -165,6 +170,8 @@ class Teacher:
             logits = self._model(**batch).logits
             if self._last_states is None:
                 return logits, None
+            if self._is_pooled:
+                return logits, self._last_states
             if self._last:
                 token = self._last.positions(batch["input_ids"])
             else:
@@ -225,7 +232,7 @@ class Teacher:
         )
 
     def _keep_states(self, _model: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        self._last_states = output[0]  # (B, T, H)
+        self._last_states = output.pooler_output if self._is_pooled else output[0]  # (B, H) or (B, T, H)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -256,13 +263,19 @@ def _load(folder: Path) -> tuple[Any, list[str]]:
         The classifier, and the names of the weights that no file holds.
     """
     config, classifier = classifier_of(folder)
+    parts = [""]
+    if config.model_type == "mblm":
+        parts.append("mplm_config")
+        config = config.mplm_config
+        plain: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        classifier = plain[type(config)]
     attention = config._attn_implementation or ("sdpa" if classifier._supports_sdpa else "eager")
 
     def load() -> Any:
         return AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype=torch.float32,
-            attn_implementation={"": attention},  # parts with a configuration of their own have theirs
+            attn_implementation=dict.fromkeys(parts, attention),  # other parts have theirs
             output_loading_info=True,
         )
 

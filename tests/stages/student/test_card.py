@@ -53,7 +53,11 @@ def card_of(*, params: dict[str, Any] | None = None, **task: Any) -> str:
         DistillParams.model_validate(sections["student"]["distill"] | (params or {})),
         name="student",
         config=MBLMConfig(mplm_config=config_of("roberta"), languages=languages, n_branches=2),
-        encoder={"hub": "a/b_c", "commit": "0" * 40},
+        encoder={
+            "source": {"hub": "a/b_c", "commit": "0" * 40},
+            "layers": None,
+            "pooling": None,
+        },
         accuracy=dict.fromkeys(languages, 0.5),
         teachers={name: [TeacherFacts(HOSTILE[i] * 2, ["ab"], "cd")] for i, name in enumerate(languages)},
         data="some/data at 0123",
@@ -129,7 +133,7 @@ def test_the_card_says_where_the_student_comes_from(finished: Path) -> None:
     assert "roberta, 2 layers, 16 wide" in card
     length = AutoTokenizer.from_pretrained("artifacts/student").model_max_length
     assert length == params["max_tokens"]
-    assert f"the first {length} tokens of a text" in card
+    assert f"Length: the first {length} tokens of a text" in card
 
 
 def test_the_hub_reads_the_header(finished: Path) -> None:

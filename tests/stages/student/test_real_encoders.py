@@ -1,0 +1,183 @@
+"""Encoders that exist, as users bring them: pinned or cut, pooled in their own way, without a classifier."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, config_of
+from safetensors.torch import load_file, save_file
+from tiny import Run
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+from cache import SoftLabelSet
+from stages.artifacts import SOFT_LABELS
+from stages.student.params import PretrainParams
+from stages.student.pretrain import pretrain
+
+LAYERS = 3
+
+
+def save_encoder(folder: Path, family: str = "bert", *, finished: Path, **changes: Any) -> Path:
+    """Save a base model of a family, as sentence encoders come: no classifier, no pooler."""
+    tokenizer = AutoTokenizer.from_pretrained(finished / "artifacts/encoder")
+    set_seed(0)
+    vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model = AutoModel.from_config(
+        config_of(family, **{**vocabulary, "max_position_embeddings": 64, **changes})
+    )
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "pooler" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def change(folder: Path, **options: Any) -> list[str]:
+    options = {"student.pretrain.base": folder, **options}
+    return [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
+
+
+def test_a_cut_encoder_that_pools_by_the_mean_becomes_a_student(finished: Path, run: Run) -> None:
+    encoder = save_encoder(finished / "bert", finished=finished)
+    options = {"student.pretrain.layers": 2, "student.pretrain.pooling": "mean"}
+    made = run("student", "pretrain", *change(encoder, **options))
+    assert (made.code, made.out.strip()) == (0, f"encoder: {encoder}, 2 layers")
+    assert "LOAD REPORT" not in made.err
+    trained = run("student", "distill")
+    assert trained.code == 0
+    assert "LOAD REPORT" not in trained.err
+    assert "artifacts/encoder has no pooler and no classifier: training starts with new ones" in trained.err
+    config = json.loads(Path("artifacts/student/config.json").read_text())
+    assert (config["pooling"], config["mplm_config"]["num_hidden_layers"]) == ("mean", 2)
+    assert "bert (bert, the first 2 of its layers, 16 wide, pooling: mean)" in (
+        Path("artifacts/student/README.md").read_text()
+    )
+    assert run("student", "baseline").code == 0
+    assert run("student", "evaluate").code == 0
+    exported = run("student", "export", "served", "--onnx")
+    assert exported.code == 0
+    assert "one-branch models, with their code, of de, en; ONNX of these and of the mixture" in exported.out
+    assert (Path("served/de/modeling_mblm.py")).is_file()
+
+
+def test_a_pinned_encoder_that_pools_by_the_mean_is_not_copied(finished: Path, run: Run) -> None:
+    encoder = save_encoder(finished / "bert", finished=finished)
+    assert run("student", "pretrain", *change(encoder, **{"student.pretrain.pooling": "mean"})).code == 0
+    assert not list(Path("artifacts/encoder").glob("*.safetensors"))
+    assert run("student", "distill").code == 0
+    assert json.loads(Path("artifacts/student/config.json").read_text())["pooling"] == "mean"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_layers_are_those_of_the_encoder(finished: Path, family: str) -> None:
+    encoder = save_encoder(finished / "whole", family, finished=finished)
+    params = PretrainParams(base=str(encoder), layers=2)
+    pretrain_into = finished / "cut"
+    pretrain(task_of_no_matter(), params, output=pretrain_into)
+    whole, cut = (AutoModel.from_pretrained(folder).eval() for folder in (encoder, pretrain_into))
+    assert cut.config.num_hidden_layers == 2
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        expected = whole(ids, output_hidden_states=True).hidden_states[2]
+        found = cut(ids, output_hidden_states=True).hidden_states[-1]
+        if family.startswith("modernbert"):
+            expected = whole.final_norm(expected)
+    torch.testing.assert_close(found, expected)
+    names = {path.name for path in pretrain_into.glob("*token*")}
+    assert names == {path.name for path in encoder.glob("*token*")}
+    kept = load_file(pretrain_into / "model.safetensors")
+    assert not [name for name in kept if "pooler" in name]
+
+
+def task_of_no_matter() -> Any:
+    from pipeline.params import load_params
+
+    return load_params(Path("params.yaml")).task
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"student.pretrain.layers": 4}, "student.pretrain.layers is 4, but {folder} has 3 layers"),
+        ({"student.pretrain.layers": 0}, "student.pretrain.layers is 0"),
+        ({"student.pretrain.pooling": "max"}, "student.pretrain.pooling is 'max'"),
+    ],
+)
+def test_what_an_encoder_has_not_is_refused(
+    options: dict[str, Any], message: str, finished: Path, run: Run
+) -> None:
+    encoder = save_encoder(finished / "bert", finished=finished)
+    done = run("student", "pretrain", *change(encoder, **options))
+    assert done.code == 1
+    assert message.format(folder=encoder) in done.err
+
+
+def test_layers_of_an_encoder_from_scratch_are_set_elsewhere(finished: Path, run: Run) -> None:
+    done = run("student", "pretrain", "--set", "student.pretrain.layers=1")
+    assert done.code == 1
+    assert "layers is 1, but base is scratch: set scratch.layers instead" in done.err
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "distill", "teacher"])
+def test_a_tokenizer_of_another_model_is_refused(stage: str, finished: Path, run: Run) -> None:
+    encoder = save_encoder(finished / "bert", finished=finished, vocab_size=20)
+    if stage == "teacher":
+        options = ["--set", f"teachers.de.base={encoder}"]
+        done = run("teacher", "finetune", "--language", "de", *options)
+    else:
+        layers = {"student.pretrain.layers": 2} if stage == "pretrain" else {}
+        done = run("student", "pretrain", *change(encoder, **layers))
+        if stage == "distill":
+            assert done.code == 0
+            done = run("student", "distill")
+    assert done.code == 1
+    n_tokens = len(AutoTokenizer.from_pretrained(encoder))
+    assert f"has a tokenizer of {n_tokens} tokens, but embeddings of 20; take weights" in done.err
+
+
+def test_a_teacher_that_pools_by_the_mean_is_labelled_with(finished: Path, run: Run) -> None:
+    encoder = save_encoder(finished / "bert", finished=finished)
+    language = ("--language", "de")
+    options = ["--set", f"teachers.de.base={encoder}", "--set", "teacher.finetune.pooling=mean"]
+    made = run("teacher", "finetune", *language, *options)
+    assert made.code == 0
+    assert "the base of teachers.de has no pooler and no classifier" in made.err
+    assert "LOAD REPORT" not in made.err
+    hidden = ["--set", "teacher.label.hidden=true"]
+    assert run("teacher", "label", *language, *hidden).code == 0
+    kept = SoftLabelSet.read(SOFT_LABELS / "de", language="de")
+    assert kept.producers[0].facts["hidden_token"] == "mean"
+    assert kept.producers[0].columns["hidden"].width == 16
+    model: Any = AutoModelForSequenceClassification.from_pretrained("artifacts/teachers/de").eval()
+    tokenizer = AutoTokenizer.from_pretrained("artifacts/teachers/de")
+    table, text = example_of("de")
+    soft = kept.join(table)
+    with torch.inference_mode():
+        inputs = tokenizer(text, return_tensors="pt")
+        states = model.mblm(**inputs).last_hidden_state[0]
+        logits = model(**inputs).logits[0]
+    assert soft.hidden is not None
+    np.testing.assert_allclose(soft.hidden[0], states.mean(dim=0).numpy(), atol=2e-3)
+    np.testing.assert_allclose(soft.logits[0], logits.numpy(), atol=1e-5)
+
+
+def example_of(language: str) -> tuple[Any, str]:
+    """Give the id of a language's first training example, as a column, and its text."""
+    from stages.data.examples import read_examples
+
+    table = read_examples(task_of_no_matter(), language, "train").slice(0, 1)
+    return table["example_id"], table["text"][0].as_py()
+
+
+def test_only_what_a_family_cannot_do_makes_a_teacher_of_another_class(finished: Path, run: Run) -> None:
+    for pooling, kind in (("first", "bert"), ("last", "mblm")):
+        encoder = save_encoder(finished / pooling, finished=finished)
+        options = ["--set", f"teachers.de.base={encoder}", "--set", f"teacher.finetune.pooling={pooling}"]
+        assert run("teacher", "finetune", "--language", "de", *options).code == 0
+        assert json.loads(Path("artifacts/teachers/de/config.json").read_text())["model_type"] == kind
+        shutil.rmtree("artifacts/teachers/de")
