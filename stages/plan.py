@@ -50,34 +50,35 @@ def _facts(
 ) -> dict[str, Any]:
     """Give what each stage depends on, by the stage's name."""
     texts = departures(task, "text_fields", "classes")
-    supervised = texts | departures(task, "supervised")
+    taught = texts | departures(task, "unlabelled")
+    supervised = departures(task, "supervised")
     facts: dict[str, Any] = {"prepare": departures(task)}
     for language in task.supervised:
         its = teachers[language]
         facts[f"teacher-finetune@{language}"] = {
-            "task": texts,
+            "task": taught,
             "teachers": [departures(one, "base", "revision", "finetune") for one in its.all],
             "folds": its.folds,
             "finetune": departures(teacher.finetune) if any(one.finetune for one in its.all) else {},
         }
         facts[f"teacher-label@{language}"] = {
-            "task": texts,
+            "task": taught,
             "teachers": [departures(one, "labels") for one in its.all],
             "folds": its.folds,
             "label": departures(teacher.label),
         }
     facts["student-pretrain"] = {
-        "task": departures(task, "text_fields", "supervised", "zero_shot"),
+        "task": departures(task, "text_fields", "supervised", "zero_shot", "unlabelled"),
         "pretrain": departures(student.pretrain),
     }
     soft_labels = {language: departures(teachers[language]) for language in task.supervised}
     facts["student-distill"] = {
-        "task": supervised,
+        "task": taught | supervised,
         "teachers": soft_labels if student.distill.variant != "finetune" else {},
         "distill": relevant(student.distill, defaults=False),
     }
     finetune = student.distill.model_copy(update={"variant": "finetune"})
-    facts["student-baseline"] = {"task": supervised, "distill": relevant(finetune, defaults=False)}
+    facts["student-baseline"] = {"task": texts | supervised, "distill": relevant(finetune, defaults=False)}
     facts["student-evaluate"] = {
         "task": departures(task),
         "distill": departures(student.distill, "max_tokens"),

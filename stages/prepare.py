@@ -4,27 +4,25 @@ Nothing is normalised: the text that is hashed, labelled and trained on is the t
 bounded by a window of rows and 20 bytes an example.
 """
 
-import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from cache import example_ids, file_digest, write_atomically
+from cache import file_digest, write_atomically
 from stages.artifacts import DATA, replaced_folder
-from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, columns_of, data_file
+from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, data_file
 from stages.data.files import MissingColumnError
 from stages.data.labels import LabelReader
-from stages.data.remarks import Prepared, first_words
-from stages.data.sources import WINDOW, Rows, hint_of, read_unlabelled, reader_of, revision_of
+from stages.data.remarks import Prepared
+from stages.data.sources import Revision, Rows, hint_of, read_unlabelled, reader_of, revision_of
+from stages.data.tables import keys_of, laid_out, mapped, some_of, write_batches
 from stages.data.task import Split, TableSource, TaskParams
+from stages.data.unlabelled import separate
 from stages.errors import StageError
 from stages.progress import Bar
 
@@ -36,7 +34,8 @@ def prepare(task: TaskParams) -> Prepared:
 
     Supervised languages need all three splits, zero-shot languages a test split; their validation split is
     written where there is one, and their training split never, since zero-shot languages have no labels.
-    Any language may have texts for pre-training: the split ``unlabelled``.
+    Any language may have texts for pre-training: the split ``unlabelled``. Where such texts teach the
+    student, that of a supervised language has examples like the others, without labels.
 
     Raises:
         StageError: A column, split or class is missing, a text is null, or a label is not one of the classes.
@@ -48,58 +47,88 @@ def prepare(task: TaskParams) -> Prepared:
 def _prepare(task: TaskParams, folder: Path) -> Prepared:
     revision = revision_of(task)
     others: Counter[str] = Counter()
-    read = reader_of(task, revision, others)
     aligned = isinstance(task.source, TableSource) and task.source.aligned
-    done = Prepared(task.classes, aligned)
-    for language in Bar(task.languages, desc="prepare", unit="language"):
-        supervised = language in task.supervised
-        share = _validation_share(task, read, language) if supervised else None
-        if share is not None:
-            done.notes.append(f"{language}: {share:.0%} of train, by hash, are the validation split")
-        for split in SPLITS if supervised else SPLITS[1:]:
-            others.clear()
-            windows = _windows(task, read, language, split, share)
-            table = None
-            # A zero-shot language needs no validation split: its column may be missing from another's.
-            with suppress(*([] if supervised or split == "test" else [MissingColumnError])):
-                table = _write(windows, data_file(language, split, folder), task)
-            if table is not None:
-                done.add(language, split, table, task.text_fields)
-            elif supervised or split == "test":
-                hint = "; task.validation_share takes a part of train" * (split == "validation" and not share)
-                why = hint_of(task, language, split, others)
-                raise StageError(f"the {split} split of '{language}' is empty: {why}{hint}")
-            if language == task.languages[0]:
-                done.note_left_out(split, {n: k for n, k in others.items() if n not in task.languages})
-        unlabelled = data_file(language, UNLABELLED, folder)
-        _write_batches(read_unlabelled(task, language), unlabelled)
-        done.unlabelled[language] = _mapped(unlabelled).num_rows if unlabelled.exists() else 0
-    done.close()
-    examples = done.examples
+    work = _Work(
+        task, folder, revision, others, reader_of(task, revision, others), Prepared(task.classes, aligned)
+    )
+    n_rows = {
+        language: work.write(language) for language in Bar(task.languages, desc="prepare", unit="language")
+    }
+    work.done.close()
     if aligned:
-        _require_alignment(examples)
+        _require_alignment(n_rows)
     manifest = {
         "schema": 1,
         "source": task.source.model_dump(),
         "revision": revision,
-        "examples": examples,
+        "examples": work.done.examples,
         "files": {
             path.relative_to(folder).as_posix(): file_digest(path)
             for path in sorted(folder.glob("*/*.arrow"))
         },
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-    return done
+    return work.done
 
 
-def _require_alignment(examples: Mapping[str, Mapping[Split, int]]) -> None:
+class _Work(NamedTuple):
+    """What is being prepared: from where, to where, and what is noted of it."""
+
+    task: TaskParams
+    folder: Path
+    revision: Revision
+    others: Counter[str]
+    read: _Read
+    done: Prepared
+
+    def write(self, language: str) -> dict[Split, int]:
+        """Write a language's files; gives the rows that each split's source has."""
+        task, done = self.task, self.done
+        supervised = language in task.supervised
+        is_taught = supervised and task.unlabelled
+        share = _validation_share(task, self.read, language) if supervised else None
+        if share is not None:
+            done.notes.append(f"{language}: {share:.0%} of train, by hash, are the validation split")
+        n_rows: dict[Split, int] = {}
+        for split in SPLITS if supervised else SPLITS[1:]:
+            self.others.clear()
+            windows = _windows(task, self.read, language, split, share)
+            table = None
+            # A zero-shot language needs no validation split: its column may be missing from another's.
+            with suppress(*([] if supervised or split == "test" else [MissingColumnError])):
+                table = _write(windows, data_file(language, split, self.folder), task)
+            if table is not None:
+                n_rows[split] = table.num_rows
+                if split == "train" and is_taught:
+                    table = separate(task, self.revision, language, self.folder, table)
+            if table is not None:
+                done.add(language, split, table, task.text_fields)
+            elif supervised or split == "test":
+                raise StageError(self._empty(language, split, share))
+            if language == task.languages[0]:
+                strangers = {name: n for name, n in self.others.items() if name not in task.languages}
+                done.note_left_out(split, strangers)
+        unlabelled = data_file(language, UNLABELLED, self.folder)
+        if not is_taught:
+            write_batches(read_unlabelled(task, language), unlabelled)
+        if unlabelled.exists():
+            done.add_unlabelled(language, mapped(unlabelled), is_taught=is_taught)
+        return n_rows
+
+    def _empty(self, language: str, split: Split, share: float | None) -> str:
+        hint = "; task.validation_share takes a part of train" * (split == "validation" and not share)
+        why = hint_of(self.task, language, split, self.others)
+        return f"the {split} split of '{language}' is empty: {why}{hint}"
+
+
+def _require_alignment(n_rows: Mapping[str, Mapping[Split, int]]) -> None:
     """Refuse splits whose rows cannot be translations of each other.
 
     Raises:
         StageError: A split has more rows in one language than in another.
     """
     for split in SPLITS:
-        sizes = {language: counts[split] for language, counts in examples.items() if split in counts}
+        sizes = {language: counts[split] for language, counts in n_rows.items() if split in counts}
         if len(set(sizes.values())) > 1:
             raise StageError(
                 f"task.source.aligned is true, but the {split} split has {max(sizes.values())} rows in "
@@ -129,37 +158,25 @@ def _windows(
     Raises:
         StageError: An example is not what it has to be.
     """
-    labels = LabelReader(task)
+    source: Split = "train" if share is not None and split == "validation" else split
+    labels = LabelReader(task, source)
     aligned = isinstance(task.source, TableSource) and task.source.aligned
     start = 0
-    for rows in read(language, "train" if share is not None and split == "validation" else split):
+    for rows in read(language, source):
         rows.require_texts(task.text_fields)
-        arrays = [example_ids(rows.texts), *rows.texts, labels.positions(rows), rows.entities]
-        schema = columns_of(task).append(pa.field(ENTITY, pa.string()))
-        table = pa.Table.from_arrays(
-            [pa.array(a, type=f.type) for a, f in zip(arrays, schema, strict=True)], schema=schema
-        )
+        table = laid_out(task, rows, labels.positions(rows))
         n = table.num_rows
         if share is not None and split != "test":
             numbers = [str(start + row) for row in range(n)] if aligned else [None] * n
             entities = [one or number for one, number in zip(rows.entities, numbers, strict=True)]
-            is_validation = _keys(table["example_id"], entities, b"validation") < share * 2.0**64
+            is_validation = keys_of(table["example_id"], entities, b"validation") < share * 2.0**64
+            is_validation &= table["label"].is_valid().to_numpy()
             table = table.filter(pa.array(is_validation == (split == "validation")))
         start += n
         if table.num_rows:
             yield table
     if split == "train":
         labels.require_zero(language)
-
-
-def _keys(ids: pa.ChunkedArray, entities: Iterable[str | None], purpose: bytes) -> NDArray[np.uint64]:
-    """Hash what examples are about, or their text, into numbers by which some are chosen: ``(N,)``."""
-    keys = first_words(ids)
-    for row, entity in enumerate(entities):
-        if entity is not None:
-            digest = hashlib.blake2b(entity.encode(), digest_size=16, person=purpose).digest()
-            keys[row] = int.from_bytes(digest[:8])
-    return keys
 
 
 def _write(windows: Iterator[pa.Table], path: Path, task: TaskParams) -> pa.Table | None:
@@ -169,43 +186,17 @@ def _write(windows: Iterator[pa.Table], path: Path, task: TaskParams) -> pa.Tabl
     """
     draft = path.with_suffix(".draft")
     try:
-        _write_batches(windows, draft)
+        write_batches(windows, draft)
         if not draft.exists():
             return None
-        table = _mapped(draft)
+        table = mapped(draft)
         if table[ENTITY].null_count == table.num_rows:
             table = table.drop_columns(ENTITY)
             if isinstance(task.source, TableSource) and task.source.aligned:
                 table = table.append_column(ENTITY, pa.array(map(str, range(table.num_rows)), pa.string()))
         if task.max_examples is not None:
-            table = _some(table, task.max_examples)
-        _write_batches(iter([table]), path)
+            table = some_of(table, task.max_examples)
+        write_batches(iter([table]), path)
     finally:
         draft.unlink(missing_ok=True)
-    return _mapped(path)
-
-
-def _write_batches(tables: Iterator[pa.Table], path: Path) -> None:
-    """Write tables into one Arrow file, which is not made where there are none."""
-    first = next(tables, None)
-    if first is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        with pa.ipc.new_file(file, first.schema) as writer:
-            for table in chain([first], tables):
-                writer.write_table(table, max_chunksize=WINDOW)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _mapped(path: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _some(table: pa.Table, n: int) -> pa.Table:
-    """Choose `n` rows by a hash of what they are about, or of their text, and leave them in their order."""
-    chunks = table[ENTITY].iterchunks() if ENTITY in table.column_names else ()
-    entities = (name for chunk in chunks for name in chunk.to_pylist())
-    keys = _keys(table["example_id"], entities, b"")
-    return table.take(pa.array(np.sort(np.argsort(keys, kind="stable")[:n]))).combine_chunks()
+    return mapped(path)

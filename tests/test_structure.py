@@ -41,7 +41,7 @@ ARROWS = {
     "cache.formats": "cache cache.identity",
     "cache.identity": "cache",
     "stages": "cache",
-    "stages.data": "stages",
+    "stages.data": "cache stages",
     "stages.models": "cache stages",
     "stages.results": "cache stages stages.data",
     "stages.page": "cache stages stages.data stages.results",

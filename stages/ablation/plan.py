@@ -33,7 +33,7 @@ def plan(
     languages = ("supervised", "zero_shot")
     files: dict[str, Any] = {
         "pretrain": {
-            "task": departures(task, "text_fields", *languages),
+            "task": departures(task, "text_fields", "unlabelled", *languages),
             "pretrain": _without_seed(departures(student.pretrain)),
         },
         "compare": {"task": departures(task), "ablation": departures(params, "seeds", "variants")},
@@ -41,7 +41,7 @@ def plan(
     }
     for name, settings in runs.items():
         files[f"runs/{name}"] = {
-            "task": departures(task, "text_fields", "classes", *languages),
+            "task": departures(task, "text_fields", "classes", "unlabelled", *languages),
             "distill": _without_seed(relevant(settings, defaults=False)),
             "evaluate": departures(student.evaluate),
             "soft_labels": {} if settings.variant == "finetune" else soft_labels,

@@ -17,7 +17,9 @@ from stages.errors import StageError
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 UNLABELLED: SplitName = "unlabelled"
-"""Name of the optional fourth split: text without labels, for pre-training."""
+"""Name of the optional fourth split: text without labels, for pre-training, and to teach the student."""
+NO_LABEL = -100
+"""What stands for the label of an example that has none, as in PyTorch's cross-entropy."""
 MANIFEST = "manifest.json"
 ENTITY = "entity"
 """Name of the optional column that says what a text is about: equal ones are translations of each other."""
@@ -43,11 +45,16 @@ def has_split(language: str, split: str) -> bool:
     return data_file(language, split).is_file()
 
 
-def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
+def taught_splits(task: TaskParams, language: str) -> list[SplitName]:
+    """List the splits of a supervised language whose soft labels the student learns."""
+    return ["train", *([UNLABELLED] if task.unlabelled and has_split(language, UNLABELLED) else [])]
+
+
+def read_examples(task: TaskParams, language: str, split: SplitName) -> pa.Table:
     """Read the examples of one language and split.
 
     Returns:
-        A table with the columns of `columns_of`, mapped into memory.
+        A table with the columns of `columns_of`, mapped into memory; labels of unlabelled ones are null.
 
     Raises:
         StageError: `prepare` has not written the file, or wrote it for another task.
@@ -64,7 +71,7 @@ def read_examples(task: TaskParams, language: str, split: Split) -> pa.Table:
     return table
 
 
-def read_entities(language: str, split: Split) -> list[str | None]:
+def read_entities(language: str, split: SplitName) -> list[str | None]:
     """Give what the examples of one language and split are about, in their order; None: the source is silent.
 
     Raises:
@@ -97,19 +104,26 @@ def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
     """Give a language's texts for pre-training by the entity that they name; equal entities are translations.
 
     Where the task has no unlabelled text, these are the training texts of a supervised language, which are
-    entities of their own, and nothing of a zero-shot language.
+    entities of their own, and nothing of a zero-shot language. Where that text teaches the student, these are
+    all that it learns from.
 
     Raises:
         StageError: `prepare` has not run.
     """
-    if has_split(language, UNLABELLED):
+    taught = language in task.supervised
+    if has_split(language, UNLABELLED) and not (taught and task.unlabelled):
         table = _open(data_file(language, UNLABELLED))
         return dict(zip(table[ENTITY].to_pylist(), table["text"].to_pylist(), strict=True))
-    if language not in task.supervised:
+    if not taught:
         return {}
-    table = read_examples(task, language, "train")
-    texts = [text for field in task.text_fields for text in table[field].to_pylist()]
-    return {f"{language}:{index}": text for index, text in enumerate(texts)}
+    splits = taught_splits(task, language)
+    tables = [read_examples(task, language, split) for split in splits]
+    texts = [text for field in task.text_fields for table in tables for text in table[field].to_pylist()]
+    entities: list[str | None] = [None] * len(texts)
+    if task.unlabelled and len(task.text_fields) == 1:
+        entities = [entity for split in splits for entity in read_entities(language, split)]
+    named = enumerate(zip(entities, texts, strict=True))
+    return {entity or f"{language}:{index}": text for index, (entity, text) in named}
 
 
 def _open(path: Path) -> pa.Table:
@@ -126,7 +140,7 @@ def _open(path: Path) -> pa.Table:
 def examples_digest(examples: pa.Table) -> str:
     """Hash the examples' texts, by their ids, and labels, in their order."""
     digest = hashlib.sha256()
-    for name in ("example_id", "label"):
-        for chunk in examples[name].chunks:
+    for column in (examples["example_id"], examples["label"].fill_null(NO_LABEL)):
+        for chunk in column.chunks:
             digest.update(chunk.buffers()[1])
     return digest.hexdigest()

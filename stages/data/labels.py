@@ -6,37 +6,44 @@ from typing import Any
 
 from stages.data.files import shown
 from stages.data.sources import Rows
-from stages.data.task import TableSource, TaskParams
+from stages.data.task import Split, TableSource, TaskParams
 from stages.errors import StageError
 
 
 class LabelReader:
     """Reads the labels of one split, window by window."""
 
-    def __init__(self, task: TaskParams) -> None:
+    def __init__(self, task: TaskParams, split: Split) -> None:
+        self._may_lack = task.unlabelled and split == "train"
+        self._split = split
         self._classes = task.classes
         self._by_name = {name: position for position, name in enumerate(task.classes)}
         self._first = task.source.first_class_number if isinstance(task.source, TableSource) else None
         self._by_number = {str(number + (self._first or 0)): number for number in range(len(task.classes))}
         self._used: set[str] = set()
 
-    def positions(self, rows: Rows) -> list[int]:
-        """Give the labels of a window.
+    def positions(self, rows: Rows) -> list[int | None]:
+        """Give the labels of a window; None: a training row has none, where the task allows it.
 
         Raises:
             StageError: A label is no class.
         """
         may_be_numbers = not rows.by_name and not any(name.lstrip("-").isdigit() for name in self._classes)
         index = self._by_number | self._by_name if may_be_numbers else self._by_name
-        names = [_name_of(label, index) for label in rows.labels]
-        for row, (label, name) in enumerate(zip(rows.labels, names, strict=True)):
-            if name not in index:
+        positions: list[int | None] = []
+        for row, label in enumerate(rows.labels):
+            name = _name_of(label, index)
+            if name in index:
+                self._used.add(name)
+                positions.append(index[name])
+            elif self._may_lack and _is_missing(label):
+                positions.append(None)
+            else:
                 raise StageError(
                     f"{rows.at(row)}: label {shown(label)} is not one of task.classes: "
                     f"{', '.join(self._classes)}{self._hint(label, may_be_numbers)}"
                 )
-        self._used.update(names)
-        return [index[name] for name in names]
+        return positions
 
     def require_zero(self, language: str) -> None:
         """Refuse training labels that are numbers and may begin with another than 0.
@@ -52,10 +59,17 @@ class LabelReader:
             )
 
     def _hint(self, label: Any, may_be_numbers: bool) -> str:
-        """Say what to type where a number is one beyond the classes, as if they began with 1."""
+        """Say what to type where a label is missing, or one beyond the classes, as if they began with 1."""
+        if self._split == "train" and _is_missing(label):
+            return "; if texts without labels are to teach the student, say task.unlabelled: true"
         if may_be_numbers and self._first is None and str(label) == str(len(self._classes)):
             return "; if their numbers begin with 1, say task.source.first_class_number: 1"
         return ""
+
+
+def _is_missing(label: Any) -> bool:
+    """Tell whether a label stands for none: null, nothing between two commas, NaN, or the Hub's -1."""
+    return label is None or label in ("", -1) or label != label
 
 
 def _name_of(label: Any, index: Mapping[str, int]) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from stages.data.examples import ENTITY, SPLITS
-from stages.data.task import Split
+from stages.data.task import Split, SplitName
 
 _NAMED = 5
 """Languages of which rows are left out that are named."""
@@ -40,7 +40,7 @@ class Prepared:
     by_class: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _labels: dict[Split, tuple[str, NDArray[np.int32]]] = field(default_factory=dict)
-    _seen: dict[tuple[str, Split], "_Seen"] = field(default_factory=dict)
+    _seen: dict[tuple[str, SplitName], "_Seen"] = field(default_factory=dict)
 
     def add(self, language: str, split: Split, table: pa.Table, text_fields: Sequence[str]) -> None:
         """Count the examples of one language and split, and note what may be wrong with them."""
@@ -60,6 +60,19 @@ class Prepared:
             self._note_classes(language, labels, seen.texts)
         if self.aligned:
             self._note_alignment(language, split, labels)
+
+    def add_unlabelled(self, language: str, table: pa.Table, *, is_taught: bool) -> None:
+        """Count a language's texts without labels; those that teach the student are compared with the others.
+
+        Args:
+            language: Theirs.
+            table: The texts, with their ids where they teach.
+            is_taught: Whether they do.
+        """
+        self.unlabelled[language] = table.num_rows
+        if is_taught:
+            entities = np.empty(0, np.int64) if self.aligned else _entities(table)
+            self._seen[language, "unlabelled"] = _Seen(first_words(table["example_id"]), entities)
 
     def note_left_out(self, split: Split, strangers: Mapping[str, int]) -> None:
         """Note rows of languages that the task has not: how many each has, of a split's file for all."""
@@ -98,15 +111,16 @@ class Prepared:
         """Note, once all splits are there, which texts are training texts of any language as well."""
         train = {language: seen for (language, split), seen in self._seen.items() if split == "train"}
         for (language, split), seen in self._seen.items():
-            if split == "train":
+            if split in ("train", "unlabelled"):
                 continue
+            self._note_taught(language, split, seen)
             own, foreign, translated = np.zeros((3, len(seen.texts)), bool)
             for other, there in train.items():
-                found = _among(seen.texts, there.texts)
+                found = among(seen.texts, there.texts)
                 own |= found & (other == language)
                 foreign |= found & (other != language)
                 if len(seen.entities) and len(there.entities):
-                    translated |= _among(seen.entities, there.entities) & (seen.entities != 0)
+                    translated |= among(seen.entities, there.entities) & (seen.entities != 0)
             if split == "test" and language in train:
                 self.overlap[language] = int(own.sum())
             elif own.any():
@@ -121,6 +135,17 @@ class Prepared:
                     f"{language}: {translated.sum():,} {split} texts are about the same as a training text, "
                     "as translations are"
                 )
+
+    def _note_taught(self, language: str, split: SplitName, seen: "_Seen") -> None:
+        """Note which texts of a split are among those without labels that the student learns."""
+        found = np.zeros(len(seen.texts), bool)
+        for (_, other), there in self._seen.items():
+            if other == "unlabelled":
+                found |= among(seen.texts, there.texts)
+        if found.any():
+            self.notes.append(
+                f"{language}: {found.sum():,} {split} texts are among the unlabelled ones that are taught"
+            )
 
     def table(self) -> str:
         """Lay out the counts, one language a line, then those of the classes, and the notes."""
@@ -171,7 +196,7 @@ def _entities(table: pa.Table) -> NDArray[np.int64]:
     return np.fromiter((hash(name) if name else 0 for name in names), np.int64, table.num_rows)
 
 
-def _among(values: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
+def among(values: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
     """Tell which values are among others; NumPy's `isin` takes a hundred times as long."""
     ordered = np.sort(others)
     places = np.searchsorted(ordered, values)

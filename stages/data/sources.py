@@ -10,11 +10,11 @@ import decimal
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -29,6 +29,10 @@ from stages.hub import first_line, resolve_commit
 
 WINDOW = 1 << 16
 """Rows in memory at a time."""
+
+
+Revision: TypeAlias = str | Mapping[str, str] | None
+"""See `revision_of`."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def _commit_of(dataset: str, source: HubSource) -> str | None:
 
 
 def reader_of(
-    task: TaskParams, revision: str | Mapping[str, str] | None, others: Counter[str]
+    task: TaskParams, revision: Revision, others: Counter[str]
 ) -> Callable[[str, Split], Iterator[Rows]]:
     """Choose how a language and split is read; a split that does not exist has no rows.
 
@@ -137,7 +141,14 @@ def reader_of(
         return _read_names_split
     if isinstance(source, HubSource):
         commits = revision if isinstance(revision, Mapping) else dict.fromkeys(task.languages, revision)
-        return lambda language, split: _read_hub(source, task, language, split, commits.get(language), others)
+        return lambda language, split: _read_hub(
+            source,
+            _Fields.of(source, task.text_fields, language),
+            language,
+            split,
+            commits.get(language),
+            others,
+        )
     return lambda language, split: _read_files(
         source, _Fields.of(source, task.text_fields, language), language, split, others
     )
@@ -177,6 +188,31 @@ def _read_names_split(language: str, split: Split) -> Iterator[Rows]:
     )
 
 
+def read_taught(task: TaskParams, revision: Revision, language: str) -> Iterator[Rows]:
+    """Read a supervised language's split ``unlabelled``, if it has one, with the task's text fields."""
+    source = task.source
+    if isinstance(source, NamesSource):
+        return
+    fields = _Fields.of(source, task.text_fields, language)
+    needed = [name for name in fields.needed if name != fields.label]
+    fields = replace(fields, label=None, needed=needed)
+    if isinstance(source, HubSource):
+        commit = revision.get(language) if isinstance(revision, Mapping) else revision
+        yield from _read_hub(source, fields, language, UNLABELLED, commit, Counter())
+        return
+    if source.columns is not None and source.label_field in source.columns:
+        columns = [name for name in source.columns if name != source.label_field]
+        source = source.model_copy(update={"columns": columns})
+    for rows in _read_files(source, fields, language, UNLABELLED, Counter()):
+        _require_language(source, rows)
+        yield rows
+
+
+def _require_language(source: FilesSource, rows: Rows) -> None:
+    if "{language}" not in source.pattern and source.language_field is None:
+        raise StageError(f"{rows.file}: of which language? write {{language}} into task.source.pattern")
+
+
 def read_unlabelled(task: TaskParams, language: str) -> Iterator[pa.Table]:
     """Read a language's texts for pre-training, if it has any: columns ``text`` and ``entity``."""
     source = task.source
@@ -193,8 +229,7 @@ def read_unlabelled(task: TaskParams, language: str) -> Iterator[pa.Table]:
     start = 0
     has_entities: bool | None = None
     for rows in _read_files(source, fields, language, UNLABELLED, Counter()):
-        if "{language}" not in source.pattern and source.language_field is None:
-            raise StageError(f"{rows.file}: of which language? write {{language}} into task.source.pattern")
+        _require_language(source, rows)
         rows.require_texts(["text"])
         entities = rows.entities
         has_entities = any(entities) if has_entities is None else has_entities
@@ -211,9 +246,9 @@ def read_unlabelled(task: TaskParams, language: str) -> Iterator[pa.Table]:
 
 def _read_hub(
     source: HubSource,
-    task: TaskParams,
+    fields: _Fields,
     language: str,
-    split: Split,
+    split: SplitName,
     revision: str | None,
     others: Counter[str],
 ) -> Iterator[Rows]:
@@ -229,7 +264,6 @@ def _read_hub(
     called = source.splits.get(split, split)
     if called not in builder.info.splits:
         return
-    fields = _Fields.of(source, task.text_fields, language)
     data = builder.as_dataset(split=called)
     names = getattr(data.features.get(fields.label), "names", None)
     start = 0

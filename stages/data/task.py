@@ -53,7 +53,7 @@ class HubSource(TableSource):
     """Configuration name; ``{language}`` stands for the language."""
     revision: str | None = None
     """Branch, tag or commit; null takes the newest, whose commit prepare notes."""
-    splits: dict[Split, str] = {}
+    splits: dict[SplitName, str] = {}
     """What the data set calls splits that have another name there, such as ``validation: dev``."""
 
 
@@ -103,9 +103,21 @@ class TaskParams(Params):
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """This share of the training examples is the validation split of a supervised language that has none. A
     hash chooses them, as for `max_examples`."""
+    unlabelled: bool = False
+    """Whether texts without labels teach the student too, by their soft labels: training rows then need no
+    label, and supervised languages may have the split ``unlabelled``, with the task's text fields."""
+    max_labels: PositiveInt | None = None
+    """Keep this many labels in each training split; the other examples become texts without labels. The same
+    hash chooses as for `max_examples`."""
     max_examples: PositiveInt | None = None
     """Keep at most this many examples per language and split; null keeps all. A hash chooses them: of the
     column ``entity`` where there is one, which keeps translations together, otherwise of the text."""
+
+    @model_validator(mode="after")
+    def _hidden_labels_are_of_use(self) -> Self:
+        if self.max_labels is not None and not self.unlabelled:
+            raise ValueError(f"max_labels is {self.max_labels}, which needs unlabelled: true")
+        return self
 
     @model_validator(mode="after")
     def _no_duplicates(self) -> Self:

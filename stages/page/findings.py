@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from cache import file_digest
 from stages.artifacts import BASELINE, PLOTS, STUDENT
-from stages.data.examples import SPLITS, examples_digest, has_split, read_examples
-from stages.data.task import Split, TaskParams
+from stages.data.examples import SPLITS, examples_digest, has_split, read_examples, taught_splits
+from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
 from stages.page.result import Result
 from stages.page.taught import Taught, read_taught
@@ -58,7 +58,7 @@ class Findings:
     validation_accuracy: dict[str, float]
     losses: Curve
     validation: dict[str, Curve]
-    counts: dict[str, dict[Split, int]]
+    counts: dict[str, dict[SplitName, int]]
     cut: dict[str, int]
     data: dict[str, str]
     weights: dict[str, str]
@@ -177,12 +177,14 @@ def _best_first(task: TaskParams, results: Mapping[str, Result]) -> dict[str, li
     return {kind: languages for kind, languages in groups.items() if languages}
 
 
-def _data(task: TaskParams) -> tuple[dict[str, dict[Split, int]], dict[str, str]]:
+def _data(task: TaskParams) -> tuple[dict[str, dict[SplitName, int]], dict[str, str]]:
     """Count the examples by language and split, and hash each language's."""
-    counts: dict[str, dict[Split, int]] = {}
+    counts: dict[str, dict[SplitName, int]] = {}
     digests = {}
     for language in task.languages:
-        tables = {s: read_examples(task, language, s) for s in SPLITS if has_split(language, s)}
+        splits: list[SplitName] = [split for split in SPLITS if has_split(language, split)]
+        splits += taught_splits(task, language)[1:] if language in task.supervised else []
+        tables = {split: read_examples(task, language, split) for split in splits}
         counts[language] = {split: table.num_rows for split, table in tables.items()}
         if tables:
             digests[language] = examples_digest(pa.concat_tables(tables.values()))

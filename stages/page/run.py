@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from cache import Producer, canonical_json
 from stages.artifacts import DATA, SOFT_LABELS
-from stages.data.examples import SPLITS
+from stages.data.examples import SPLITS, UNLABELLED
 from stages.page.findings import Findings
 from stages.page.tables import Table, clip
 from stages.page.taught import LabelSet
@@ -35,10 +35,14 @@ def run(found: Findings, params: Mapping[str, Any]) -> Tables:
         params: All sections of params.yaml, as plain values.
     """
     sets = [one for language in found.task.supervised for one in found.teachers[language].sets]
+    shown = [
+        *SPLITS,
+        *([UNLABELLED] if any(UNLABELLED in splits for splits in found.counts.values()) else []),
+    ]
     counts = [
         [
             name,
-            *(f"{splits[split]:,}" if split in splits else "–" for split in SPLITS),
+            *(f"{splits[split]:,}" if split in splits else "–" for split in shown),
             *([f"{found.cut[name]:,}"] if name in found.cut else []),
         ]
         for name, splits in found.counts.items()
@@ -52,7 +56,7 @@ def run(found: Findings, params: Mapping[str, Any]) -> Tables:
     }
     values = [[clip(key, 100), clip(_value(value), 200)] for key, value in _flat(params)]
     return Tables(
-        Table("Examples by language and split", ["language", *SPLITS, *cut], counts),
+        Table("Examples by language and split", ["language", *shown, *cut], counts),
         Table(
             "Who wrote the soft labels",
             ["soft labels", "model", "reads", "class order"],

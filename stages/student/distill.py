@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer, set_seed
 from cache import SoftLabelSet, file_digest
 from stages.artifacts import ENCODER, SOFT_LABELS, STUDENT, of_each_teacher, replaced_folder
 from stages.data.classes import match_classes
-from stages.data.examples import examples_digest, read_entities, read_examples
+from stages.data.examples import NO_LABEL, examples_digest, read_entities, read_examples, taught_splits
 from stages.data.origin import data_source
 from stages.data.task import TaskParams
 from stages.dependencies import departures
@@ -169,14 +170,21 @@ def distill(
 def _training_texts(
     task: TaskParams, teachers: Mapping[str, Teachers], params: DistillParams
 ) -> tuple[Texts, list[str], dict[str, list[TeacherFacts]]]:
-    """Join the training splits of all supervised languages with their soft labels, once, in memory.
+    """Join what all supervised languages teach with its soft labels, once, in memory.
 
     Returns:
         The examples, digests of everything that was read, and where the soft labels come from.
     """
-    tables = {language: read_examples(task, language, "train") for language in task.supervised}
+    hard_only = params.variant == "finetune"
+    splits = {
+        language: taught_splits(task, language)[: 1 if hard_only else None] for language in task.supervised
+    }
+    tables = {
+        language: pa.concat_tables(read_examples(task, language, split) for split in of_language)
+        for language, of_language in splits.items()
+    }
     digests = [examples_digest(table) for table in tables.values()]
-    if params.variant == "finetune":
+    if hard_only:
         return _texts(task, tables, params=params), digests, {}
     logits, states = [], []
     facts: dict[str, list[TeacherFacts]] = {}
@@ -248,7 +256,12 @@ def _averaged_translations(
     task: TaskParams, logits: NDArray[np.float32], params: DistillParams
 ) -> NDArray[np.float32]:
     """Average the soft labels of all languages, ``(N, C)``, over the training texts about the same entity."""
-    entities = [entity for language in task.supervised for entity in read_entities(language, "train")]
+    entities = [
+        entity
+        for language in task.supervised
+        for split in taught_splits(task, language)
+        for entity in read_entities(language, split)
+    ]
     first: dict[str, int] = {}
     numbers = [row if name is None else first.setdefault(name, row) for row, name in enumerate(entities)]
     if len(set(numbers)) == len(numbers):
@@ -281,7 +294,8 @@ def _class_weights(task: TaskParams, params: DistillParams, train: Texts) -> Ten
         return None
     if params.class_weights != "balanced":
         return torch.tensor([params.class_weights[name] for name in task.classes])
-    counts = torch.bincount(torch.from_numpy(train.numbers["labels"]), minlength=len(task.classes))
+    labels = torch.from_numpy(train.numbers["labels"])
+    counts = torch.bincount(labels[labels != NO_LABEL], minlength=len(task.classes))
     absent = [name for name, count in zip(task.classes, counts.tolist(), strict=True) if not count]
     if absent:
         raise StageError(
@@ -308,7 +322,9 @@ def _texts(
         ],
         {
             "language_ids": np.repeat(languages, sizes),
-            "labels": np.concatenate([t["label"].to_numpy() for t in tables.values()]).astype("i8"),
+            "labels": np.concatenate(
+                [table["label"].fill_null(NO_LABEL).to_numpy() for table in tables.values()]
+            ).astype("i8"),
             **numbers,
         },
         subword_dropout=params.subword_dropout if params else 0.0,

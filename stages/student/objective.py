@@ -8,6 +8,7 @@ With own-branch logits z and states b, mixture logits m, teacher logits t and st
     L        = (1-λ) KD(z, t) + λ KD(m, t) + α CE(z, hard label) + β SP(b, h)
 
 Each is a mean over the batch in which an example counts with the weight w of its class: Σ w_i l_i / Σ w_i.
+An example without a hard label has the weight 1, and 0 in the place of CE.
 """
 
 import math
@@ -194,7 +195,7 @@ def objective(
 
     Args:
         logits: Of each text's own branch, shape ``(B, C)``.
-        labels: Hard labels, int64, shape ``(B,)``.
+        labels: Hard labels, int64, shape ``(B,)``; -100: the example has none, but a soft label.
         teacher_logits: Soft labels in the task's class order, shape ``(B, C)``; None: hard labels alone.
         mixture_logits: Of a mixture of branches, shape ``(B, C)``; None leaves L_mix out.
         hidden: States of student and teacher; None leaves SP out.
@@ -208,8 +209,10 @@ def objective(
         Scalars: ``loss``, which is minimised, and those of ``own``, ``mixture``, ``hard`` (in nats) and
         ``hidden`` in it.
     """
-    weights = None if class_weights is None else class_weights[labels]
-    hard = functional.cross_entropy(logits, labels, weight=class_weights)  # the same weighted mean
+    weights = None
+    if class_weights is not None:
+        weights = torch.where(labels < 0, 1.0, class_weights[labels.clamp(min=0)])
+    hard = _mean(functional.cross_entropy(logits, labels, reduction="none"), weights)
     if teacher_logits is None:
         return {"loss": hard, "hard": hard}
     own = distillation_loss(logits, teacher_logits, temperature=temperature, example_weights=weights)

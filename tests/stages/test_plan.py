@@ -36,6 +36,8 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "task.classes": (["animal", "number"], tuple(name for name in TASK if name != "student-pretrain")),
     "task.zero_shot": (["fr"], ("prepare", *PRETRAIN, *EVALUATE)),
     "task.validation_share": (0.1, ("prepare", *EVALUATE)),
+    "task.unlabelled": (False, tuple(name for name in TASK if name != "student-baseline")),
+    "task.max_labels": (9, ("prepare", *EVALUATE)),
     "task.max_examples": (9, ("prepare", *EVALUATE)),
     "teachers.de.base": ("./other", (*FINETUNE, *DISTILL)),
     "teachers.de.revision": ("main", (*FINETUNE, *DISTILL)),
@@ -144,6 +146,7 @@ def complete(workspace: Path) -> dict[str, Any]:
     """The tiny parameters with every key written down."""
     params = load_params(workspace / "params.yaml").model_dump(mode="json")
     params["student"]["pretrain"]["base"] = "./encoder"  # of which layers can be kept
+    params["task"]["unlabelled"] = True  # so that labels can be hidden
     return params
 
 

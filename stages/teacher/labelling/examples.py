@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, id_words
 from stages.artifacts import DATA
-from stages.data.examples import SPLITS, read_examples
-from stages.data.task import Split, TaskParams
+from stages.data.examples import SPLITS, read_examples, taught_splits
+from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
 from stages.teacher.folds import Fold
 
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Examples:
-    """The distinct examples of a language, of all splits or of one part of them.
+    """The distinct examples of a language, of all splits and without labels, or of one part of them.
 
     Attributes:
         task: Section `task`.
@@ -65,7 +65,7 @@ class Examples:
         """
         chunks = [
             chunk
-            for split in SPLITS
+            for split in _splits_of(task, language)
             for chunk in read_examples(task, language, split)["example_id"].chunks
             if len(chunk)
         ]
@@ -138,7 +138,7 @@ class Examples:
     def _splits(self) -> Iterator[tuple[int, pa.Table]]:
         """Map each split's file into memory, for as long as the caller holds it, with its first row."""
         first = 0
-        for split in SPLITS:
+        for split in _splits_of(self.task, self.language):
             table = read_examples(self.task, self.language, split)
             yield first, table
             first += table.num_rows
@@ -152,3 +152,8 @@ class Examples:
             table = read_examples(self.task, self.language, split)
             for batch in table.select(["example_id", "label"]).to_batches(max_chunksize=1 << 13):
                 yield split, batch["label"].to_numpy().astype(np.int64), batch["example_id"]
+
+
+def _splits_of(task: TaskParams, language: str) -> list[SplitName]:
+    """List the splits that a teacher labels: what the student learns, and what it is compared on."""
+    return [*taught_splits(task, language), "validation", "test"]

@@ -1,0 +1,83 @@
+"""Texts without labels that teach the student: training texts that have none, and the split of that name."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from stages.data.examples import ENTITY, UNLABELLED, columns_of, data_file
+from stages.data.remarks import among, first_words
+from stages.data.sources import Revision, read_taught
+from stages.data.tables import entities_of, filtered, keys_of, laid_out, mapped, write_batches
+from stages.data.task import TaskParams
+from stages.errors import StageError
+
+
+def separate(
+    task: TaskParams, revision: Revision, language: str, folder: Path, table: pa.Table
+) -> pa.Table | None:
+    """Leave the labelled examples in a training split, and write what else teaches into ``unlabelled``.
+
+    These are training texts without a label, those whose label `max_labels` hides, and the source's split
+    ``unlabelled``; each text once, and none that is there with its label.
+
+    Args:
+        task: Section `task`.
+        revision: See `revision_of`.
+        language: A supervised language.
+        folder: Where the examples are written.
+        table: All rows of the training split.
+
+    Returns:
+        The training split as it is now, mapped into memory; None: nothing in it has a label.
+
+    Raises:
+        StageError: There are fewer labels than `max_labels`, or an example is not what it has to be.
+    """
+    train, unlabelled = data_file(language, "train", folder), data_file(language, UNLABELLED, folder)
+    labelled = table["label"].is_valid().to_numpy()
+    if task.max_labels is not None:
+        n = int(labelled.sum())
+        if task.max_labels > n:
+            raise StageError(
+                f"task.max_labels is {task.max_labels}, but '{language}' has {n} training labels"
+            )
+        keys = np.where(labelled, keys_of(table["example_id"], entities_of(table), b""), 2**64 - 1)
+        labelled = np.zeros(len(keys), bool)
+        labelled[np.argsort(keys, kind="stable")[: task.max_labels]] = True
+    kept, drafts = train.with_suffix(".kept"), unlabelled.with_suffix(".draft")
+    write_batches(filtered(table, labelled), kept)
+    without = (_without_labels(task, part) for part in filtered(table, ~labelled))
+    write_batches(chain(without, _of_source(task, revision, language)), drafts)
+    train.unlink()
+    if drafts.exists():
+        drawn = mapped(drafts)
+        texts = first_words(drawn["example_id"])
+        once = np.zeros(len(texts), bool)
+        once[np.unique(texts, return_index=True)[1]] = True
+        if kept.exists():
+            once &= ~among(texts, first_words(mapped(kept)["example_id"]))
+        if drawn[ENTITY].null_count == drawn.num_rows:
+            drawn = drawn.drop_columns(ENTITY)
+        write_batches(filtered(drawn, once), unlabelled)
+        drafts.unlink()
+    if not kept.exists():
+        return None
+    kept.rename(train)
+    return mapped(train)
+
+
+def _of_source(task: TaskParams, revision: Revision, language: str) -> Iterator[pa.Table]:
+    for rows in read_taught(task, revision, language):
+        rows.require_texts(task.text_fields)
+        yield laid_out(task, rows, [None] * len(rows.labels))
+
+
+def _without_labels(task: TaskParams, table: pa.Table) -> pa.Table:
+    """Take the labels out of examples, and give them the column ``entity`` where they have none."""
+    columns = {name: table[name] for name in table.column_names}
+    columns["label"] = pa.nulls(table.num_rows, pa.int32())
+    columns.setdefault(ENTITY, pa.nulls(table.num_rows, pa.string()))
+    return pa.table(columns, schema=columns_of(task).append(pa.field(ENTITY, pa.string())))

@@ -1,0 +1,265 @@
+"""Texts without labels that teach the student: prepared, labelled by the teachers, learned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pydantic import ValidationError
+from tables import nli_task, write
+from tiny import CLASSES, Run, examples, tiny_params, write_jsonl, write_params
+
+from cache import SoftLabelSet
+from stages.artifacts import SOFT_LABELS
+from stages.data.examples import pretraining_texts, read_entities, read_examples, taught_splits
+from stages.data.task import FilesSource, HubSource, TaskParams
+from stages.errors import StageError
+from stages.prepare import prepare
+from stages.student.objective import objective
+
+KINDS = ("jsonl", "csv", "tsv", "parquet")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    return tmp_path
+
+
+def rows(*labels: Any, start: int = 0, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"premise": f"p {start + i}", "hypothesis": f"h {i}", "label": label, **more}
+        for i, label in enumerate(labels)
+    ]
+
+
+def task_of(suffix: str = "jsonl", train: list[dict[str, Any]] | None = None, **changes: Any) -> TaskParams:
+    """Write the splits of two languages, one of them supervised, and give the task."""
+    for language, split in (("de", "validation"), ("de", "test"), ("fr", "test")):
+        start = {"validation": 100, "test": 200}[split]
+        write(Path(f"data/{language}/{split}.{suffix}"), rows("yes", "no", start=start))
+    write(Path(f"data/de/train.{suffix}"), train or rows("yes", "no", "yes", "no"))
+    return nli_task(f"data/{{language}}/{{split}}.{suffix}", unlabelled=True, **changes)
+
+
+def column(task: TaskParams, split: Any, name: str = "premise") -> list[Any]:
+    found: list[Any] = read_examples(task, "de", split)[name].to_pylist()
+    return found
+
+
+# prepare
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_training_rows_may_have_no_label(suffix: str) -> None:
+    nothing = "" if suffix in ("csv", "tsv") else None
+    task = task_of(suffix, rows("yes", nothing, "no", nothing))
+    table = prepare(task).table()
+    assert column(task, "train") == ["p 0", "p 2"]
+    assert column(task, "unlabelled") == ["p 1", "p 3"]
+    assert column(task, "unlabelled", "label") == [None, None]
+    head, of_de = table.splitlines()[:2]
+    assert head.split()[-1] == "unlabelled"
+    assert of_de.split() == ["de", "2", "2", "2", "0", "2"]
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_the_split_unlabelled_has_the_tasks_text_fields(suffix: str) -> None:
+    task = task_of(suffix)
+    new = [{"premise": "neu", "hypothesis": "alt"}, {"premise": "neu", "hypothesis": "alt"}]
+    known = [{"premise": "p 0", "hypothesis": "h 0"}]
+    write(Path(f"data/de/unlabelled.{suffix}"), new + known)
+    prepare(task)
+    assert column(task, "unlabelled") == ["neu"]  # once, and not again what has a label
+    assert column(task, "train") == ["p 0", "p 1", "p 2", "p 3"]
+    assert taught_splits(task, "de") == ["train", "unlabelled"]
+
+
+def test_a_data_set_of_the_hub_may_have_unlabelled_rows(folder: Path) -> None:
+    for split, labels in {
+        "train": [1, -1, 0],
+        "validation": [1, 0],
+        "test": [0, 1],
+        "more": [-1, -1],
+    }.items():
+        start = {"train": 0, "more": 50}.get(split, 100 if split == "test" else 200)
+        for language in ("de", "fr"):
+            path = folder / f"hub/{language}/{split}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows(*labels, start=start)), path)
+    lines = ["---", "configs:"]
+    for language in ("de", "fr"):
+        lines += [f"- config_name: {language}", "  data_files:"]
+        lines += [
+            f"  - {{split: {split}, path: {language}/{split}.parquet}}"
+            for split in ("train", "validation", "test", "more")
+        ]
+    (folder / "hub/README.md").write_text("\n".join([*lines, "---"]))
+    source = HubSource(
+        kind="hub", dataset=str(folder / "hub"), config="{language}", splits={"unlabelled": "more"}
+    )
+    task = nli_task("", source=source, unlabelled=True)
+    prepare(task)
+    assert column(task, "train") == ["p 0", "p 2"]
+    assert column(task, "unlabelled") == ["p 1", "p 50", "p 51"]
+
+
+def test_labels_are_hidden_but_for_some_of_each_language_the_same_entities_in_all() -> None:
+    source = FilesSource(kind="files", pattern="data/{language}/{split}.jsonl")
+    task = task_of(source=source, supervised=["de", "fr"], zero_shot=[], max_labels=7)
+    for language in ("de", "fr"):
+        train = [
+            {"premise": f"{language} {i}", "hypothesis": "h", "label": "yes", "entity": f"e{i}"}
+            for i in range(30)
+        ]
+        write(Path(f"data/{language}/train.jsonl"), train)
+        write(Path(f"data/{language}/validation.jsonl"), rows("yes", "no", start=100))
+    prepare(task)
+    kept = [read_entities(language, "train") for language in ("de", "fr")]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 7
+    hidden = read_entities("de", "unlabelled")
+    assert len(hidden) == 23
+    assert set(hidden).isdisjoint(kept[0])
+    more = task.model_copy(update={"max_labels": 9})
+    prepare(more)
+    assert set(kept[0]) < set(read_entities("de", "train"))
+
+
+def test_aligned_rows_stay_translations_of_each_other() -> None:
+    source = FilesSource(kind="files", pattern="data/{language}/{split}.jsonl", aligned=True)
+    task = task_of(source=source, supervised=["de", "fr"], zero_shot=[])
+    write(Path("data/de/train.jsonl"), rows("yes", None, "no", None))
+    write(Path("data/fr/train.jsonl"), rows(None, "no", "no", "yes"))
+    write(Path("data/fr/validation.jsonl"), rows("yes", "no", start=100))
+    prepare(task)
+    assert (read_entities("de", "train"), read_entities("de", "unlabelled")) == (["0", "2"], ["1", "3"])
+    assert (read_entities("fr", "train"), read_entities("fr", "unlabelled")) == (["1", "2", "3"], ["0"])
+
+
+def test_validation_is_taken_from_what_has_a_label() -> None:
+    labels = ["yes", "no", None] * 60
+    task = task_of(train=rows(*labels), validation_share=0.3)
+    Path("data/de/validation.jsonl").unlink()
+    prepare(task)
+    n_train, n_validation = len(column(task, "train")), len(column(task, "validation"))
+    assert n_train + n_validation == 120
+    assert 15 < n_validation < 60
+    assert len(column(task, "unlabelled")) == 60
+
+
+def test_test_texts_among_the_unlabelled_are_told_of() -> None:
+    task = task_of()
+    write(Path("data/de/unlabelled.jsonl"), [{"premise": "p 200", "hypothesis": "h 0"}])
+    assert "de: 1 test texts are among the unlabelled ones" in prepare(task).table()
+
+
+def test_scratch_encoders_read_all_that_is_taught() -> None:
+    task = task_of(train=rows("yes", None))
+    prepare(task)
+    assert set(pretraining_texts(task, "de").values()) == {"p 0", "h 0", "p 1", "h 1"}
+    assert pretraining_texts(task, "fr") == {}
+
+
+@pytest.mark.parametrize(
+    ("train", "changes", "message"),
+    [
+        (rows("yes", None), {"unlabelled": False}, "is not one of task.classes.*say task.unlabelled: true"),
+        (rows("yes", "no"), {"max_labels": 3}, "task.max_labels is 3, but 'de' has 2 training labels"),
+        (rows(None, None), {}, "the train split of 'de' is empty"),
+        (rows("yes", "maybe"), {}, "label 'maybe' is not one of task.classes"),
+    ],
+)
+def test_labels_that_are_missing_where_they_may_not_are_refused(
+    train: list[dict[str, Any]], changes: dict[str, Any], message: str
+) -> None:
+    task = task_of(train=train).model_copy(update=changes)
+    with pytest.raises(StageError, match=message):
+        prepare(task)
+    assert not Path("artifacts/data").exists()
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_only_training_rows_may_have_no_label(split: str) -> None:
+    task = task_of()
+    write(Path(f"data/de/{split}.jsonl"), rows("yes", None))
+    with pytest.raises(StageError, match=r"line 2: label null is not one of task\.classes: no, yes$"):
+        prepare(task)
+
+
+def test_hidden_labels_need_a_task_that_takes_texts_without() -> None:
+    with pytest.raises(ValidationError, match="max_labels is 3, which needs unlabelled: true"):
+        nli_task("data/{language}/{split}.jsonl", max_labels=3)
+
+
+# The stages
+
+
+def test_the_student_learns_what_teachers_say_of_unlabelled_texts(run: Run) -> None:
+    params = tiny_params()
+    params["task"] |= {"unlabelled": True, "max_labels": 18}
+    params["student"]["distill"] |= {"hard_label_weight": 0.5, "class_weights": "balanced"}
+    write_params(params)
+    for language in ("de", "en", "nl"):
+        for split in ("train", "validation", "test"):
+            write_jsonl(Path(f"data/{language}/{split}.jsonl"), examples(language, split))
+    write_jsonl(Path("data/de/unlabelled.jsonl"), [{"text": f"Pferd {i}"} for i in range(5)])
+    for command in (
+        ["prepare"],
+        *(["teacher", step, "--language", name] for step in ("finetune", "label") for name in ("de", "en")),
+        ["student", "pretrain"],
+        ["student", "distill"],
+        ["student", "baseline"],
+        ["student", "evaluate"],
+        ["report"],
+    ):
+        done = run(*command)
+        assert done.code == 0, done.err
+        if command == ["student", "distill"]:
+            assert "mblm: 20 steps" in done.out  # (18 + 18 + 5 + 18 + 18) examples, twice, in batches of 8
+        if command == ["student", "baseline"]:
+            assert "finetune: 10 steps" in done.out  # 18 + 18
+    label_set = SoftLabelSet.read(SOFT_LABELS / "de", language="de")
+    task = TaskParams.model_validate(params["task"])
+    said = label_set.join(read_examples(task, "de", "unlabelled")["example_id"])
+    assert said.logits.shape == (23, len(CLASSES))
+    counted = json.loads(Path("artifacts/metrics/teachers/de.json").read_text())
+    assert set(counted) == {"train", "validation", "test"}
+    page = Path("artifacts/report/report.html").read_text(encoding="utf-8")
+    assert "unlabelled" in page
+
+
+def test_an_example_without_a_label_has_none_of_the_hard_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, soft, mixed = (torch.randn(6, 3, generator=generator) for _ in range(3))
+    labels = torch.tensor([0, -100, 2, -100, 1, -100])
+    settings: dict[str, Any] = {
+        "hidden": None,
+        "temperature": 2.0,
+        "mixture_weight": 0.3,
+        "hard_label_weight": 0.5,
+        "hidden_weight": 0.0,
+    }
+
+    def parts(rows: torch.Tensor, weights: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        tensors: dict[str, Any] = {
+            "teacher_logits": soft[rows],
+            "mixture_logits": mixed[rows],
+            "class_weights": weights,
+        }
+        return objective(logits[rows], labels[rows], **tensors, **settings)
+
+    every, known = parts(torch.arange(6)), parts(torch.tensor([0, 2, 4]))
+    torch.testing.assert_close(every["hard"] * 6, known["hard"] * 3)
+    torch.testing.assert_close(
+        every["loss"], torch.lerp(every["own"], every["mixture"], 0.3) + 0.5 * every["hard"]
+    )
+    none = parts(torch.tensor([1, 3, 5]))
+    assert none["hard"] == 0
+    assert none["loss"].isfinite()
+    weighted = parts(torch.tensor([1, 3, 5]), torch.tensor([9.0, 9.0, 9.0]))
+    torch.testing.assert_close(weighted["own"], none["own"])  # there is no class to be weighted by
