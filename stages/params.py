@@ -19,6 +19,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 MaxTokens = Annotated[int, Field(ge=4)]
 Precision = Literal["float32", "bfloat16"]
+Keep = Literal["last", "best"]
 Pooling = Literal["first", "mean", "last"]
 
 
@@ -48,6 +49,22 @@ class TrainingParams(Params):
     only for tokenizers that were built here from scratch."""
     precision: Precision = "float32"
     """``bfloat16`` runs matrix products in bfloat16 (autocast); weights stay in float32."""
+    gradient_accumulation: PositiveInt = 1
+    """Pieces in which a batch goes through the model, one after the other, where its memory is too small; the
+    loss is that of the whole batch."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed again for their gradients: less memory for a third more time."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients longer than this are shortened to it."""
+    freeze: PositiveInt | Literal["embeddings"] | None = None
+    """What stays as it is: ``embeddings``, those of the words; a number n: all embeddings and the lowest n
+    layers; null: nothing."""
+    head_learning_rate: PositiveFloat | None = None
+    """Highest learning rate of the classifier, which is new where the encoder is not; null: that of all."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer's learning rate is this share of that of the layer above."""
+    patience: PositiveInt | None = None
+    """Epochs without a better validation accuracy after which the training ends; null: it goes on."""
 
 
 class ScratchParams(Params):

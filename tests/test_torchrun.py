@@ -107,6 +107,19 @@ def test_two_processes_have_the_loss_curves_of_one_and_leave_what_one_leaves(
     assert bars(two.stderr) == ["student (mblm)"]
 
 
+def test_two_processes_may_cut_their_batches_into_pieces(finished: Path, run: Run) -> None:
+    config = Path("artifacts/encoder/config.json")
+    config.write_text(re.sub(r'(_dropout_prob": )0\.1', r"\g<1>0.0", config.read_text()))
+    without_dropout("student.distill")
+    command = ["student", "distill", "--set", "student.distill.class_weights=balanced"]
+    assert run(*command).code == 0
+    alone = losses()
+    two = share(*command, "--set", "student.distill.gradient_accumulation=4")
+    assert two.returncode == 0, two.stderr[-3000:]
+    for one_log, two_log in zip(alone, losses(), strict=True):
+        assert two_log == pytest.approx(one_log, rel=1e-4, abs=1e-7)
+
+
 def test_two_processes_make_the_teacher_of_one_on_a_base_that_one_of_them_pre_trained(
     finished: Path, run: Run
 ) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,51 +109,71 @@ def _changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[s
 
 
 class BestInMemory(TrainerCallback):
-    """Keeps the weights of the best validation in memory, and writes a checkpoint every few minutes.
+    """Keeps the weights of the best validation in memory; ends a training that gets no better.
 
     A checkpoint holds the weights and, twice as large, the optimizer's state: to write one after each epoch
-    takes longer than many an epoch.
+    takes longer than many an epoch, so one is asked for every few minutes.
 
     Attributes:
-        accuracy: The best that validation has seen, in [0, 1].
+        step: Of the best validation so far.
+        accuracy: What that saw, on average over the validation sets, in [0, 1].
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, names: Sequence[str] = ("",), patience: int | None = None) -> None:
         """Take up what an interrupted run has left.
 
         Args:
             folder: Where the training keeps its checkpoints.
+            names: Of the validation sets; a single one has none.
+            patience: After how many validations without a better one the training ends; None: it goes on.
         """
-        self.accuracy = -1.0
+        self.step, self.accuracy = 0, -1.0
+        self._keys = [f"eval_{name}_accuracy" if name else "eval_accuracy" for name in names]
+        self._patience = patience
         self._file = folder / "best.safetensors"
         self._weights: dict[str, Tensor] = {}
         self._saved = time.monotonic()
         if self._file.is_file():
             with safe_open(self._file, "pt") as file:
+                self.step = int(file.metadata().get("step", 0))  # the first one noted none
                 self.accuracy = float(file.metadata()["accuracy"])
                 self._weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: Any,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        model: Any = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: Any, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Compare with the best so far; ask for a checkpoint where the last one is old."""
-        assert metrics is not None
-        if metrics["eval_accuracy"] > self.accuracy:
-            self.accuracy = metrics["eval_accuracy"]
+        seen: dict[int, dict[str, float]] = {}
+        for log in state.log_history:
+            its = seen.setdefault(log["step"], {})
+            its |= {key: log[key] for key in self._keys if key in log}
+        accuracies = {
+            step: sum(its.values()) / len(its) for step, its in seen.items() if len(its) == len(self._keys)
+        }
+        if state.global_step not in accuracies:  # other validation sets follow
+            return
+        if accuracies[state.global_step] > self.accuracy:
+            self.step, self.accuracy = state.global_step, accuracies[state.global_step]
             self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        if self._patience and sum(step > self.step for step in accuracies) >= self._patience:
+            control.should_training_stop = True
         # The processes of a training ask their own clocks, and must save together.
         (is_time,) = broadcast_object_list([time.monotonic() - self._saved >= _SECONDS])
         if is_time:
-            if process_index() == 0:
-                write_atomically(self._file, save(self._weights, {"accuracy": repr(self.accuracy)}))
             self._saved = time.monotonic()
             control.should_save = True
+            self._write()
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the best weights before a checkpoint is written, which is only what it is with them."""
+        if control.should_save:
+            self._write()
+
+    def _write(self) -> None:
+        if process_index() == 0 and self._weights:
+            write_atomically(
+                self._file, save(self._weights, {"accuracy": repr(self.accuracy), "step": str(self.step)})
+            )
 
     def restore(self, model: Any) -> None:
         """Give a model the best weights."""

@@ -108,6 +108,7 @@ def build_encoder(
     data = _Translations(names, training, pair_share=pair_share)
     if params.mlm_steps:
         trainer = _MaskedTrainer(
+            training,
             model=model,
             args=training_arguments(training, folder, max_steps=params.mlm_steps, save_strategy="no"),
             train_dataset=data,

@@ -4,6 +4,7 @@ import gc
 import math
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -19,6 +20,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from stages.errors import StageError
 from stages.models.checkpoints import last_complete_checkpoint
+from stages.models.layers import freeze, optimizer_groups
 from stages.models.processes import n_processes, process_index
 from stages.models.texts import Texts
 from stages.params import TrainingParams
@@ -72,9 +74,39 @@ class TextTrainer(Trainer):
 
     Where torchrun starts several processes, each computes an equal part of every batch. The loss is that of
     the whole batch in each of them, so that the training is the one that a single process does.
+
+    Attributes:
+        share: How much of the batch's loss is what `compute_loss` is computing: all of it, or a piece.
     """
 
     train_dataset: Texts
+
+    def __init__(self, params: TrainingParams, **kwargs: Any) -> None:
+        """Freeze what is to be frozen, and take what the Trainer takes.
+
+        Args:
+            params: The training's section of params.yaml.
+            kwargs: As the Trainer's.
+
+        Raises:
+            StageError: More is to be frozen than there is.
+        """
+        freeze(kwargs["model"], params.freeze)
+        super().__init__(**kwargs)
+        self.params = params
+        self.share = 1.0
+        self._rows: slice | None = None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make AdamW, with learning rates by layer where these differ."""
+        model = model or self.model
+        alike = self.params.head_learning_rate is None and self.params.layer_decay == 1
+        if alike or self.optimizer is not None:
+            return super().create_optimizer(model)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        decayed = set(self.get_decay_parameter_names(model))
+        self.optimizer = kind(optimizer_groups(model, self.params, decayed), **options)
+        return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return ByLength(self.train_dataset, **self.order_options())
@@ -101,20 +133,72 @@ class TextTrainer(Trainer):
         if part.requires_grad:
             part.register_hook(lambda gradient: gradient * n)  # DDP takes the mean of what is to be summed up
         rows = torch.cat(parts)
-        n_batches, n_left = divmod(len(self.train_dataset), self.args.train_batch_size)
-        if n_left and self.state.global_step % (n_batches + 1) == n_batches:
-            rows = rows[:n_left]  # the others fill the last batch of the epoch up
-        return rows
+        real = self._real_rows(len(own)).to(rows.device)
+        return rows[real] if len(real) else rows  # or they count nothing, see `weight`
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _real_rows(self, n: int) -> Tensor:
+        """Tell which rows of a whole batch, or of a piece of it, do not just fill the epoch's last batch up.
+
+        Args:
+            n: Rows that this process has of it.
+        """
+        if self.args.world_size == 1:
+            return torch.arange(n)
+        each = self.args.train_batch_size // self.args.world_size
+        start = self._rows.start if self._rows else 0
+        places = torch.cat([rank * each + start + torch.arange(n) for rank in range(self.args.world_size)])
+        n_batches, n_left = divmod(len(self.train_dataset), self.args.train_batch_size)
+        is_last = n_left and self.state.global_step % (n_batches + 1) == n_batches
+        return torch.nonzero(places < (n_left if is_last else self.args.train_batch_size)).squeeze(1)
+
+    def weight(self, labels: Tensor) -> Tensor | int:
+        """Say how much some examples of a batch count in its loss, all processes together.
+
+        Args:
+            labels: Of the examples that this process has of them.
+        """
+        return len(self._real_rows(len(labels)))
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
         """Do one step; a loss that is NaN or infinite ends the training before the weights change."""
-        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.params.gradient_accumulation > 1:
+            loss = self._step_in_pieces(model, inputs)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise StageError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; "
                 "lower learning_rate, or try precision: float32"
             )
         return loss
+
+    def _step_in_pieces(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Send a batch through the model piece by piece; gives the loss of the whole batch.
+
+        A mean over the batch is the sum of the pieces' means, each with the weight of its examples.
+        """
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        n = len(inputs["labels"])
+        size = -(-n // self.params.gradient_accumulation)
+        self._rows = slice(0, n)
+        of_all = self.weight(inputs["labels"])
+        total = torch.zeros((), device=self.args.device)
+        for start in range(0, n, size):
+            self._rows = slice(start, start + size)
+            piece = {name: value[self._rows] for name, value in inputs.items()}
+            self.share = float(self.weight(piece["labels"]) / of_all)
+            # Processes exchange gradients once, with the last piece.
+            with nullcontext() if start + size >= n else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss: Any = self.compute_loss(model, piece)
+                    loss = loss * self.share
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self._rows, self.share = None, 1.0
+        return total
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -154,6 +238,11 @@ def training_arguments(
     params: TrainingParams, folder: Path, *, max_steps: int, **more: Any
 ) -> TrainingArguments:
     """Translate a section of params.yaml for the Trainer; 50 logs in a run, nothing sent anywhere."""
+    if params.gradient_checkpointing:
+        # The word that this version of transformers has for it.
+        new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+        name = "activation_checkpointing" if new else "gradient_checkpointing"
+        more |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=max_steps,
@@ -162,6 +251,7 @@ def training_arguments(
         accelerator_config={"split_batches": True},
         average_tokens_across_devices=False,  # `TextTrainer.whole_batch` does better
         learning_rate=params.learning_rate,
+        max_grad_norm=params.max_grad_norm,
         warmup_steps=math.ceil(params.warmup_share * max_steps),
         weight_decay=params.weight_decay,
         bf16=params.precision == "bfloat16",

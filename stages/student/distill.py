@@ -25,7 +25,7 @@ from stages.data.origin import data_source
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
-from stages.models.checkpoints import checkpoints_of
+from stages.models.checkpoints import BestInMemory, checkpoints_of
 from stages.models.cut import say_cut
 from stages.models.encoders import read_note
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
@@ -48,6 +48,7 @@ from stages.student.objective import (
     HiddenStates,
     average_translations,
     balanced_class_weights,
+    example_weights,
     mixture_weights,
     objective,
 )
@@ -144,13 +145,19 @@ def distill(
         data_collator=Collator(tokenizer, params.max_tokens),
         compute_metrics=accuracy,
     )
+    best = BestInMemory(checkpoints.folder, names=task.supervised, patience=params.patience)
+    if params.keep == "best" or params.patience:
+        trainer.add_callback(best)
     history = _train(trainer, task, title=f"student ({params.variant})")
+    if params.keep == "best":
+        best.restore(model)
     end_all_but_the_first()
     with replaced_folder(output) as folder:
         model.save_pretrained(folder)
         tokenizer.model_max_length = params.max_tokens  # what it was trained on, and `pipeline` cuts at
         tokenizer.save_pretrained(folder)
-        last = _write_curves(history, task.supervised, folder)
+        kept = best.step if params.keep == "best" else None
+        last = _write_curves(history, task.supervised, folder, kept)
         card = model_card(
             task,
             params,
@@ -357,18 +364,26 @@ class _DistillTrainer(TextTrainer):
     """The Trainer with the objective of stage two; logs each part of the loss under its own name."""
 
     def __init__(self, params: DistillParams, class_weights: Tensor | None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(params, **kwargs)
         self._params = params
         self._class_weights = None if class_weights is None else class_weights.to(self.args.device)
         self._languages: list[str] = kwargs["model"].config.languages
         self._n_branches: int = kwargs["model"].config.n_branches
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
+        self._n_steps = 0.0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         temperature = self._params.sampling_temperature
         if temperature == 1:
             return super()._get_train_sampler(train_dataset)
         return ByLanguage(self.train_dataset, temperature=temperature, **self.order_options())
+
+    def weight(self, labels: Tensor) -> Tensor | int:
+        """Say how much some examples of a batch count in its loss: as their classes do."""
+        n = super().weight(labels)
+        if self._class_weights is None or not n:
+            return n
+        return example_weights(self.whole_batch(labels), self._class_weights).sum()
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Forward, losses, log; the Trainer does backward and step."""
@@ -390,7 +405,8 @@ class _DistillTrainer(TextTrainer):
         )
         for name, loss in losses.items():
             if name != "loss":
-                self._parts[f"{name}_loss"].append(loss.detach())
+                self._parts[f"{name}_loss"].append(loss.detach() * self.share)
+        self._n_steps += self.share
         return losses["loss"]
 
     def _mixture_weights(self, language_ids: Tensor) -> Tensor | None:
@@ -425,8 +441,9 @@ class _DistillTrainer(TextTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the parts of the loss since the last log."""
         if "loss" in logs:
-            logs |= {name: float(torch.stack(v).mean()) for name, v in self._parts.items()}
+            logs |= {name: float(torch.stack(v).sum()) / self._n_steps for name, v in self._parts.items()}
             self._parts.clear()
+            self._n_steps = 0.0
         super().log(logs, *args, **kwargs)
 
     def prediction_step(
@@ -442,15 +459,17 @@ class _DistillTrainer(TextTrainer):
 def _train(trainer: TextTrainer, task: TaskParams, *, title: str) -> list[dict[str, Any]]:
     """Train to the end, the last validation included; gives the Trainer's log history."""
     history = run(trainer, title=title)
-    last_step = [log for log in history if log["step"] == trainer.state.max_steps]
+    last_step = [log for log in history if log["step"] == trainer.state.global_step]
     if not any(f"eval_{task.supervised[-1]}_accuracy" in log for log in last_step):
         trainer.evaluate()  # the run was killed between its last step and its last validation
         history = trainer.state.log_history
     return history
 
 
-def _write_curves(history: list[dict[str, Any]], languages: list[str], folder: Path) -> dict[str, float]:
-    """Write losses and validation accuracies by step; returns the last accuracies."""
+def _write_curves(
+    history: list[dict[str, Any]], languages: list[str], folder: Path, kept: int | None
+) -> dict[str, float]:
+    """Write losses and validation accuracies by step; returns those of the step that is kept, or the last."""
     losses = [
         {key: value for key, value in log.items() if key == "step" or key.endswith("loss")}
         for log in history
@@ -465,7 +484,7 @@ def _write_curves(history: list[dict[str, Any]], languages: list[str], folder: P
         {"step": step, "average": float(np.mean(list(values.values()))), **values}
         for step, values in by_step.items()
     ]
-    last = by_step[max(by_step)]
+    last = by_step[max(by_step) if kept is None else kept]
     (folder / "losses.json").write_text(json.dumps(losses, indent=1), encoding="utf-8")
     (folder / "validation.json").write_text(json.dumps(curves, indent=1), encoding="utf-8")
     return last

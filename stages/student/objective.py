@@ -164,6 +164,16 @@ def balanced_class_weights(counts: Tensor) -> Tensor:
     return (counts.sum() / (len(counts) * counts.double())).float()
 
 
+def example_weights(labels: Tensor, class_weights: Tensor) -> Tensor:
+    """Give the weights of examples, ``(B,)``: that of their class, or 1 where they have none.
+
+    Args:
+        labels: Hard labels, int64, shape ``(B,)``; -100: none.
+        class_weights: Above 0, shape ``(C,)``.
+    """
+    return torch.where(labels < 0, 1.0, class_weights[labels.clamp(min=0)])
+
+
 class HiddenStates(NamedTuple):
     """What `similarity_loss` compares.
 
@@ -209,9 +219,7 @@ def objective(
         Scalars: ``loss``, which is minimised, and those of ``own``, ``mixture``, ``hard`` (in nats) and
         ``hidden`` in it.
     """
-    weights = None
-    if class_weights is not None:
-        weights = torch.where(labels < 0, 1.0, class_weights[labels.clamp(min=0)])
+    weights = None if class_weights is None else example_weights(labels, class_weights)
     hard = _mean(functional.cross_entropy(logits, labels, reduction="none"), weights)
     if teacher_logits is None:
         return {"loss": hard, "hard": hard}

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from stages.params import MaxTokens, Params, Pooling, ScratchParams, Seed, Share, TrainingParams
+from stages.params import Keep, MaxTokens, Params, Pooling, ScratchParams, Seed, Share, TrainingParams
 
 Variant = Literal["finetune", "distill", "branches", "mblm"]
 
@@ -136,6 +136,9 @@ class DistillParams(TrainingParams):
     per supervised language. ``mblm``: branches, and the mixture must reach the soft label as well."""
     epochs: PositiveInt = 3
     """Passes over the training splits of all supervised languages."""
+    keep: Keep = "last"
+    """Whose weights are kept: the ``last``, or those of the epoch with the ``best`` validation accuracy, on
+    average over the supervised languages."""
     branch_layers: PositiveInt = 2
     """Depth of a branch: how many of the MPLM's top layers each language has for itself."""
     temperature: PositiveFloat = 2.0
@@ -162,6 +165,15 @@ class DistillParams(TrainingParams):
     or the divergence at `temperature` by more than 1 % of what a student that knows nothing has to learn."""
     save_steps: PositiveInt = 1000
     """Optimizer steps between checkpoints, from which a killed run goes on."""
+
+    @model_validator(mode="after")
+    def _states_are_compared_within_a_whole_batch(self) -> Self:
+        if self.gradient_accumulation > 1 and self.hidden_weight:
+            raise ValueError(
+                f"gradient_accumulation is {self.gradient_accumulation}, but hidden_weight compares all "
+                "examples of a batch with each other; set gradient_accumulation to 1, or hidden_weight to 0"
+            )
+        return self
 
 
 class EvaluateParams(Params):

@@ -231,7 +231,7 @@ def _train(
     folder: Path,
     name: str,
 ) -> float:
-    """Fine-tune and save; returns the best validation accuracy."""
+    """Fine-tune and save; returns the validation accuracy of the weights that are kept."""
     set_seed(params.seed)
     what = f"the base of teachers.{language}"
     with loading(what):
@@ -247,6 +247,7 @@ def _train(
         say_cut(tokenizer, train.fields, params.max_tokens, key="teacher.finetune.max_tokens")
     steps_per_epoch = -(-splits["train"].num_rows // params.batch_size)
     trainer = _FinetuneTrainer(
+        params,
         model=model,
         args=training_arguments(
             params,
@@ -261,11 +262,15 @@ def _train(
         data_collator=Collator(tokenizer, params.max_tokens),
         compute_metrics=accuracy,
     )
-    best = BestInMemory(checkpoints)
+    best = BestInMemory(checkpoints, patience=params.patience)
     trainer.add_callback(best)
-    run(trainer, title=name)
-    best.restore(model)
+    history = run(trainer, title=name)
+    result = best.accuracy
+    if params.keep == "best":
+        best.restore(model)
+    else:
+        result = [log["eval_accuracy"] for log in history if "eval_accuracy" in log][-1]
     if process_index() == 0:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return best.accuracy
+    return float(result)

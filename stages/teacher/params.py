@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
-from stages.params import MaxTokens, Params, Pooling, Precision, ScratchParams, Share, TrainingParams
+from stages.params import Keep, MaxTokens, Params, Pooling, Precision, ScratchParams, Share, TrainingParams
 
 
 class OneTeacher(Params):
@@ -49,7 +49,9 @@ class FinetuneParams(TrainingParams):
     """Section `teacher.finetune`."""
 
     epochs: PositiveInt = 3
-    """Passes over the training split; the best one by validation accuracy is kept."""
+    """Passes over the training split."""
+    keep: Keep = "best"
+    """Whose weights are kept: those of the epoch with the ``best`` validation accuracy, or the ``last``."""
     label_smoothing: Share = 0.0
     pooling: Pooling | None = None
     """What represents a text: the state of its ``first`` token or its ``last``, or the ``mean`` of all, which

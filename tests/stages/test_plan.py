@@ -19,6 +19,8 @@ PRETRAIN = ("student-pretrain",)
 TASK = ("prepare", *BOTH, *LABELS, *PRETRAIN, *DISTILL, *BASELINE, *EVALUATE)
 SCRATCH: dict[str, Any] = {"layers": 5, "hidden": 32, "heads": 8, "merges": 9, "dropout": 0.3, "mlm_steps": 9}
 SCRATCH |= {"mlm_batch_size": 9, "mlm_learning_rate": 0.9, "mlm_share": 0.9, "architecture": "modernbert"}
+TRAINING: dict[str, Any] = {"gradient_accumulation": 2, "gradient_checkpointing": True, "max_grad_norm": 9.0}
+TRAINING |= {"freeze": "embeddings", "head_learning_rate": 0.9, "layer_decay": 0.9, "patience": 9}
 
 CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "task.source.text_fields": (["other"], ("prepare", *EVALUATE)),
@@ -59,6 +61,8 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "epochs": 9,
             "label_smoothing": 0.9,
             "pooling": "mean",
+            "keep": "last",
+            **TRAINING,
         }.items()
     },
     **{f"teacher.finetune.scratch.{key}": (value, BOTH) for key, value in SCRATCH.items()},
@@ -97,6 +101,8 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "precision": "bfloat16",
             "epochs": 9,
             "sampling_temperature": 9.0,
+            "keep": "best",
+            **TRAINING,
             "class_weights": "balanced",
         }.items()
     },

@@ -1,0 +1,259 @@
+"""Options of trainings that users of real encoders know: pieces of a batch, frozen layers, rates by layer."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, LANGUAGES, save_plain, student_of
+from safetensors.torch import load_file
+from tiny import Run, tiny_params, write_params
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from stages.errors import StageError
+from stages.models.checkpoints import BestInMemory
+from stages.models.layers import freeze, learning_rate
+from stages.models.texts import Texts
+from stages.models.training import TextTrainer, training_arguments
+from stages.params import TrainingParams
+
+DISTILL = ("student", "distill")
+FINETUNE = ("teacher", "finetune", "--language", "de")
+PIECES: dict[str, dict[str, Any]] = {
+    "mblm": {"variant": "mblm", "hard_label_weight": 0.5},
+    "balanced": {"variant": "branches", "class_weights": {"animal": 5.0, "colour": 1.0, "number": 0.2}},
+    "finetune": {"variant": "finetune"},
+}
+
+
+def without_chance(**distill: Any) -> None:
+    """Take dropout and drawn mixtures out of the finished run's trainings, and set options."""
+    params = tiny_params()
+    for section in (params["teacher"]["finetune"], params["student"]["distill"]):
+        section["subword_dropout"] = 0.0
+    params["teacher"]["finetune"]["scratch"]["dropout"] = 0.0
+    mixture = {"weights": "uniform"}
+    params["student"]["distill"] |= {"batch_size": 22, "mixture": mixture, **distill}
+    params["teacher"]["finetune"]["batch_size"] = 22
+    write_params(params)
+    config = Path("artifacts/encoder/config.json")
+    config.write_text(re.sub(r'(_dropout_prob": )0\.1', r"\g<1>0.0", config.read_text()))
+
+
+def weights(folder: str = "student") -> dict[str, Tensor]:
+    return load_file(f"artifacts/{folder}/model.safetensors")
+
+
+def assert_close(some: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    assert some.keys() == others.keys()
+    for name, value in some.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("options", PIECES.values(), ids=PIECES)
+def test_a_batch_in_pieces_has_the_loss_of_the_whole(
+    options: dict[str, Any], finished: Path, run: Run
+) -> None:
+    without_chance(**options)
+    curves = []
+    for pieces in (1, 3, 50):  # 8, 8 and 6 examples; 1 each
+        done = run(*DISTILL, "--set", f"student.distill.gradient_accumulation={pieces}")
+        assert done.code == 0, done.err
+        curves.append(json.loads(Path("artifacts/student/losses.json").read_text()))
+    for curve in curves[1:]:
+        for whole, in_pieces in zip(curves[0], curve, strict=True):
+            assert in_pieces == pytest.approx(whole, rel=1e-5, abs=1e-7)
+
+
+def test_a_teachers_batch_in_pieces_makes_the_same_teacher(finished: Path, run: Run) -> None:
+    without_chance()
+    made = []
+    for pieces in (1, 4):
+        assert run(*FINETUNE, "--set", f"teacher.finetune.gradient_accumulation={pieces}").code == 0
+        made.append(weights("teachers/de"))
+    assert_close(*made)
+
+
+def test_states_cannot_be_compared_in_pieces(finished: Path, run: Run) -> None:
+    changes = ["student.distill.gradient_accumulation=2", "student.distill.hidden_weight=30"]
+    done = run(*DISTILL, *(part for change in changes for part in ("--set", change)))
+    assert done.code == 1
+    assert "gradient_accumulation is 2, but hidden_weight compares all examples of a batch" in done.err
+
+
+@pytest.mark.parametrize(("command", "folder"), [(DISTILL, "student"), (FINETUNE, "teachers/de")])
+def test_layers_that_are_computed_again_learn_the_same(
+    command: tuple[str, ...], folder: str, finished: Path, run: Run
+) -> None:
+    made = []
+    for on in (False, True):
+        option = f"{command[0]}.{command[1]}.gradient_checkpointing={str(on).lower()}"
+        done = run(*command, "--set", option)
+        assert done.code == 0, done.err
+        made.append(weights(folder))
+    assert_close(*made)
+
+
+# What is frozen
+
+
+def trainer_of(model: Any, folder: Path, **options: Any) -> TextTrainer:
+    params = TrainingParams(**options)
+    texts = Texts([["a"]], {"labels": np.zeros(1, np.int64)})
+    arguments = training_arguments(params, folder, max_steps=1)
+    return TextTrainer(params, model=model, args=arguments, train_dataset=texts)
+
+
+def learning(trainer: TextTrainer) -> set[int]:
+    """The weights that the optimizer knows, by identity."""
+    trainer.create_optimizer()
+    assert trainer.optimizer is not None
+    return {id(weight) for group in trainer.optimizer.param_groups for weight in group["params"]}
+
+
+@pytest.fixture(params=FAMILIES)
+def models(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    save_plain(request.param, tmp_path / "plain")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    return {"plain": plain, "student": student_of(tmp_path / "plain")}
+
+
+@pytest.mark.parametrize("kind", ["plain", "student"])
+@pytest.mark.parametrize("rates", [{}, {"layer_decay": 0.5}])
+def test_word_embeddings_are_frozen_without_a_state(
+    kind: str, rates: dict[str, float], models: dict[str, Any], tmp_path: Path
+) -> None:
+    model = models[kind]
+    known = learning(trainer_of(model, tmp_path, freeze="embeddings", **rates))
+    frozen = [name for name, weight in model.named_parameters() if id(weight) not in known]
+    assert [model.get_parameter(name) is model.get_input_embeddings().weight for name in frozen] == [True]
+
+
+@pytest.mark.parametrize("kind", ["plain", "student"])
+def test_the_lowest_layers_are_frozen_with_all_embeddings(
+    kind: str, models: dict[str, Any], tmp_path: Path
+) -> None:
+    model = models[kind]
+    known = learning(trainer_of(model, tmp_path, freeze=1))
+    frozen = {name for name, weight in model.named_parameters() if id(weight) not in known}
+    of_layers = {name for name in frozen if re.search(r"layers?\.\d+\.", name)}
+    assert {name for name, _ in model.named_parameters() if re.search(r"layers?\.0\.", name)} == of_layers
+    assert all("embeddings" in name and "rel_embeddings" not in name for name in frozen - of_layers)
+    assert any("word_embeddings" in name or "tok_embeddings" in name for name in frozen)
+
+
+def test_only_the_classifier_may_be_left_to_learn(tmp_path: Path) -> None:
+    model = save_plain("xlm-roberta", tmp_path / "plain")
+    known = learning(trainer_of(model, tmp_path, freeze=3))
+    names = {name for name, weight in model.named_parameters() if id(weight) in known}
+    assert names == {name for name, _ in model.named_parameters() if name.startswith("classifier.")}
+
+
+def test_more_than_there_is_cannot_be_frozen(tmp_path: Path) -> None:
+    model = save_plain("bert", tmp_path / "plain")
+    with pytest.raises(StageError, match=r"freeze is 4, but the model has 3 layers; set it to 3 at most"):
+        freeze(model, 4)
+    student = student_of(tmp_path / "plain", branch_layers=2)
+    with pytest.raises(StageError, match=r"freeze is 2, but the model has branches of 2 of its 3 layers"):
+        freeze(student, 2)
+    freeze(student_of(tmp_path / "plain", branch_layers=1, n_branches=1, languages=LANGUAGES), 3)
+
+
+def test_what_is_frozen_stays_as_it_was(finished: Path, run: Run) -> None:
+    before = load_file("artifacts/encoder/model.safetensors")["roberta.embeddings.word_embeddings.weight"]
+    name = "mblm.encoder.embeddings.word_embeddings.weight"
+    assert run(*DISTILL).code == 0
+    assert not torch.equal(weights()[name], before)
+    assert run(*DISTILL, "--set", "student.distill.freeze=embeddings").code == 0
+    assert torch.equal(weights()[name], before)
+    done = run(*DISTILL, "--set", "student.distill.freeze=2")
+    assert done.code == 1
+    assert "error: freeze is 2, but the model has branches of 1 of its 2 layers" in done.err
+
+
+# How fast layers learn
+
+
+def test_each_layer_learns_slower_than_the_one_above_and_the_head_at_its_own_rate(
+    models: dict[str, Any],
+) -> None:
+    params = TrainingParams(learning_rate=1.0, layer_decay=0.5, head_learning_rate=9.0)
+    for model in models.values():
+        rates: dict[str, set[float]] = {}
+        for name, _ in model.named_parameters():
+            layer = re.search(r"layers?\.(\d+)\.", name)
+            part = layer[1] if layer else "embeddings" if "word_emb" in name or "tok_emb" in name else "other"
+            rates.setdefault(part, set()).add(learning_rate(name, params, model))
+        assert rates["2"] == {1.0}
+        assert rates["1"] == {0.5}
+        assert rates["0"] == {0.25}
+        assert rates["embeddings"] == {0.125}
+        assert 9.0 in rates["other"]
+
+
+def test_rates_by_layer_change_what_is_learned_and_alike_they_change_nothing(
+    finished: Path, run: Run
+) -> None:
+    made = []
+    for options in ({}, {"head_learning_rate": 0.001}, {"layer_decay": 0.5}):
+        assert run(*DISTILL, *changes("student.distill", learning_rate=0.001, **options)).code == 0
+        made.append(weights())
+    assert_close(made[0], made[1])
+    lowest = "mblm.encoder.encoder.layer.0.output.dense.weight"
+    assert not torch.allclose(made[0][lowest], made[2][lowest], atol=1e-5)
+
+
+# Which weights are kept
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Say which accuracies validations see, one after the other; gives what is left to be said."""
+    left = [0.2, 0.6, 0.9, 0.7, 0.1, 0.3, 0.2, 0.2, 0.1, 0.1]  # of de and en: the second epoch is best
+    on_evaluate = BestInMemory.on_evaluate
+
+    def tell(self: BestInMemory, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        log = state.log_history[-1]
+        (key,) = [name for name in log if name.endswith("_accuracy")]
+        log[key] = left.pop(0)
+        on_evaluate(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(BestInMemory, "on_evaluate", tell)
+    return left
+
+
+def changes(section: str, **options: Any) -> list[str]:
+    return [part for key, value in options.items() for part in ("--set", f"{section}.{key}={value}")]
+
+
+def test_the_students_best_epoch_is_kept_where_asked_for(finished: Path, run: Run, told: list[float]) -> None:
+    accuracies = list(told)
+    done = run(*DISTILL, *changes("student.distill", keep="best", epochs=5))
+    assert done.code == 0, done.err
+    assert done.out == "mblm: 45 steps; validation accuracy: de 90.0%, en 70.0%\n"
+    kept = weights()
+    told[:] = accuracies
+    done = run(*DISTILL, *changes("student.distill", patience=1, epochs=5))
+    assert done.out == "mblm: 27 steps; validation accuracy: de 10.0%, en 30.0%\n"
+    name = "head.classifier.out_proj.weight"
+    assert not torch.equal(weights()[name], kept[name])
+    told[:] = accuracies
+    done = run(*DISTILL, *changes("student.distill", patience=2, keep="best", epochs=5))
+    assert done.out == "mblm: 36 steps; validation accuracy: de 90.0%, en 70.0%\n"
+    assert_close(weights(), kept)
+
+
+def test_a_teacher_may_keep_its_last_epoch_or_end_early(finished: Path, run: Run, told: list[float]) -> None:
+    made = []
+    for options, said in (({}, "60.0%"), ({"keep": "last"}, "20.0%"), ({"patience": 1}, "60.0%")):
+        told[:] = [0.6, 0.3, 0.2]
+        done = run(*FINETUNE, *changes("teacher.finetune", epochs=3, learning_rate=0.01, **options))
+        assert done.out == f"teacher 'de': {said} of 9 validation examples\n"
+        made.append(weights("teachers/de"))
+    assert told == [0.2]  # the third ended after its second epoch
+    assert_close(made[0], made[2])
+    assert not torch.equal(made[0]["classifier.out_proj.weight"], made[1]["classifier.out_proj.weight"])
