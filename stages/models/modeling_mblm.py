@@ -642,6 +642,21 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         student.new_weights = sorted(loading["missing_keys"])
         return student
 
+    @classmethod
+    def from_one_branch(cls, other: Self, **config: Any) -> Self:
+        """Make a student of one that has a single branch, with copies of its weights, the classifier's too.
+
+        Args:
+            other: The one.
+            config: As in `from_mplm`.
+        """
+        id2label = config["id2label"]
+        config["label2id"] = {name: index for index, name in id2label.items()}
+        student = cls(MBLMConfig(mplm_config=deepcopy(other.config.mplm_config), **config))
+        student._load_encoder(other._encoder_weights(0))
+        student.head.load_state_dict(other.head.state_dict())
+        return student
+
     def _load_encoder(self, weights: dict[str, Tensor]) -> None:
         """Take over the weights of a plain encoder, by their names in it; each branch gets its top layers."""
         for name in list(weights):
@@ -668,15 +683,7 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         branch = self.config.language_id(language)
         if branch < 0:
             raise ValueError(f"'{language}' has no branch; these have: {', '.join(self.config.languages)}")
-        weights = {}
-        for name, tensor in self.mblm.encoder.state_dict().items():
-            layer = _branched_layer(name, self.config)
-            if layer is None:
-                weights[name] = tensor
-            else:
-                index, _, rest = layer.rest.partition(".")
-                if int(index) == branch % self.config.n_branches:
-                    weights[f"{layer.prefix}{rest}"] = tensor
+        weights = self._encoder_weights(branch % self.config.n_branches)
         family, mplm_config = _family(self.config.mplm_config), deepcopy(self.config.mplm_config)
         if self.mblm.pooling != family.pools(mplm_config):
             if family.pooling is None or self.mblm.pooling == "last":
@@ -690,6 +697,19 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         plain.base_model.load_state_dict(weights)
         head.give_back(plain)
         return plain.to(self.device, self.dtype).eval()
+
+    def _encoder_weights(self, branch: int) -> dict[str, Tensor]:
+        """Give the weights of trunk and branch, by their names in a plain encoder."""
+        weights = {}
+        for name, tensor in self.mblm.encoder.state_dict().items():
+            layer = _branched_layer(name, self.config)
+            if layer is None:
+                weights[name] = tensor
+            else:
+                index, _, rest = layer.rest.partition(".")
+                if int(index) == branch:
+                    weights[f"{layer.prefix}{rest}"] = tensor
+        return weights
 
     def _with_one_branch(self, language: str, weights: dict[str, Tensor]) -> Self:
         """Make a student of one language's branch, which serves all texts.

@@ -25,7 +25,7 @@ from stages.data.origin import data_source
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
-from stages.models.checkpoints import BestInMemory, checkpoints_of
+from stages.models.checkpoints import BestInMemory, Checkpoints, checkpoints_of
 from stages.models.cut import say_cut
 from stages.models.encoders import read_note
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
@@ -51,6 +51,7 @@ from stages.student.objective import (
     example_weights,
     mixture_weights,
     objective,
+    trusted,
 )
 from stages.student.params import DistillParams, Teachers
 from stages.student.sampling import ByLanguage
@@ -106,25 +107,96 @@ def distill(
         CacheError: Soft labels are missing or damaged.
     """
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
+    start = None
+    if params.start == "baseline" and params.variant != "finetune":
+        finetune = params.model_copy(update={"variant": "finetune"})
+        start = _fit(task, teachers, finetune, encoder, name=f"student-{output.name}-start", resume=resume)
+    fitted = _fit(task, teachers, params, encoder, name=f"student-{output.name}", resume=resume, start=start)
+    end_all_but_the_first()
+    with replaced_folder(output) as folder:
+        fitted.model.save_pretrained(folder)
+        fitted.tokenizer.model_max_length = params.max_tokens  # what it was trained on; `pipeline` cuts there
+        fitted.tokenizer.save_pretrained(folder)
+        last = _write_curves(fitted.history, task.supervised, folder, fitted.kept)
+        card = model_card(
+            task,
+            params,
+            name=output.name,
+            config=fitted.model.config,
+            encoder=read_note(encoder),
+            accuracy=last,
+            teachers=fitted.teachers,
+            data=data_source(task),
+            went_on_over=fitted.checkpoints.went_on_over,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    for done in (fitted, *([start] if start else [])):
+        shutil.rmtree(done.checkpoints.folder, ignore_errors=True)
+    return Trained(params.variant, fitted.steps, last)
+
+
+class _Fitted(NamedTuple):
+    """A student that was trained, and is in memory.
+
+    Attributes:
+        model: The student.
+        tokenizer: The encoder's.
+        history: The Trainer's log history.
+        steps: Optimizer steps.
+        kept: After which of them its weights were the best; None: they are the last.
+        teachers: Where the soft labels come from.
+        checkpoints: What an interrupted run would have gone on from.
+    """
+
+    model: MBLMForSequenceClassification
+    tokenizer: Any
+    history: list[dict[str, Any]]
+    steps: int
+    kept: int | None
+    teachers: dict[str, list[TeacherFacts]]
+    checkpoints: Checkpoints
+
+
+def _fit(
+    task: TaskParams,
+    teachers: Mapping[str, Teachers],
+    params: DistillParams,
+    encoder: Path,
+    *,
+    name: str,
+    resume: bool,
+    start: _Fitted | None = None,
+) -> _Fitted:
+    """Train a student, or go on with an interrupted training, whose checkpoints have this name.
+
+    Args:
+        task: As in `distill`.
+        teachers: Likewise.
+        params: Likewise.
+        encoder: Likewise.
+        name: Of the training.
+        resume: As in `distill`.
+        start: A student with one branch, whose weights it starts with; None: with the encoder's.
+    """
     train, digests, facts_of_teachers = _training_texts(task, teachers, params)
     pretrained = model_folder(encoder, command="student pretrain")
     note = read_note(encoder)
     facts = [departures(task), relevant(params, defaults=False), digests, model_digests(pretrained)]
     facts += [note["pooling"]] if note["pooling"] else []
-    checkpoints = checkpoints_of(f"student-{output.name}", facts, file=__file__, resume=resume)
+    checkpoints = checkpoints_of(name, facts, file=__file__, resume=resume)
     set_seed(params.seed)
-    with loading(f"the encoder in {pretrained} as a student"):
+    what = f"the encoder in {pretrained}"
+    with loading(f"{what} as a student"):
         tokenizer = AutoTokenizer.from_pretrained(pretrained)
-        model = _student(task, params, pretrained, note["pooling"])
-    require_embeddings(tokenizer, model, what=f"the encoder in {pretrained}")
+        model = _student(task, params, pretrained, note["pooling"], start and start.model)
+    require_embeddings(tokenizer, model, what=what)
     require_splittable(tokenizer, params.subword_dropout)
-    require_max_tokens(
-        params.max_tokens, tokenizer, model.mblm.encoder.config, key="student.distill.max_tokens"
-    )
+    key = "student.distill.max_tokens"
+    require_max_tokens(params.max_tokens, tokenizer, model.mblm.encoder.config, key=key)
     if process_index() == 0:
         if note["source"]:
-            say_new(model.new_weights, what=f"the encoder in {pretrained}")
-        say_cut(tokenizer, train.fields, params.max_tokens, key="student.distill.max_tokens")
+            say_new(model.new_weights, what=what)
+        say_cut(tokenizer, train.fields, params.max_tokens, key=key)
     trainer = _DistillTrainer(
         params,
         _class_weights(task, params, train),
@@ -151,27 +223,9 @@ def distill(
     history = _train(trainer, task, title=f"student ({params.variant})")
     if params.keep == "best":
         best.restore(model)
-    end_all_but_the_first()
-    with replaced_folder(output) as folder:
-        model.save_pretrained(folder)
-        tokenizer.model_max_length = params.max_tokens  # what it was trained on, and `pipeline` cuts at
-        tokenizer.save_pretrained(folder)
-        kept = best.step if params.keep == "best" else None
-        last = _write_curves(history, task.supervised, folder, kept)
-        card = model_card(
-            task,
-            params,
-            name=output.name,
-            config=model.config,
-            encoder=note,
-            accuracy=last,
-            teachers=facts_of_teachers,
-            data=data_source(task),
-            went_on_over=checkpoints.went_on_over,
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(checkpoints.folder, ignore_errors=True)
-    return Trained(params.variant, trainer.state.global_step, last)
+    kept = best.step if params.keep == "best" else None
+    steps = trainer.state.global_step
+    return _Fitted(model, tokenizer, history, steps, kept, facts_of_teachers, checkpoints)
 
 
 def _training_texts(
@@ -218,12 +272,26 @@ def _training_texts(
     if params.average_translations:
         of_all = _averaged_translations(task, of_all, params)
         digests.append(hashlib.sha256(of_all.tobytes()).hexdigest())
-    numbers = {"teacher_logits": of_all}
+    numbers = _numbers(tables, of_all, params)
     if states:
         width = max(part.shape[1] for part in states)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
         numbers["teacher_states"] = np.concatenate(wide)
     return _texts(task, tables, params=params, **numbers), digests, facts
+
+
+def _numbers(
+    tables: Mapping[str, pa.Table], logits: NDArray[np.float32], params: DistillParams
+) -> dict[str, NDArray[Any]]:
+    """Give the soft labels of all examples, ``(N, C)``, and how far each is trusted."""
+    soft, trust = trusted(torch.from_numpy(logits), torch.from_numpy(_labels(tables)), how=params.trust)
+    return {"teacher_logits": soft.numpy(), **({} if trust is None else {"trust": trust.numpy()})}
+
+
+def _labels(tables: Mapping[str, pa.Table]) -> NDArray[np.int64]:
+    """Give the hard labels of several languages' examples, ``(N,)``."""
+    labels = [table["label"].fill_null(NO_LABEL).to_numpy() for table in tables.values()]
+    return np.concatenate(labels).astype(np.int64)
 
 
 def _require_small_top_k_change(label_set: SoftLabelSet, params: DistillParams) -> None:
@@ -329,9 +397,7 @@ def _texts(
         ],
         {
             "language_ids": np.repeat(languages, sizes),
-            "labels": np.concatenate(
-                [table["label"].fill_null(NO_LABEL).to_numpy() for table in tables.values()]
-            ).astype("i8"),
+            "labels": _labels(tables),
             **numbers,
         },
         subword_dropout=params.subword_dropout if params else 0.0,
@@ -340,24 +406,31 @@ def _texts(
 
 
 def _student(
-    task: TaskParams, params: DistillParams, pretrained: Path, pooling: str | None
+    task: TaskParams,
+    params: DistillParams,
+    pretrained: Path,
+    pooling: str | None,
+    start: MBLMForSequenceClassification | None,
 ) -> MBLMForSequenceClassification:
+    """Make the student to be trained, of an encoder or of a student with one branch."""
     branches = params.variant in ("branches", "mblm")
     if params.variant == "mblm" and len(task.supervised) < 2 and not params.mixture.own_branch:
         raise StageError(
             "student.distill.variant mblm mixes the branches of other languages, but task.supervised names "
             f"only {task.supervised[0]}; add a language, or set student.distill.mixture.own_branch: true"
         )
-    return MBLMForSequenceClassification.from_mplm(
-        pretrained,
-        languages=task.supervised,
-        n_branches=len(task.supervised) if branches else 1,
+    config = {
+        "languages": task.supervised,
+        "n_branches": len(task.supervised) if branches else 1,
         # Without branches these say nothing, and the baseline must not depend on them.
-        branch_layers=params.branch_layers if branches else 1,
-        mixing=params.mixture.of if branches else "representations",
-        pooling=pooling,
-        id2label=dict(enumerate(task.classes)),
-    )
+        "branch_layers": params.branch_layers if branches else 1,
+        "mixing": params.mixture.of if branches else "representations",
+        "pooling": pooling,
+        "id2label": dict(enumerate(task.classes)),
+    }
+    if start is not None:
+        return MBLMForSequenceClassification.from_one_branch(start, **config)
+    return MBLMForSequenceClassification.from_mplm(pretrained, **config)
 
 
 class _DistillTrainer(TextTrainer):
@@ -390,6 +463,7 @@ class _DistillTrainer(TextTrainer):
         labels = inputs.pop("labels")
         teacher_logits = inputs.pop("teacher_logits", None)
         teacher_states = inputs.pop("teacher_states", None)
+        trust = inputs.pop("trust", None)
         outputs = model(**inputs, mixture_weights=self._mixture_weights(inputs["language_ids"]))
         losses = objective(
             self.whole_batch(outputs.logits),
@@ -398,6 +472,7 @@ class _DistillTrainer(TextTrainer):
             mixture_logits=self.whole_batch(outputs.mixture_logits),
             hidden=self._hidden(outputs.branch_states, teacher_states, inputs["language_ids"]),
             class_weights=self._class_weights,
+            trust=self.whole_batch(trust),
             temperature=self._params.temperature,
             mixture_weight=self._mixture_loss_weight(),
             hard_label_weight=self._params.hard_label_weight,

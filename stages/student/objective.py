@@ -8,16 +8,19 @@ With own-branch logits z and states b, mixture logits m, teacher logits t and st
     L        = (1-λ) KD(z, t) + λ KD(m, t) + α CE(z, hard label) + β SP(b, h)
 
 Each is a mean over the batch in which an example counts with the weight w of its class: Σ w_i l_i / Σ w_i.
-An example without a hard label has the weight 1, and 0 in the place of CE.
+An example without a hard label has the weight 1, and 0 in the place of CE. Where soft labels are trusted to
+a degree k, from 0 to 1, k KD + (1-k) CE takes the place of KD.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from stages.student.params import Trust
 
 
 def distillation_loss(
@@ -26,6 +29,7 @@ def distillation_loss(
     *,
     temperature: float,
     example_weights: Tensor | None = None,
+    trust: Tensor | None = None,
 ) -> Tensor:
     """Divergence of the student from the softened teacher, averaged over the batch.
 
@@ -37,6 +41,7 @@ def distillation_loss(
         teacher_logits: Soft labels of the same shape; no gradient flows into them.
         temperature: Divides both, above 0.
         example_weights: Above 0, shape ``(B,)``; None: all alike.
+        trust: k, the share of an example's divergence that counts, from 0 to 1, shape ``(B,)``; None: all.
 
     Returns:
         A scalar in nats, 0 when both agree.
@@ -51,6 +56,8 @@ def distillation_loss(
     student = functional.log_softmax(student_logits / temperature, dim=-1)
     teacher = functional.log_softmax(teacher_logits.detach() / temperature, dim=-1)
     divergence = functional.kl_div(student, teacher, reduction="none", log_target=True)
+    if trust is not None:
+        divergence = divergence * trust.unsqueeze(1)
     return _mean(divergence, example_weights) * temperature**2
 
 
@@ -110,6 +117,34 @@ def average_translations(logits: Tensor, entities: Tensor, *, temperature: float
     sums = torch.zeros_like(logits).scatter_add(0, into, shares)
     counts = torch.bincount(entities, minlength=len(logits)).unsqueeze(1)
     return temperature * (largest + sums.log() - counts.log())[entities]
+
+
+def trusted(logits: Tensor, labels: Tensor, *, how: Trust) -> tuple[Tensor, Tensor | None]:
+    """Believe soft labels only so far where the hard label is known.
+
+    Args:
+        logits: Soft labels in the task's class order, shape ``(N, C)``.
+        labels: Hard labels, int64, shape ``(N,)``; -100: none, so that there is nothing to doubt.
+        how: ``corrected``: the largest logit of a wrong soft label changes places with that of the hard label
+            (Wen et al., 2019, "probability shift"). ``right``: wrong ones are not. ``probability``: as
+            far as they believe the hard label.
+
+    Returns:
+        The soft labels, and k, how far each is trusted, from 0 to 1, shape ``(N,)``; None: they all are.
+    """
+    if how == "always":
+        return logits, None
+    known = labels >= 0
+    right = labels.clamp(min=0).unsqueeze(1)
+    if how == "probability":
+        believed = functional.softmax(logits, dim=-1).gather(1, right).squeeze(1)
+        return logits, torch.where(known, believed, 1.0)
+    said = logits.argmax(dim=1, keepdim=True)
+    is_wrong = known & (said != right).squeeze(1)
+    if how == "right":
+        return logits, (~is_wrong).to(logits.dtype)
+    exchanged = logits.scatter(1, right, logits.gather(1, said)).scatter(1, said, logits.gather(1, right))
+    return torch.where(is_wrong.unsqueeze(1), exchanged, logits), None
 
 
 def mixture_weights(
@@ -196,6 +231,7 @@ def objective(
     mixture_logits: Tensor | None,
     hidden: HiddenStates | None,
     class_weights: Tensor | None,
+    trust: Tensor | None = None,
     temperature: float,
     mixture_weight: float,
     hard_label_weight: float,
@@ -210,6 +246,7 @@ def objective(
         mixture_logits: Of a mixture of branches, shape ``(B, C)``; None leaves L_mix out.
         hidden: States of student and teacher; None leaves SP out.
         class_weights: Above 0, shape ``(C,)``; None: all alike.
+        trust: k, how far each soft label is trusted, from 0 to 1, shape ``(B,)``; None: they all are.
         temperature: τ, above 0.
         mixture_weight: λ, from 0 to 1.
         hard_label_weight: α, at least 0.
@@ -220,19 +257,21 @@ def objective(
         ``hidden`` in it.
     """
     weights = None if class_weights is None else example_weights(labels, class_weights)
-    hard = _mean(functional.cross_entropy(logits, labels, reduction="none"), weights)
+    of_each = functional.cross_entropy(logits, labels, reduction="none")
+    hard = _mean(of_each, weights)
     if teacher_logits is None:
         return {"loss": hard, "hard": hard}
-    own = distillation_loss(logits, teacher_logits, temperature=temperature, example_weights=weights)
+    options: dict[str, Any] = {"temperature": temperature, "example_weights": weights, "trust": trust}
+    own = distillation_loss(logits, teacher_logits, **options)
     parts = {"own": own, "hard": hard}
     loss = own
     if mixture_logits is not None:
-        mixture = distillation_loss(
-            mixture_logits, teacher_logits, temperature=temperature, example_weights=weights
-        )
+        mixture = distillation_loss(mixture_logits, teacher_logits, **options)
         parts["mixture"] = mixture
         loss = torch.lerp(own, mixture, mixture_weight)
     loss = loss + hard_label_weight * hard
+    if trust is not None:
+        loss = loss + _mean((1 - trust) * of_each, weights)
     if hidden is not None:
         parts["hidden"] = similarity_loss(
             hidden.student, hidden.teacher, hidden.language_ids, example_weights=weights

@@ -16,6 +16,7 @@ from pydantic import (
 from stages.params import Keep, MaxTokens, Params, Pooling, ScratchParams, Seed, Share, TrainingParams
 
 Variant = Literal["finetune", "distill", "branches", "mblm"]
+Trust = Literal["always", "corrected", "right", "probability"]
 
 
 class NamedTeacher(Protocol):
@@ -139,12 +140,20 @@ class DistillParams(TrainingParams):
     keep: Keep = "last"
     """Whose weights are kept: the ``last``, or those of the epoch with the ``best`` validation accuracy, on
     average over the supervised languages."""
+    start: Literal["encoder", "baseline"] = "encoder"
+    """What the student starts as: the ``encoder``, or the ``baseline``, which is the encoder fine-tuned on
+    the hard labels; that is then done first."""
     branch_layers: PositiveInt = 2
     """Depth of a branch: how many of the MPLM's top layers each language has for itself."""
     temperature: PositiveFloat = 2.0
     """τ: divides teacher and student logits; 1 leaves them unchanged, larger is softer."""
     hard_label_weight: NonNegativeFloat = 0.0
     """α: weight of the cross-entropy with the hard label, added to the loss of soft labels."""
+    trust: Trust = "always"
+    """How far soft labels are believed where the hard label is known. ``always``: as they are. ``corrected``:
+    a wrong one is, by exchanging the logits of its class and of the right one. ``right``: a wrong one is left
+    out, and the hard label takes its place. ``probability``: as far as it believes the hard label, which has
+    the rest of the weight."""
     hidden_weight: NonNegativeFloat = 0.0
     """β: weight of the similarity-preserving loss between the hidden states of student and teachers, which
     `teacher.label.hidden` keeps. That loss is small, and smaller in larger batches: its paper takes 3000."""

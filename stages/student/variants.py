@@ -6,8 +6,8 @@ from stages.student.params import DistillParams
 
 _UNUSED = {
     "finetune": (
-        *("branch_layers", "temperature", "hard_label_weight", "hidden_weight"),
-        *("average_translations", "allow_top_k_error", "mixture"),
+        *("branch_layers", "temperature", "hard_label_weight", "hidden_weight", "trust"),
+        *("average_translations", "allow_top_k_error", "mixture", "start"),
     ),
     "distill": ("branch_layers", "mixture"),
     "branches": (),

@@ -115,6 +115,8 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "temperature": 9.0,
             "hard_label_weight": 0.9,
             "hidden_weight": 0.9,
+            "trust": "right",
+            "start": "baseline",
             "average_translations": True,
             "mixture.loss_weight": 0.9,
             "mixture.ramp_share": 0.9,

@@ -19,7 +19,7 @@ from transformers import (
 from warm import warm_python
 
 from stages.models.configuration_mblm import MBLMConfig
-from stages.models.modeling_mblm import _Routing
+from stages.models.modeling_mblm import MBLMForSequenceClassification, _Routing
 
 
 @pytest.fixture(params=FAMILIES)
@@ -233,3 +233,18 @@ def test_a_student_of_a_newer_version_is_refused_by_its_number(tmp_path: Path) -
     del saved["schema_version"]  # as version 0.1 wrote it
     path.write_text(json.dumps(saved), encoding="utf-8")
     assert AutoConfig.from_pretrained(tmp_path).schema_version == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_of_a_student_with_one_branch_begins_as_it(family: str, tmp_path: Path) -> None:
+    save_plain(family, tmp_path / "plain")
+    one = perturbed(student_of(tmp_path / "plain", n_branches=1))
+    many = MBLMForSequenceClassification.from_one_branch(
+        one, languages=LANGUAGES, n_branches=K, branch_layers=2, id2label=dict(enumerate("abcd"))
+    ).eval()
+    with torch.inference_mode():
+        expected = one(**inputs()).logits
+        for language_ids in (torch.zeros(B, dtype=torch.int64), torch.full((B,), -1)):
+            found = many(**inputs(), language_ids=language_ids).logits
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert many.config.id2label == dict(enumerate("abcd"))

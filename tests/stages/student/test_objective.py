@@ -17,6 +17,7 @@ from stages.student.objective import (
     mixture_weights,
     objective,
     similarity_loss,
+    trusted,
 )
 
 B, K, C = 5, 3, 4
@@ -282,3 +283,52 @@ def test_translations_have_the_average_of_what_their_teachers_said() -> None:
     averaged = (average_translations(logits, entities, temperature=temperature) / temperature).softmax(dim=1)
     of_the_first = (p[0] + p[2] + p[3]) / 3
     torch.testing.assert_close(averaged, torch.stack([of_the_first, p[1], of_the_first, of_the_first, p[4]]))
+
+
+SOFT = torch.tensor([[3.0, 1.0, 0.0, 2.0], [3.0, 1.0, 0.0, 2.0], [3.0, 1.0, 0.0, 2.0]])
+HARD = torch.tensor([0, 2, -100])  # right, wrong, not known
+
+
+def test_a_wrong_soft_label_is_corrected_by_an_exchange() -> None:
+    soft, trust = trusted(SOFT, HARD, how="corrected")
+    assert soft.tolist() == [[3, 1, 0, 2], [0, 1, 3, 2], [3, 1, 0, 2]]
+    assert trust is None
+
+
+def test_soft_labels_are_trusted_as_far_as_the_hard_label_bears_them_out() -> None:
+    soft, trust = trusted(SOFT, HARD, how="right")
+    assert soft is SOFT
+    assert trust is not None
+    assert trust.tolist() == [1, 0, 1]
+    soft, trust = trusted(SOFT, HARD, how="probability")
+    assert trust is not None
+    p = [math.exp(z) / sum(math.exp(value) for value in (3, 1, 0, 2)) for z in (3, 0)]
+    assert trust.tolist() == pytest.approx([*p, 1])
+    assert trusted(SOFT, HARD, how="always") == (SOFT, None)
+
+
+def test_the_hard_label_has_the_weight_that_the_soft_label_lost() -> None:
+    z, t, m, trust = _logits(0), _logits(1), _logits(2), torch.tensor([1.0, 0.0, 0.25, 1.0, 0.5]).double()
+    labels = torch.tensor([0, 1, 2, -100, 0])
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
+    settings = {"temperature": 2.0, "mixture_weight": 0.3, "hard_label_weight": 0.5, "hidden_weight": 0.0}
+    found = objective(
+        z,
+        labels,
+        teacher_logits=t,
+        mixture_logits=m,
+        hidden=None,
+        class_weights=weights,
+        trust=trust,
+        **settings,
+    )["loss"]
+    expected = of_all = 0.0
+    for i in range(B):
+        one = slice(i, i + 1)
+        own, mixed = (distillation_loss(x[one], t[one], temperature=2.0) for x in (z, m))
+        weight = float(weights[labels[i]]) if labels[i] >= 0 else 1.0
+        hard = float(torch.nn.functional.cross_entropy(z[one], labels[one])) if labels[i] >= 0 else 0.0
+        k = float(trust[i])
+        expected += weight * (k * (0.7 * float(own) + 0.3 * float(mixed)) + (0.5 + 1 - k) * hard)
+        of_all += weight
+    assert found.item() == pytest.approx(expected / of_all, rel=1e-12)

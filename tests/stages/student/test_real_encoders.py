@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS
+from stages.models.training import TextTrainer
 from stages.student.params import PretrainParams
 from stages.student.pretrain import pretrain
 
@@ -172,6 +173,41 @@ def example_of(language: str) -> tuple[Any, str]:
 
     table = read_examples(task_of_no_matter(), language, "train").slice(0, 1)
     return table["example_id"], table["text"][0].as_py()
+
+
+def test_a_student_may_start_as_the_baseline(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_loss() -> float:
+        losses = json.loads(Path("artifacts/student/losses.json").read_text())
+        return float(losses[0]["hard_loss"])
+
+    changes = ["learning_rate=0.01", "class_weights={animal: 99, colour: 1, number: 1}", "start=baseline"]
+    options = [part for one in changes for part in ("--set", f"student.distill.{one}")]
+    assert run("student", "distill", *options[:4]).code == 0
+    from_encoder = first_loss()
+    done = run("student", "distill", *options)
+    assert done.code == 0, done.err
+    assert abs(first_loss() - from_encoder) > 0.5  # a new classifier says log 3; the baseline, animal
+    assert not list(Path(".checkpoints").glob("student-student*/*"))
+    weights = load_file("artifacts/student/model.safetensors")
+
+    step = TextTrainer.training_step
+
+    def stop(self: TextTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 6 and self.params.variant != "finetune":  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextTrainer, "training_step", stop)
+        assert run("student", "distill", *options).code == 130
+    done = run("student", "distill", *options)
+    assert (
+        done.err.count("going on from") == 2
+    )  # from the end of the first training, and from within the second
+    for name, value in load_file("artifacts/student/model.safetensors").items():
+        assert torch.equal(value, weights[name])
 
 
 def test_only_what_a_family_cannot_do_makes_a_teacher_of_another_class(finished: Path, run: Run) -> None:
