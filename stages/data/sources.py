@@ -22,7 +22,7 @@ import pyarrow.parquet
 from stages.data.examples import ENTITY, UNLABELLED
 from stages.data.files import Input, MissingColumnError, instead_of, kind_of, shown
 from stages.data.names import CLASSES, read_names, split_of
-from stages.data.rows import Placed, placed_rows, windows
+from stages.data.rows import Placed, column, placed_rows, windows
 from stages.data.task import FilesSource, HubSource, NamesSource, Split, SplitName, TableSource, TaskParams
 from stages.errors import StageError
 from stages.hub import first_line, resolve_commit
@@ -211,6 +211,30 @@ def read_taught(task: TaskParams, revision: Revision, language: str) -> Iterator
 def _require_language(source: FilesSource, rows: Rows) -> None:
     if "{language}" not in source.pattern and source.language_field is None:
         raise StageError(f"{rows.file}: of which language? write {{language}} into task.source.pattern")
+
+
+def read_corpus(pattern: str, columns: Sequence[str]) -> Iterator[list[str]]:
+    """Read texts out of files of any kind that examples may have, window by window.
+
+    Args:
+        pattern: Glob of the files.
+        columns: Of tables, those with texts; a text file has a text per line.
+
+    Raises:
+        StageError: There is no such file, or it cannot be read.
+    """
+    paths = sorted(path for path in Path().glob(pattern) if path.is_file())
+    if not paths:
+        raise StageError(f"student.pretrain.vocabulary.texts is {pattern}: there is no such file")
+    for path in paths:
+        if kind_of(path) is None:
+            raise StageError(
+                f"cannot read {path}: it is not one of .txt, .csv, .tsv, .jsonl, .json, .parquet"
+            )
+        names = ["text"] if kind_of(path) == "plain" else columns
+        found = Input(path, None, names, None)
+        for window in windows(found, WINDOW):
+            yield [text for name in names for text in column(window, name)]
 
 
 def read_unlabelled(task: TaskParams, language: str) -> Iterator[pa.Table]:

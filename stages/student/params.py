@@ -74,6 +74,15 @@ def _class_weights(value: Any) -> Any:
     )
 
 
+class VocabularyParams(Params):
+    """Section `student.pretrain.vocabulary`: texts that say which pieces of a vocabulary are kept."""
+
+    texts: Annotated[str, Field(pattern="^data/")]
+    """Glob of files below ``data/``, which DVC watches: a text per line, or tables."""
+    columns: Annotated[list[str], Field(min_length=1)] = ["text"]
+    """Of tables, those with texts."""
+
+
 class PretrainParams(Params):
     """Section `student.pretrain`: the multilingual model (MPLM) that the student starts from."""
 
@@ -91,6 +100,9 @@ class PretrainParams(Params):
     most sentence encoders want; null: as the encoder's family does."""
     layers: PositiveInt | None = None
     """Keep this many layers, the lowest, for a smaller student; null: all."""
+    vocabulary: VocabularyParams | None = None
+    """Keep only those pieces of the vocabulary that these texts and the task's own use, which makes most
+    multilingual encoders several times smaller; null: all. Validation and test texts are not counted."""
     scratch: ScratchParams | None = None
     """The encoder where base is ``scratch``."""
 
@@ -98,6 +110,8 @@ class PretrainParams(Params):
     def _layers_are_of_what_exists(self) -> Self:
         if self.layers is not None and self.base == "scratch":
             raise ValueError(f"layers is {self.layers}, but base is scratch: set scratch.layers instead")
+        if self.vocabulary is not None and self.base == "scratch":
+            raise ValueError("base is scratch, whose vocabulary is that of its texts: set vocabulary: null")
         return self
 
 

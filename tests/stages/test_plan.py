@@ -88,6 +88,7 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "student.pretrain.pair_share": (0.9, PRETRAIN),
     "student.pretrain.pooling": ("mean", PRETRAIN),
     "student.pretrain.layers": (2, PRETRAIN),
+    "student.pretrain.vocabulary": ({"texts": "data/wiki/*.txt"}, PRETRAIN),
     **{f"student.pretrain.scratch.{key}": (value, PRETRAIN) for key, value in SCRATCH.items()},
     **{
         f"student.distill.{key}": (value, (*DISTILL, *BASELINE))

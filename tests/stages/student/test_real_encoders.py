@@ -1,6 +1,7 @@
 """Encoders that exist, as users bring them: pinned or cut, pooled in their own way, without a classifier."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 import torch
 from families import FAMILIES, config_of
 from safetensors.torch import load_file, save_file
-from tiny import Run
+from tiny import Run, examples, write_jsonl
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS
+from stages.models.scratch import build_tokenizer
 from stages.models.training import TextTrainer
 from stages.student.params import PretrainParams
 from stages.student.pretrain import pretrain
@@ -116,6 +118,50 @@ def test_what_an_encoder_has_not_is_refused(
     done = run("student", "pretrain", *change(encoder, **options))
     assert done.code == 1
     assert message.format(folder=encoder) in done.err
+
+
+def test_a_vocabulary_is_cut_to_what_a_corpus_uses(finished: Path, run: Run) -> None:
+    encoder = save_encoder(finished / "bert", finished=finished, vocab_size=300)
+    every = [row["text"] for name in ("de", "en", "nl") for row in examples(name, "train")]
+    build_tokenizer([*every, "Unbenutztes"] * 9, merges=150).save_pretrained(encoder)
+    Path("data/corpus").mkdir()
+    Path("data/corpus/nl.txt").write_text("rood blauw groen\nhond kat vogel\neen twee drie\n")
+    write_jsonl(Path("data/corpus/more.jsonl"), [{"text": "dog", "note": "bird"}])
+    options = {"texts": "data/corpus/*", "columns": ["text", "note"]}
+    made = run(
+        "student", "pretrain", *change(encoder, **{"student.pretrain.vocabulary": json.dumps(options)})
+    )
+    assert made.code == 0, made.err
+    first, kept, head, *lines = made.out.splitlines()
+    assert re.fullmatch(r"encoder: .*bert, \d+ pieces", first)
+    assert re.fullmatch(r"kept: \d+ of \d+ pieces, which 77 texts use", kept)  # 5 and those of two languages
+    assert head.split() == ["tokens", "per", "validation", "text", "before", "now"]
+    assert [line.split()[0] for line in lines] == ["de", "en", "nl"]
+    config = json.loads(Path("artifacts/encoder/config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained("artifacts/encoder")
+    assert config["vocab_size"] == len(tokenizer) < len(AutoTokenizer.from_pretrained(encoder))
+    assert run("student", "distill").code == 0
+    assert run("student", "evaluate").code == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("data/none/*.txt", "student.pretrain.vocabulary.texts is data/none/*.txt: there is no such file"),
+        ("corpus/*.txt", "student.pretrain.vocabulary.texts is 'corpus/*.txt'"),
+        ("data/a.txt", "student.pretrain.vocabulary.texts lack the words of 'de': its validation texts"),
+        ("data/a.pdf", "cannot read data/a.pdf: it is not one of"),
+    ],
+)
+def test_texts_that_do_not_serve_are_refused(texts: str, message: str, finished: Path, run: Run) -> None:
+    encoder = save_encoder(finished / "bert", finished=finished)
+    for path in (Path("data/a.txt"), Path("data/a.pdf")):
+        path.write_text("Hund\n")
+    words = [row["text"] for row in examples("nl", "validation")]
+    build_tokenizer(words * 9, merges=40).save_pretrained(encoder)
+    done = run("student", "pretrain", *change(encoder, **{"student.pretrain.vocabulary.texts": texts}))
+    assert done.code == 1
+    assert message in done.err
 
 
 def test_layers_of_an_encoder_from_scratch_are_set_elsewhere(finished: Path, run: Run) -> None:
