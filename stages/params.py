@@ -20,6 +20,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 MaxTokens = Annotated[int, Field(ge=4)]
 Precision = Literal["float32", "bfloat16"]
 Keep = Literal["last", "best"]
+Reporter = Literal["dvclive", "tensorboard", "wandb"]
 Pooling = Literal["first", "mean", "last"]
 
 
@@ -63,6 +64,8 @@ class TrainingParams(Params):
     """Highest learning rate of the classifier, which is new where the encoder is not; null: that of all."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each layer's learning rate is this share of that of the layer above."""
+    report_to: Annotated[list[Reporter], Field(exclude=True)] = []  # no result depends on it
+    """Which tools the curves are written for while it runs; docs/training.md says where to."""
     patience: PositiveInt | None = None
     """Epochs without a better validation accuracy after which the training ends; null: it goes on."""
 

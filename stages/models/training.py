@@ -22,6 +22,7 @@ from stages.errors import StageError
 from stages.models.checkpoints import last_complete_checkpoint
 from stages.models.layers import freeze, optimizer_groups
 from stages.models.processes import n_processes, process_index
+from stages.models.reporting import reporters
 from stages.models.texts import Texts
 from stages.params import TrainingParams
 from stages.progress import Bar, say
@@ -287,7 +288,7 @@ def require_equal_shares(batch_size: int, *, key: str) -> None:
         )
 
 
-def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
+def run(trainer: TextTrainer, *, title: str) -> list[dict[str, Any]]:
     """Train to the end, from the last checkpoint of an interrupted run where there is one.
 
     Every process has the order of examples from the seed, and draws dropout and mixtures of its own.
@@ -299,7 +300,12 @@ def run(trainer: Trainer, *, title: str) -> list[dict[str, Any]]:
     trainer.remove_callback(ProgressCallback)
     bar = OneBar(title)
     trainer.add_callback(bar)
-    checkpoint = last_complete_checkpoint(Path(str(trainer.args.output_dir)))
+    folder = Path(str(trainer.args.output_dir))
+    checkpoint = last_complete_checkpoint(folder)
+    if process_index() == 0 and trainer.params.report_to:
+        name = "-".join([folder.parts[1], *folder.parts[3:]])  # of .checkpoints/<name>/<digest>/<fold>
+        for callback in reporters(trainer.params.report_to, name, resumed=checkpoint is not None):
+            trainer.add_callback(callback)
     if process_index():
         set_seed((trainer.args.seed + process_index()) % 2**32)
     elif checkpoint:

@@ -207,6 +207,36 @@ def test_rates_by_layer_change_what_is_learned_and_alike_they_change_nothing(
     assert not torch.allclose(made[0][lowest], made[2][lowest], atol=1e-5)
 
 
+# Who is told
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
+def test_curves_are_written_for_tools_and_change_no_result(finished: Path, run: Run) -> None:
+    assert run(*DISTILL).code == 0
+    alone = weights()
+    done = run(*DISTILL, "--set", 'student.distill.report_to=["tensorboard", "dvclive"]')
+    assert done.code == 0, done.err
+    assert_close(weights(), alone)
+    [events] = Path("runs/student-student").glob("events.out.tfevents.*")
+    assert b"mixture_loss" in events.read_bytes()
+    metrics = json.loads(Path("dvclive/student-student/metrics.json").read_text())
+    last = json.loads(Path("artifacts/student/validation.json").read_text())[-1]
+    assert metrics["eval"]["de_accuracy"] == pytest.approx(last["de"])
+    assert "dvclive" not in Path("artifacts/student/README.md").read_text()
+    assert run("plan").code == 0
+    again = run("plan", "--set", "student.distill.report_to=[dvclive]")
+    assert again.out == "10 stages, none with other parameters than before\n"
+
+
+def test_a_tool_that_is_not_there_is_named(finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.models.reporting.find_spec", lambda name: None)
+    done = run(*FINETUNE, "--set", "teacher.finetune.report_to=[wandb]")
+    assert done.code == 1
+    assert (
+        "error: report_to names wandb, which is not installed; install it with: pip install wandb" in done.err
+    )
+
+
 # Which weights are kept
 
 
