@@ -27,6 +27,11 @@ def resolve(base: str, revision: str | None, *, key: str) -> dict[str, Any]:
     """
     if Path(base).is_dir():
         folder = Path(base).resolve()
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise StageError(
+                f"{key} is {base}, an adapter without its base; "
+                "put the base's config.json and weights beside it"
+            )
         if not list(folder.glob("*.safetensors")):
             raise StageError(f"{key} is {base}, which has no weights in *.safetensors")
         return {"folder": str(folder), "files": model_digests(folder)}

@@ -34,6 +34,7 @@ from stages.models.training import (
     run,
     training_arguments,
 )
+from stages.teacher.adapters import save_adapter, with_lora
 from stages.teacher.folds import Fold
 from stages.teacher.params import FinetuneParams, OneTeacher, TeacherParams
 
@@ -173,8 +174,12 @@ def _scratch_base(task: TaskParams, params: FinetuneParams, language: str, folde
 
 def _classifier(
     task: TaskParams, params: FinetuneParams, language: str, base: Path
-) -> tuple[Any, Sequence[str]]:
-    """Load a base as a classifier of the task's classes; gives the names of the weights that it lacks, too.
+) -> tuple[Any, Sequence[str], bool]:
+    """Load a base as a classifier of the task's classes.
+
+    Returns:
+        The classifier, the names of the weights that the base lacks, and whether it is what transformers
+        makes of the base.
 
     Raises:
         StageError: Weights of the encoder are missing, or `pooling` is not possible.
@@ -191,7 +196,7 @@ def _classifier(
         one_branch = MBLMForSequenceClassification.from_mplm(
             base, languages=[language], pooling=params.pooling, id2label=id2label
         )
-        return one_branch.to_plain(language).train(), one_branch.new_weights
+        return one_branch.to_plain(language).train(), one_branch.new_weights, False
     model, found = AutoModelForSequenceClassification.from_pretrained(
         base,
         dtype=torch.float32,
@@ -206,7 +211,7 @@ def _classifier(
         raise StageError(
             f"the base of teachers.{language} has no fitting weights for {', '.join(sorted(unfit))}"
         )
-    return model, sorted(found["missing_keys"])
+    return model, sorted(found["missing_keys"]), not found["mismatched_keys"]
 
 
 class _FinetuneTrainer(TextTrainer):
@@ -236,8 +241,10 @@ def _train(
     what = f"the base of teachers.{language}"
     with loading(what):
         tokenizer = AutoTokenizer.from_pretrained(base)
-        model, new = _classifier(task, params, language, base)
+        model, new, fits = _classifier(task, params, language, base)
     require_embeddings(tokenizer, model, what=what)
+    if params.lora is not None:
+        model = with_lora(model, params.lora, new=new)
     require_splittable(tokenizer, params.subword_dropout)
     require_max_tokens(params.max_tokens, tokenizer, model.config, key="teacher.finetune.max_tokens")
     train = texts_of(task, splits["train"], subword_dropout=params.subword_dropout, seed=params.seed)
@@ -271,6 +278,9 @@ def _train(
     else:
         result = [log["eval_accuracy"] for log in history if "eval_accuracy" in log][-1]
     if process_index() == 0:
-        model.save_pretrained(folder)
+        if params.lora is None:
+            model.save_pretrained(folder)
+        else:
+            save_adapter(model, base, folder, fits=fits)
         tokenizer.save_pretrained(folder)
     return float(result)

@@ -1,8 +1,8 @@
 """Sections `teacher` and `teachers` of params.yaml. Light to import: no torch."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from stages.params import Keep, MaxTokens, Params, Pooling, Precision, ScratchParams, Share, TrainingParams
 
@@ -45,6 +45,17 @@ class TeacherParams(OneTeacher):
         return [self, *self.more]
 
 
+class LoraParams(Params):
+    """Section `teacher.finetune.lora`: an adapter that learns in the place of the encoder."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 16
+    """What the adapter adds counts alpha / rank."""
+    dropout: Share = 0.0
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the layers that are adapted, such as ``query``; null: all linear ones of the encoder."""
+
+
 class FinetuneParams(TrainingParams):
     """Section `teacher.finetune`."""
 
@@ -56,6 +67,9 @@ class FinetuneParams(TrainingParams):
     pooling: Pooling | None = None
     """What represents a text: the state of its ``first`` token or its ``last``, or the ``mean`` of all, which
     most sentence encoders want; null: as the base's family does."""
+    lora: LoraParams | None = None
+    """Whether an adapter learns, and the encoder stays as it is: folds and languages then share its weights
+    on disk. Needs PEFT. Null: all weights learn."""
     scratch: ScratchParams | None = None
     """The encoder for teachers whose base is ``scratch``."""
 

@@ -61,6 +61,7 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "epochs": 9,
             "label_smoothing": 0.9,
             "pooling": "mean",
+            "lora": {"rank": 2},
             "keep": "last",
             **TRAINING,
         }.items()
