@@ -119,7 +119,7 @@ def tokenize(
     lengths: list[int] = []
     parts: dict[str, list[NDArray[np.int32]]] = {}
     cut = 0
-    for some in few_at_once(fields):
+    for some in _few_at_once(fields):
         encoded = tokenizer(
             *(list(field[some]) for field in fields),
             truncation=True,
@@ -168,7 +168,7 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
     return {name: values.to(device) for name, values in batch.items()}
 
 
-def few_at_once(fields: Sequence[Sequence[str]]) -> Iterator[slice]:
+def _few_at_once(fields: Sequence[Sequence[str]]) -> Iterator[slice]:
     """Cut texts into what a tokenizer is given at once: it needs many times the memory of the text."""
     start = n_characters = 0
     for stop, texts in enumerate(zip(*fields, strict=True), 1):

@@ -1,27 +1,23 @@
 """Texts on their way into a model: examples of one language or many, tokenised batch by batch."""
 
+import os
+import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 import stages.models.quiet  # noqa: F401
-from cache import write_atomically
 from stages.errors import StageError
-from stages.models.batches import few_at_once
-from stages.models.processes import process_index, wait_for
-from stages.progress import Bar
 
 SPLIT_MARK = "\u2063"
 """INVISIBLE SEPARATOR: where tokenizers of `stages.models.scratch` split a word, and drop it."""
@@ -31,7 +27,7 @@ class Texts(Dataset[dict[str, Any]]):
     """Texts or text pairs with numbers beside them, such as labels.
 
     Attributes:
-        fields: One or two sequences of N texts, until their tokens are made.
+        fields: One or two sequences of N texts.
         numbers: Arrays with N as their first axis, by the name under which the model takes them.
         lengths: Characters of each example, all fields together.
         epoch: With the seed, it decides the order of training and where words are split.
@@ -58,50 +54,23 @@ class Texts(Dataset[dict[str, Any]]):
         self._subword_dropout = subword_dropout
         self._seed = seed
         self.epoch = 0
-        self._tokens: dict[str, NDArray[np.int32]] = {}
-        self._starts = np.zeros(1, np.int64)
+        self._kept: _Kept | None = None
         self.lengths = [sum(map(len, example)) for example in zip(*fields, strict=True)]
 
-    def make_tokens(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path) -> None:
-        """Make the tokens of all examples once, in files that are mapped into memory, and forget the texts.
+    def keep_tokens(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path) -> None:
+        """Make the tokens of an example when it is first asked for, and keep them on disk for later epochs.
+
+        Millions of texts need minutes: a training starts at once, and each text is cut up once.
 
         Args:
             tokenizer: The model's.
             max_tokens: Longer inputs are truncated to this many tokens.
-            folder: Where the files go; what an interrupted run has left complete is taken as it is.
+            folder: Where the file is that holds them; it has no name, so that nothing is left of it.
         """
-        folder = folder / f"tokens-{transformers.__version__}"
-        starts = folder / "starts.npy"
-        if process_index() == 0 and not starts.is_file():
-            lengths = self._write_tokens(tokenizer, max_tokens, folder)
-            buffer = BytesIO()
-            np.save(buffer, np.concatenate([[0], np.cumsum(lengths)]))
-            write_atomically(starts, buffer.getvalue())
-        wait_for(starts)
-        self._starts = np.load(starts)
-        self._tokens = {path.stem: np.memmap(path, np.int32, "r") for path in sorted(folder.glob("*.i4"))}
-        self.fields = [[] for _ in self.fields]
-
-    def _write_tokens(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path) -> list[int]:
-        """Write the tokens one behind the other, a file for each of the model's inputs; give their lengths."""
         folder.mkdir(parents=True, exist_ok=True)
-        lengths: list[int] = []
-        with ExitStack() as stack, Bar(desc="tokens", unit="text", total=len(self), delay=2) as bar:
-            files: dict[str, IO[bytes]] = {}
-            for some in few_at_once(self.fields):
-                encoded = tokenizer(
-                    *(list(field[some]) for field in self.fields),
-                    truncation=True,
-                    max_length=max_tokens,
-                    return_attention_mask=False,
-                )
-                for name, rows in encoded.items():
-                    if name not in files:
-                        files[name] = stack.enter_context((folder / f"{name}.i4").open("wb"))
-                    files[name].write(np.fromiter(chain.from_iterable(rows), np.int32).tobytes())
-                lengths += map(len, encoded["input_ids"])
-                bar.update(some.stop - some.start)
-        return lengths
+        file = TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the texts
+        weakref.finalize(self, file.close)
+        self._kept = _Kept(tokenizer, max_tokens, file, np.full(len(self), -1))
 
     def set_epoch(self, epoch: int) -> None:
         """Change the order and the splits. The Trainer calls it before each epoch.
@@ -114,19 +83,71 @@ class Texts(Dataset[dict[str, Any]]):
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        numbers = {name: array[index] for name, array in self.numbers.items()}
-        if self._tokens:
-            cells = slice(self._starts[index], self._starts[index + 1])
-            return {"tokens": {name: ids[cells].tolist() for name, ids in self._tokens.items()}, **numbers}
         texts = [field[index] for field in self.fields]
         if self._subword_dropout:
             generator = self.generator(index)
             texts = [split_randomly(text, self._subword_dropout, generator) for text in texts]
-        return {"texts": texts, **numbers}
+        return {"texts": texts, **self._numbers_of(index)}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Give a batch at once, as PyTorch asks for it: tokens in the place of texts, if they are kept."""
+        if self._kept is None:
+            return [self[index] for index in indices]
+        tokens = self._kept.of(indices, self.fields)
+        return [
+            {"tokens": row, **self._numbers_of(index)} for index, row in zip(indices, tokens, strict=True)
+        ]
+
+    def _numbers_of(self, index: int) -> dict[str, Any]:
+        return {name: array[index] for name, array in self.numbers.items()}
 
     def generator(self, index: int) -> np.random.Generator:
         """Make the random numbers of one example in this epoch, whatever was drawn before."""
         return np.random.default_rng((self._seed, self.epoch, index))
+
+
+@dataclass
+class _Kept:
+    """The tokens of examples, on disk, one behind the other in the order in which they were first asked for.
+
+    Attributes:
+        tokenizer: The model's.
+        max_tokens: Longer inputs are truncated.
+        file: Of each example its number of tokens, and these, once for each of the model's inputs; int32.
+        starts: Where each example stands in it, in bytes, shape ``(N,)``; -1: not yet.
+        names: Of the model's inputs.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+    file: IO[bytes]
+    starts: NDArray[np.int64]
+    names: list[str] = field(default_factory=list)
+
+    def of(self, indices: Sequence[int], fields: Sequence[Sequence[str]]) -> list[dict[str, list[int]]]:
+        """Give the tokens of a batch, and make those that were never asked for."""
+        new = [index for index in dict.fromkeys(indices) if self.starts[index] < 0]
+        if new:
+            encoded = self.tokenizer(
+                *([texts[index] for index in new] for texts in fields),
+                truncation=True,
+                max_length=self.max_tokens,
+                return_attention_mask=False,
+            )
+            self.names = list(encoded)
+            place = self.file.seek(0, os.SEEK_END)
+            for index, *rows in zip(new, *encoded.values(), strict=True):
+                self.starts[index] = place
+                place += self.file.write(np.array([len(rows[0]), *chain(*rows)], np.int32).tobytes())
+            self.file.flush()
+        return [self._read(self.starts[index]) for index in indices]
+
+    def _read(self, start: int) -> dict[str, list[int]]:
+        width = np.dtype(np.int32).itemsize
+        number = self.file.fileno()
+        n = int(np.frombuffer(os.pread(number, width, start), np.int32)[0])
+        found = np.frombuffer(os.pread(number, n * len(self.names) * width, start + width), np.int32)
+        return dict(zip(self.names, found.reshape(len(self.names), n).tolist(), strict=True))
 
 
 def split_randomly(text: str, chance: float, generator: np.random.Generator) -> str:

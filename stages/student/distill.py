@@ -198,7 +198,7 @@ def _fit(
             say_new(model.new_weights, what=what)
         say_cut(tokenizer, train.fields, params.max_tokens, key=key)
     if not params.subword_dropout:
-        train.make_tokens(tokenizer, params.max_tokens, checkpoints.folder)
+        train.keep_tokens(tokenizer, params.max_tokens, checkpoints.folder)
     trainer = _DistillTrainer(
         params,
         _class_weights(task, params, train),

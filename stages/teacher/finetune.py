@@ -253,7 +253,7 @@ def _train(
             say_new(new, what=what)
         say_cut(tokenizer, train.fields, params.max_tokens, key="teacher.finetune.max_tokens")
     if not params.subword_dropout:
-        train.make_tokens(tokenizer, params.max_tokens, checkpoints)
+        train.keep_tokens(tokenizer, params.max_tokens, checkpoints)
     steps_per_epoch = -(-splits["train"].num_rows // params.batch_size)
     trainer = _FinetuneTrainer(
         params,

@@ -61,6 +61,11 @@ def extra_memory(work: Callable[[], object]) -> int:
     return _memory("VmHWM") - before
 
 
+def peak_memory() -> int:
+    """Give the bytes in memory at this process's peak. Linux only."""
+    return _memory("VmHWM")
+
+
 def apart(function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
     """Call a function in a new process: with memory and imports of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

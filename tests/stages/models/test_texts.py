@@ -94,35 +94,23 @@ def test_a_batch_that_processes_share_is_filled_up_with_its_own_examples(n: int,
 
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_tokens_that_are_made_once_are_those_of_each_batch(pairs: bool, side: str, tmp_path: Path) -> None:
+def test_tokens_that_are_kept_are_those_of_each_batch(pairs: bool, side: str, tmp_path: Path) -> None:
     tokenizer = build_tokenizer(WORDS, merges=40)
     tokenizer.padding_side = side
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     fields = [WORDS, WORDS[::-1]] if pairs else [WORDS]
     numbers = {"labels": np.arange(len(WORDS))}
-    lazily, made = Texts(fields, numbers), Texts(fields, numbers)
-    made.make_tokens(tokenizer, 8, tmp_path)
-    again = Texts(fields, numbers)
-    again.make_tokens(None, 8, tmp_path)  # type: ignore[arg-type]  # which finds them made
+    without, kept = Texts(fields, numbers), Texts(fields, numbers)
+    kept.keep_tokens(tokenizer, 8, tmp_path)
     collator = Collator(tokenizer, max_tokens=8)
-    for rows in ([0, 3, 5], [4], [5], list(range(6))):
-        expected = collator([lazily[row] for row in rows])
-        for texts in (made, again):
-            found = collator([texts[row] for row in rows])
-            assert list(found) == list(expected)
-            assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert len(made) == len(WORDS)
-    assert sum(map(len, made.fields)) == 0
 
+    def batch_of(texts: Texts, rows: list[int]) -> dict[str, torch.Tensor]:
+        return collator(texts.__getitems__(rows))
 
-def test_tokens_of_an_interrupted_run_are_made_again(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer(WORDS, merges=40)
-    texts = Texts([WORDS], {})
-    texts.make_tokens(tokenizer, 12, tmp_path)
-    expected = [texts[row]["tokens"] for row in range(len(WORDS))]
-    [folder] = tmp_path.glob("tokens-*")
-    (folder / "starts.npy").unlink()
-    (folder / "input_ids.i4").write_bytes(b"\0" * 8)
-    again = Texts([WORDS], {})
-    again.make_tokens(tokenizer, 12, tmp_path)
-    assert [again[row]["tokens"] for row in range(len(WORDS))] == expected
+    for rows in ([0, 3, 5], [4, 4], [5], list(range(6)), [2, 0]):
+        expected, found = batch_of(without, rows), batch_of(kept, rows)
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+    kept.fields = []  # all are known: no text is looked at again
+    assert batch_of(kept, [1, 2])["labels"].tolist() == [1, 2]
