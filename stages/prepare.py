@@ -102,7 +102,8 @@ class _Work(NamedTuple):
                 if split == "train" and is_taught:
                     table = separate(task, self.revision, language, self.folder, table)
             if table is not None:
-                done.add(language, split, table, task.text_fields)
+                whole = n_rows[split] == table.num_rows
+                done.add(language, split, table, task.text_fields, is_whole=whole)
             elif supervised or split == "test":
                 raise StageError(self._empty(language, split, share))
             if language == task.languages[0]:

@@ -42,8 +42,18 @@ class Prepared:
     _labels: dict[Split, tuple[str, NDArray[np.int32]]] = field(default_factory=dict)
     _seen: dict[tuple[str, SplitName], "_Seen"] = field(default_factory=dict)
 
-    def add(self, language: str, split: Split, table: pa.Table, text_fields: Sequence[str]) -> None:
-        """Count the examples of one language and split, and note what may be wrong with them."""
+    def add(
+        self, language: str, split: Split, table: pa.Table, text_fields: Sequence[str], *, is_whole: bool
+    ) -> None:
+        """Count the examples of one language and split, and note what may be wrong with them.
+
+        Args:
+            language: Theirs.
+            split: Theirs.
+            table: The examples.
+            text_fields: Columns with texts.
+            is_whole: Whether it has all rows of the source, in its order.
+        """
         self.examples.setdefault(language, {})[split] = table.num_rows
         seen = self._seen[language, split] = _Seen(
             first_words(table["example_id"]), np.empty(0, np.int64) if self.aligned else _entities(table)
@@ -58,7 +68,7 @@ class Prepared:
         labels = table["label"].to_numpy()
         if split == "train":
             self._note_classes(language, labels, seen.texts)
-        if self.aligned:
+        if self.aligned and is_whole:
             self._note_alignment(language, split, labels)
 
     def add_unlabelled(self, language: str, table: pa.Table, *, is_taught: bool) -> None:

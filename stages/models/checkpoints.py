@@ -155,6 +155,8 @@ class BestInMemory(TrainerCallback):
         if accuracies[state.global_step] > self.accuracy:
             self.step, self.accuracy = state.global_step, accuracies[state.global_step]
             self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+            if args.save_strategy != "no":  # checkpoints follow that are only what they are with these
+                self._write()
         if self._patience and sum(step > self.step for step in accuracies) >= self._patience:
             control.should_training_stop = True
         # The processes of a training ask their own clocks, and must save together.
@@ -162,11 +164,6 @@ class BestInMemory(TrainerCallback):
         if is_time:
             self._saved = time.monotonic()
             control.should_save = True
-            self._write()
-
-    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the best weights before a checkpoint is written, which is only what it is with them."""
-        if control.should_save:
             self._write()
 
     def _write(self) -> None:

@@ -135,7 +135,7 @@ class TextTrainer(Trainer):
             part.register_hook(lambda gradient: gradient * n)  # DDP takes the mean of what is to be summed up
         rows = torch.cat(parts)
         real = self._real_rows(len(own)).to(rows.device)
-        return rows[real] if len(real) else rows  # or they count nothing, see `weight`
+        return rows[real] if 0 < len(real) < len(rows) else rows  # where none is real, none counts: `weight`
 
     def _real_rows(self, n: int) -> Tensor:
         """Tell which rows of a whole batch, or of a piece of it, do not just fill the epoch's last batch up.

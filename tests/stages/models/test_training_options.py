@@ -287,3 +287,28 @@ def test_a_teacher_may_keep_its_last_epoch_or_end_early(finished: Path, run: Run
     assert told == [0.2]  # the third ended after its second epoch
     assert_close(made[0], made[2])
     assert not torch.equal(made[0]["classifier.out_proj.weight"], made[1]["classifier.out_proj.weight"])
+
+
+def test_a_killed_training_that_keeps_its_best_epoch_ends_as_if_it_had_not(
+    finished: Path, run: Run, told: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = list(told)
+    options = changes("student.distill", keep="best", patience=2, epochs=5, save_steps=5)
+    assert run(*DISTILL, *options).code == 0
+    alone = weights()
+    step = TextTrainer.training_step
+    told[:] = accuracies
+
+    def stop(self: TextTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        if self.state.global_step == 23:  # in the third epoch
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextTrainer, "training_step", stop)
+        assert run(*DISTILL, *options).code == 130
+    told[:] = accuracies[4:]  # it goes on behind the second epoch
+    done = run(*DISTILL, *options)
+    assert "going on from" in done.err
+    assert done.out == "mblm: 36 steps; validation accuracy: de 90.0%, en 70.0%\n"
+    assert_close(weights(), alone)
