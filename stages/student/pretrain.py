@@ -112,6 +112,7 @@ def _vocabulary(task: TaskParams, params: VocabularyParams, base: Path) -> tuple
             rows.append([language, f"{old:.1f}", f"{new:.1f}"])
     shown = tabulate(rows, ["tokens per validation text", "before", "now"], "plain", disable_numparse=True)
     return vocabulary, [
-        f"kept: {len(vocabulary.kept):,} of {len(before):,} pieces, which {trimmer.n_texts:,} texts use",
+        f"kept: {len(vocabulary.kept):,} of {len(before):,} pieces, with single characters: those that "
+        f"{trimmer.n_texts:,} texts use",
         *shown.splitlines(),
     ]

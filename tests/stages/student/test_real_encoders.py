@@ -134,7 +134,9 @@ def test_a_vocabulary_is_cut_to_what_a_corpus_uses(finished: Path, run: Run) -> 
     assert made.code == 0, made.err
     first, kept, head, *lines = made.out.splitlines()
     assert re.fullmatch(r"encoder: .*bert, \d+ pieces", first)
-    assert re.fullmatch(r"kept: \d+ of \d+ pieces, which 77 texts use", kept)  # 5 and those of two languages
+    assert re.fullmatch(
+        r"kept: \d+ of \d+ pieces, with single characters: those that 77 texts use", kept
+    )  # 5 and those of two languages
     assert head.split() == ["tokens", "per", "validation", "text", "before", "now"]
     assert [line.split()[0] for line in lines] == ["de", "en", "nl"]
     config = json.loads(Path("artifacts/encoder/config.json").read_text())
