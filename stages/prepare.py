@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
     }
     work.done.close()
     if aligned:
-        _require_alignment(n_rows)
+        _require_alignment(task, n_rows)
     manifest = {
         "schema": 1,
         "source": task.source.model_dump(),
@@ -122,14 +123,20 @@ class _Work(NamedTuple):
         return f"the {split} split of '{language}' is empty: {why}{hint}"
 
 
-def _require_alignment(n_rows: Mapping[str, Mapping[Split, int]]) -> None:
+def _require_alignment(task: TaskParams, n_rows: Mapping[str, Mapping[Split, int]]) -> None:
     """Refuse splits whose rows cannot be translations of each other.
 
     Raises:
         StageError: A split has more rows in one language than in another.
     """
     for split in SPLITS:
-        sizes = {language: counts[split] for language, counts in n_rows.items() if split in counts}
+        halves: tuple[Split, ...] = ("train", "validation")  # of the same rows
+        parts = halves if task.validation_share and split != "test" else (split,)
+        sizes = {
+            language: sum(counts.get(part, 0) for part in parts)
+            for language, counts in n_rows.items()
+            if split in counts
+        }
         if len(set(sizes.values())) > 1:
             raise StageError(
                 f"task.source.aligned is true, but the {split} split has {max(sizes.values())} rows in "
@@ -165,11 +172,12 @@ def _windows(
     start = 0
     for rows in read(language, source):
         rows.require_texts(task.text_fields)
+        n = len(rows.labels)
+        if aligned and not any(rows.entities):  # a row is what it stands for, wherever it goes from here
+            rows = replace(rows, entities=[str(start + row) for row in range(n)])
         table = laid_out(task, rows, labels.positions(rows))
-        n = table.num_rows
         if share is not None and split != "test":
-            numbers = [str(start + row) for row in range(n)] if aligned else [None] * n
-            entities = [one or number for one, number in zip(rows.entities, numbers, strict=True)]
+            entities = rows.entities
             is_validation = keys_of(table["example_id"], entities, b"validation") < share * 2.0**64
             is_validation &= table["label"].is_valid().to_numpy()
             table = table.filter(pa.array(is_validation == (split == "validation")))
@@ -193,8 +201,6 @@ def _write(windows: Iterator[pa.Table], path: Path, task: TaskParams) -> pa.Tabl
         table = mapped(draft)
         if table[ENTITY].null_count == table.num_rows:
             table = table.drop_columns(ENTITY)
-            if isinstance(task.source, TableSource) and task.source.aligned:
-                table = table.append_column(ENTITY, pa.array(map(str, range(table.num_rows)), pa.string()))
         if task.max_examples is not None:
             table = some_of(table, task.max_examples)
         write_batches(iter([table]), path)

@@ -122,8 +122,23 @@ def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
     entities: list[str | None] = [None] * len(texts)
     if task.unlabelled and len(task.text_fields) == 1:
         entities = [entity for split in splits for entity in read_entities(language, split)]
-    named = enumerate(zip(entities, texts, strict=True))
-    return {entity or f"{language}:{index}": text for index, (entity, text) in named}
+    named: dict[str, str] = {}
+    for index, (entity, text) in enumerate(zip(entities, texts, strict=True)):
+        named[f"{language}:{index}" if entity is None or entity in named else entity] = text
+    return named
+
+
+def training_texts(task: TaskParams, language: str) -> list[str]:
+    """Give all texts of a language that anything may be trained on, with labels or without.
+
+    Raises:
+        StageError: `prepare` has not run.
+    """
+    texts = list(pretraining_texts(task, language).values())
+    if language in task.supervised and has_split(language, UNLABELLED) and not task.unlabelled:
+        table = read_examples(task, language, "train")
+        texts += [text for field in task.text_fields for text in table[field].to_pylist()]
+    return texts
 
 
 def _open(path: Path) -> pa.Table:

@@ -71,7 +71,8 @@ class FilesSource(TableSource):
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     """What separates the fields of CSV, such as ``;``; null: a comma, and a tab in TSV."""
     columns: Annotated[list[str], Field(min_length=1)] | None = None
-    """Names of the columns of CSV and TSV without a header line. Unlabelled files then have one: texts."""
+    """Names of the columns of CSV and TSV without a header line. Unlabelled files then have one: texts; those
+    that teach the student have all but the label."""
 
     @model_validator(mode="after")
     def _is_watched_and_complete(self) -> Self:

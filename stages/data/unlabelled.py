@@ -15,9 +15,7 @@ from stages.data.task import TaskParams
 from stages.errors import StageError
 
 
-def separate(
-    task: TaskParams, revision: Revision, language: str, folder: Path, table: pa.Table
-) -> pa.Table | None:
+def separate(task: TaskParams, revision: Revision, language: str, folder: Path, table: pa.Table) -> pa.Table:
     """Leave the labelled examples in a training split, and write what else teaches into ``unlabelled``.
 
     These are training texts without a label, those whose label `max_labels` hides, and the source's split
@@ -31,10 +29,10 @@ def separate(
         table: All rows of the training split.
 
     Returns:
-        The training split as it is now, mapped into memory; None: nothing in it has a label.
+        The training split as it is now, mapped into memory.
 
     Raises:
-        StageError: There are fewer labels than `max_labels`, or an example is not what it has to be.
+        StageError: There are fewer labels than `max_labels`, or none, or an example is not what it has to be.
     """
     train, unlabelled = data_file(language, "train", folder), data_file(language, UNLABELLED, folder)
     labelled = table["label"].is_valid().to_numpy()
@@ -59,12 +57,15 @@ def separate(
         once[np.unique(texts, return_index=True)[1]] = True
         if kept.exists():
             once &= ~among(texts, first_words(mapped(kept)["example_id"]))
+        if task.max_examples is not None:
+            keys = np.where(once, keys_of(drawn["example_id"], entities_of(drawn), b""), 2**64 - 1)
+            once[np.argsort(keys, kind="stable")[task.max_examples :]] = False
         if drawn[ENTITY].null_count == drawn.num_rows:
             drawn = drawn.drop_columns(ENTITY)
         write_batches(filtered(drawn, once), unlabelled)
         drafts.unlink()
     if not kept.exists():
-        return None
+        raise StageError(f"no row of the train split of '{language}' has a label")
     kept.rename(train)
     return mapped(train)
 

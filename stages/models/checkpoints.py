@@ -68,7 +68,7 @@ def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpo
     if process_index():
         while _read_json(folder / _MADE_BY).get("now") != now:  # what the first process writes
             time.sleep(0.2)
-    elif any(folder.rglob("config.json")):  # a model to go on from
+    elif any(folder.rglob("*config.json")):  # a model, or an adapter, to go on from
         noted = _read_json(folder / _MADE_BY)
         changes = _changes(noted.get("now"), now)
         if changes and not resume:

@@ -8,8 +8,10 @@ from torch import nn
 from stages.errors import StageError
 from stages.params import TrainingParams
 
-_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
-_EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|embeddings_project|embed_tokens)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.")
+_EMBEDDINGS = re.compile(
+    r"(?:^|\.)(?:embeddings|embeddings_project|embed_tokens|shared|word_embeddings|word_embeddings_layernorm|wpe|wte)\."
+)
 
 
 def freeze(model: Any, what: int | Literal["embeddings"] | None) -> None:
@@ -36,10 +38,34 @@ def freeze(model: Any, what: int | Literal["embeddings"] | None) -> None:
         if n_shared < n_layers:
             why = f"branches of {n_layers - n_shared} of its {n_layers} layers, which would all stay the same"
         raise StageError(f"freeze is {what}, but the model has {why}; set it to {n_shared} at most")
+    require_layers(model, key="freeze")
     for name, parameter in model.named_parameters():
         layer = _LAYER.search(name)
-        if (layer and int(layer[1]) < what) or (layer is None and _EMBEDDINGS.search(name)):
+        frozen = int(layer[1]) < what if layer else _EMBEDDINGS.search(name) is not None
+        if frozen or (what == n_layers and not _is_of_head(name, model)):
             parameter.requires_grad_(False)
+
+
+def require_layers(model: Any, *, key: str) -> None:
+    """Refuse a model whose layers have no weights of their own by which they could be told apart.
+
+    Args:
+        model: A plain classifier or a student.
+        key: The option that needs them.
+
+    Raises:
+        StageError: It is one.
+    """
+    found = {int(layer[1]) for name, _ in model.named_parameters() if (layer := _LAYER.search(name))}
+    if found != set(range(model.config.num_hidden_layers)):
+        raise StageError(
+            f"{key} needs layers that are known here, which a {model.config.model_type} model has not"
+        )
+
+
+def _is_of_head(name: str, model: Any) -> bool:
+    """Tell whether a weight belongs to the classifier."""
+    return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
 
 
 def learning_rate(name: str, params: TrainingParams, model: Any) -> float:
@@ -58,7 +84,7 @@ def learning_rate(name: str, params: TrainingParams, model: Any) -> float:
         n_above = model.config.num_hidden_layers - 1 - int(layer[1])
     elif _EMBEDDINGS.search(name):
         n_above = model.config.num_hidden_layers
-    elif not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name:
+    elif _is_of_head(name, model):
         return params.head_learning_rate or params.learning_rate
     return float(params.learning_rate * params.layer_decay**n_above)
 

@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from stages.errors import StageError
 from stages.models.checkpoints import last_complete_checkpoint
-from stages.models.layers import freeze, optimizer_groups
+from stages.models.layers import freeze, optimizer_groups, require_layers
 from stages.models.processes import n_processes, process_index
 from stages.models.reporting import reporters
 from stages.models.texts import Texts
@@ -104,6 +104,8 @@ class TextTrainer(Trainer):
         alike = self.params.head_learning_rate is None and self.params.layer_decay == 1
         if alike or self.optimizer is not None:
             return super().create_optimizer(model)
+        if self.params.layer_decay < 1:
+            require_layers(model, key="layer_decay")
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         decayed = set(self.get_decay_parameter_names(model))
         self.optimizer = kind(optimizer_groups(model, self.params, decayed), **options)

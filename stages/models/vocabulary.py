@@ -21,6 +21,8 @@ from stages.errors import StageError
 _AT_ONCE = 4096
 _MARKS = re.compile(r"^(▁|##|Ġ)|</w>$")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_FEW = 100
+"""Tokens that stay if they stand before the padding, which in some models stands behind all others."""
 _CHECKED = 1000
 """Texts of which it is looked at whether their tokens are the same as before."""
 
@@ -81,7 +83,11 @@ class Trimmer:
             StageError: It would make other tokens of a text that was counted.
         """
         state = json.loads(self._tokenizer.backend_tokenizer.to_str())
-        kept = np.flatnonzero(self._used | _needed(state, self._used))
+        needed = _needed(state, self._used)
+        padding = self._tokenizer.pad_token_id
+        if padding is not None and padding < _FEW:  # RoBERTa counts positions from the padding's id
+            needed[:padding] = True
+        kept = np.flatnonzero(self._used | needed)
         new = {int(old): position for position, old in enumerate(kept)}
         _renumber(state, new)
         before = self._tokenizer

@@ -263,15 +263,18 @@ def objective(
         return {"loss": hard, "hard": hard}
     options: dict[str, Any] = {"temperature": temperature, "example_weights": weights, "trust": trust}
     own = distillation_loss(logits, teacher_logits, **options)
+    if trust is not None:
+        own = own + _mean((1 - trust) * of_each, weights)
     parts = {"own": own, "hard": hard}
     loss = own
     if mixture_logits is not None:
         mixture = distillation_loss(mixture_logits, teacher_logits, **options)
+        if trust is not None:
+            of_mixture = functional.cross_entropy(mixture_logits, labels, reduction="none")
+            mixture = mixture + _mean((1 - trust) * of_mixture, weights)
         parts["mixture"] = mixture
         loss = torch.lerp(own, mixture, mixture_weight)
     loss = loss + hard_label_weight * hard
-    if trust is not None:
-        loss = loss + _mean((1 - trust) * of_each, weights)
     if hidden is not None:
         parts["hidden"] = similarity_loss(
             hidden.student, hidden.teacher, hidden.language_ids, example_weights=weights

@@ -7,7 +7,7 @@ from tabulate import tabulate
 from transformers import AutoTokenizer
 
 from stages.artifacts import ENCODER, replaced_folder
-from stages.data.examples import has_split, pretraining_texts, read_examples
+from stages.data.examples import has_split, pretraining_texts, read_examples, training_texts
 from stages.data.sources import read_corpus
 from stages.data.task import TaskParams
 from stages.errors import StageError
@@ -90,7 +90,7 @@ def _vocabulary(task: TaskParams, params: VocabularyParams, base: Path) -> tuple
     with Bar(desc="vocabulary", unit="text") as bar:
         for texts in chain(
             read_corpus(params.texts, params.columns),
-            (pretraining_texts(task, language).values() for language in task.languages),
+            (training_texts(task, language) for language in task.languages),
         ):
             trimmer.count(texts)
             bar.update(len(texts))

@@ -36,6 +36,7 @@ from stages.models.training import (
 )
 from stages.teacher.adapters import save_adapter, with_lora
 from stages.teacher.folds import Fold
+from stages.teacher.labelling.decoders import classifier_of, is_decoder
 from stages.teacher.params import FinetuneParams, OneTeacher, TeacherParams
 
 
@@ -186,7 +187,7 @@ def _classifier(
     """
     config = AutoConfig.from_pretrained(base)
     id2label = dict(enumerate(task.classes))
-    by_itself = params.pooling == "last" and config.model_type not in FAMILIES  # as decoders do
+    by_itself = params.pooling == "last" and is_decoder(*classifier_of(base))
     if params.pooling is not None and not by_itself:
         if config.model_type not in FAMILIES:
             raise StageError(
@@ -243,6 +244,8 @@ def _train(
         tokenizer = AutoTokenizer.from_pretrained(base)
         model, new, fits = _classifier(task, params, language, base)
     require_embeddings(tokenizer, model, what=what)
+    if tokenizer.pad_token is None:
+        raise StageError(f"{what} has a tokenizer without a padding token; name one in tokenizer_config.json")
     if params.lora is not None:
         model = with_lora(model, params.lora, new=new)
     require_splittable(tokenizer, params.subword_dropout)

@@ -68,8 +68,7 @@ class FinetuneParams(TrainingParams):
     """What represents a text: the state of its ``first`` token or its ``last``, or the ``mean`` of all, which
     most sentence encoders want; null: as the base's family does."""
     lora: LoraParams | None = None
-    """Whether an adapter learns, and the encoder stays as it is: folds and languages then share its weights
-    on disk. Needs PEFT. Null: all weights learn."""
+    """Whether an adapter learns, and the encoder stays as it is. Needs PEFT. Null: all weights learn."""
     scratch: ScratchParams | None = None
     """The encoder for teachers whose base is ``scratch``."""
 

@@ -14,7 +14,13 @@ from tiny import CLASSES, Run, examples, tiny_params, write_jsonl, write_params
 
 from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS
-from stages.data.examples import pretraining_texts, read_entities, read_examples, taught_splits
+from stages.data.examples import (
+    pretraining_texts,
+    read_entities,
+    read_examples,
+    taught_splits,
+    training_texts,
+)
 from stages.data.task import FilesSource, HubSource, TaskParams
 from stages.errors import StageError
 from stages.prepare import prepare
@@ -170,7 +176,7 @@ def test_scratch_encoders_read_all_that_is_taught() -> None:
     [
         (rows("yes", None), {"unlabelled": False}, "is not one of task.classes.*say task.unlabelled: true"),
         (rows("yes", "no"), {"max_labels": 3}, "task.max_labels is 3, but 'de' has 2 training labels"),
-        (rows(None, None), {}, "the train split of 'de' is empty"),
+        (rows(None, None), {}, "no row of the train split of 'de' has a label"),
         (rows("yes", "maybe"), {}, "label 'maybe' is not one of task.classes"),
     ],
 )
@@ -263,3 +269,40 @@ def test_an_example_without_a_label_has_none_of_the_hard_loss() -> None:
     assert none["loss"].isfinite()
     weighted = parts(torch.tensor([1, 3, 5]), torch.tensor([9.0, 9.0, 9.0]))
     torch.testing.assert_close(weighted["own"], none["own"])  # there is no class to be weighted by
+
+
+# What a second pair of eyes found
+
+
+def test_aligned_rows_stay_aligned_where_validation_is_a_share_of_them() -> None:
+    source = FilesSource(kind="files", pattern="data/{language}/{split}.jsonl", aligned=True)
+    task = task_of(source=source, supervised=["de", "fr"], zero_shot=[], validation_share=0.3)
+    Path("data/de/validation.jsonl").unlink()
+    for language, missing in (("de", 3), ("fr", 7)):
+        train = rows(*(None if i == missing else "yes" for i in range(40)))
+        write(Path(f"data/{language}/train.jsonl"), train)
+    prepare(task)
+    for language in ("de", "fr"):
+        for split in ("train", "validation", "unlabelled"):
+            texts = read_examples(task, language, split)["premise"].to_pylist()
+            assert read_entities(language, split) == [text.removeprefix("p ") for text in texts]
+
+
+def test_a_limit_holds_for_unlabelled_texts_too() -> None:
+    task = task_of(train=rows(*["yes", None] * 9), max_examples=5)
+    write(Path("data/de/unlabelled.jsonl"), [{"premise": f"n {i}", "hypothesis": "h"} for i in range(50)])
+    prepare(task)
+    assert len(column(task, "unlabelled")) == 5
+
+
+def test_texts_about_the_same_are_all_read_and_training_texts_counted_with_or_without() -> None:
+    source = FilesSource(kind="files", pattern="data/{language}/{split}.jsonl")
+    train = [{"text": f"t {i}", "label": "yes", "entity": f"e{i // 5}"} for i in range(10)]
+    for language, split in (("de", "train"), ("de", "validation"), ("de", "test"), ("fr", "test")):
+        write(Path(f"data/{language}/{split}.jsonl"), train)
+    write(Path("data/de/unlabelled.jsonl"), [{"text": f"u {i}"} for i in range(3)])
+    for unlabelled in (False, True):
+        task = nli_task("", source=source, text_fields=["text"], unlabelled=unlabelled)
+        prepare(task)
+        assert len(set(training_texts(task, "de"))) == 13
+        assert training_texts(task, "fr") == []

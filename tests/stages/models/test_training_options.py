@@ -12,7 +12,7 @@ from families import FAMILIES, LANGUAGES, save_plain, student_of
 from safetensors.torch import load_file
 from tiny import Run, tiny_params, write_params
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from stages.errors import StageError
 from stages.models.checkpoints import BestInMemory
@@ -173,6 +173,36 @@ def test_what_is_frozen_stays_as_it_was(finished: Path, run: Run) -> None:
     done = run(*DISTILL, "--set", "student.distill.freeze=2")
     assert done.code == 1
     assert "error: freeze is 2, but the model has branches of 1 of its 2 layers" in done.err
+
+
+def plain_of(kind: str, **sizes: Any) -> Any:
+    config = AutoConfig.for_model(kind, vocab_size=50, num_labels=3, pad_token_id=0, **sizes)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def test_layers_of_other_models_are_found_or_the_option_refused(tmp_path: Path) -> None:
+    model = plain_of("gpt2", n_embd=16, n_layer=3, n_head=2)
+    known = learning(trainer_of(model, tmp_path, freeze=2, layer_decay=0.5))
+    names = {name for name, weight in model.named_parameters() if id(weight) in known}
+    assert {re.sub(r"\.h\.(\d).*", r".h.\1", name) for name in names} == {
+        "transformer.h.2",
+        "transformer.ln_f.weight",
+        "transformer.ln_f.bias",
+        "score.weight",
+    }
+    shared = plain_of("albert", hidden_size=16, num_hidden_layers=3, num_attention_heads=2, embedding_size=8)
+    with pytest.raises(StageError, match="freeze needs layers that are known here, which a albert"):
+        freeze(shared, 2)
+    with pytest.raises(StageError, match="layer_decay needs layers"):
+        learning(trainer_of(shared, tmp_path, layer_decay=0.5))
+
+
+def test_all_layers_frozen_leave_the_classifier_alone(models: dict[str, Any], tmp_path: Path) -> None:
+    model = models["plain"]
+    known = learning(trainer_of(model, tmp_path, freeze=3))
+    names = {name for name, weight in model.named_parameters() if id(weight) in known}
+    assert names
+    assert all(not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name for name in names)
 
 
 # How fast layers learn

@@ -327,8 +327,12 @@ def test_the_hard_label_has_the_weight_that_the_soft_label_lost() -> None:
         one = slice(i, i + 1)
         own, mixed = (distillation_loss(x[one], t[one], temperature=2.0) for x in (z, m))
         weight = float(weights[labels[i]]) if labels[i] >= 0 else 1.0
-        hard = float(torch.nn.functional.cross_entropy(z[one], labels[one])) if labels[i] >= 0 else 0.0
+        hard, hard_mixed = (
+            float(torch.nn.functional.cross_entropy(x[one], labels[one])) if labels[i] >= 0 else 0.0
+            for x in (z, m)
+        )
         k = float(trust[i])
-        expected += weight * (k * (0.7 * float(own) + 0.3 * float(mixed)) + (0.5 + 1 - k) * hard)
+        of_own, of_mixture = (k * float(own) + (1 - k) * hard, k * float(mixed) + (1 - k) * hard_mixed)
+        expected += weight * (0.7 * of_own + 0.3 * of_mixture + 0.5 * hard)
         of_all += weight
     assert found.item() == pytest.approx(expected / of_all, rel=1e-12)

@@ -16,12 +16,16 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS
+from stages.models.loading import _say_once
 from stages.models.scratch import build_tokenizer
 from stages.models.training import TextTrainer
 from stages.student.params import PretrainParams
 from stages.student.pretrain import pretrain
 
-LAYERS = 3
+
+@pytest.fixture(autouse=True)
+def _nothing_said_yet() -> None:
+    _say_once.cache_clear()
 
 
 def save_encoder(folder: Path, family: str = "bert", *, finished: Path, **changes: Any) -> Path:

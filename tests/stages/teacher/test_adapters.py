@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer, set_seed
 
 from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS
+from stages.models.training import TextTrainer
 
 FINETUNE = ("teacher", "finetune", "--language", "de")
 LABEL = ("teacher", "label", "--language", "de")
@@ -77,6 +78,26 @@ def test_folds_share_their_base_on_disk(base: Path, run: Run) -> None:
     assert run(*FINETUNE, *folds).code == 0
     assert run(*LABEL, *folds).code == 0
     assert all((TEACHER / f"fold-{i}/model.safetensors").samefile(base / "model.safetensors") for i in (0, 1))
+
+
+def test_a_killed_adapter_does_not_go_on_over_other_code(
+    base: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.models.checkpoints._SECONDS", 0)
+    step = TextTrainer.training_step
+
+    def stop(self: TextTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 8:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextTrainer, "training_step", stop)
+        assert run(*FINETUNE).code == 130
+    [made_by] = Path(".checkpoints").glob("teacher-finetune-de/*/made_by.json")
+    made_by.write_text(made_by.read_text().replace('"cache/errors.py":"', '"cache/errors.py":"0'))
+    done = run(*FINETUNE)
+    assert "since then other: cache/errors.py; training starts anew" in done.err
 
 
 def test_what_transformers_could_not_load_beside_its_base_becomes_one_model(base: Path, run: Run) -> None:
