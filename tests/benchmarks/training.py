@@ -31,8 +31,8 @@ from stages.models.scratch import build_tokenizer
 from stages.models.texts import Collator, Texts
 from stages.models.training import ByLength, TextTrainer, run, training_arguments
 from stages.params import TrainingParams
-from stages.student.distill import _training_texts
 from stages.student.params import DistillParams
+from stages.student.taught import taught_texts
 
 LANGUAGES = ["ar", "de", "en", "ru", "zh"]
 STEPS, BATCH, TOKENS = 3, 32, 32
@@ -156,7 +156,7 @@ def start(folder: str) -> tuple[float, int]:
     before = time.perf_counter()
     teacher: Any = SimpleNamespace(base="", revision=None, labels=None)
     teachers: Any = {language: SimpleNamespace(all=[teacher]) for language in LANGUAGES}
-    texts, _, _ = _training_texts(_task(), teachers, DistillParams())
+    texts, _, _ = taught_texts(_task(), teachers, DistillParams())
     tokenizer = build_tokenizer(list(texts.fields[0][:1000]), merges=400)
     texts.keep_tokens(tokenizer, 128, Path(folder))
     order = iter(ByLength(texts, batch_size=32, seed=0))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tables import nli_task, write
-from tiny import CLASSES, Run, examples, tiny_params, write_jsonl, write_params
+from tiny import CLASSES, Run, tiny_params, write_input, write_jsonl, write_params
 
 from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS
@@ -210,9 +210,7 @@ def test_the_student_learns_what_teachers_say_of_unlabelled_texts(run: Run) -> N
     params["task"] |= {"unlabelled": True, "max_labels": 18}
     params["student"]["distill"] |= {"hard_label_weight": 0.5, "class_weights": "balanced"}
     write_params(params)
-    for language in ("de", "en", "nl"):
-        for split in ("train", "validation", "test"):
-            write_jsonl(Path(f"data/{language}/{split}.jsonl"), examples(language, split))
+    write_input(Path())
     write_jsonl(Path("data/de/unlabelled.jsonl"), [{"text": f"Pferd {i}"} for i in range(5)])
     for command in (
         ["prepare"],

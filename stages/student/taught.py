@@ -1,0 +1,187 @@
+"""What the student learns from: texts of all supervised languages, with labels and soft labels, in memory."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from cache import SoftLabelSet, file_digest
+from stages.artifacts import SOFT_LABELS, of_each_teacher
+from stages.data.classes import match_classes
+from stages.data.examples import NO_LABEL, examples_digest, read_entities, read_examples, taught_splits
+from stages.data.task import TaskParams
+from stages.errors import StageError
+from stages.models.processes import process_index
+from stages.models.texts import Texts
+from stages.progress import say
+from stages.results.averages import average_teachers
+from stages.student.card import TeacherFacts
+from stages.student.objective import average_translations, trusted
+from stages.student.params import DistillParams, Teachers
+
+_TOP_K_ERROR = 0.01
+"""What top-k may change, as a share of what a student that knows nothing has to learn."""
+
+
+def taught_texts(
+    task: TaskParams, teachers: Mapping[str, Teachers], params: DistillParams
+) -> tuple[Texts, list[str], dict[str, list[TeacherFacts]]]:
+    """Join what all supervised languages teach with its soft labels, once, in memory.
+
+    Returns:
+        The examples, digests of everything that was read, and where the soft labels come from.
+    """
+    hard_only = params.variant == "finetune"
+    splits = {
+        language: taught_splits(task, language)[: 1 if hard_only else None] for language in task.supervised
+    }
+    tables = {
+        language: pa.concat_tables(read_examples(task, language, split) for split in of_language)
+        for language, of_language in splits.items()
+    }
+    digests = [examples_digest(table) for table in tables.values()]
+    if hard_only:
+        return texts_of(task, tables, params=params), digests, {}
+    logits, states = [], []
+    facts: dict[str, list[TeacherFacts]] = {}
+    for language, table in tables.items():
+        said = []
+        sets = of_each_teacher(SOFT_LABELS / language, len(teachers[language].all))
+        for folder, teacher in zip(sets, teachers[language].all, strict=True):
+            label_set = SoftLabelSet.read(folder, language=language)
+            _require_small_top_k_change(label_set, params)
+            order = match_classes(label_set.classes, task.classes, names=teacher.labels, language=language)
+            soft_labels = label_set.join(table["example_id"])
+            said.append(_OfTeacher(soft_labels.logits[:, order], soft_labels.hidden))
+            name = teacher.base if teacher.revision is None else f"{teacher.base} at {teacher.revision}"
+            manifest = file_digest(folder / "manifest.json")
+            producers = [producer.id for producer in label_set.producers]
+            facts.setdefault(language, []).append(TeacherFacts(name, producers, manifest))
+        together = average_teachers([one.logits for one in said], temperature=params.temperature)
+        logits.append(together.astype(np.float32))
+        digests.append(hashlib.sha256(logits[-1].tobytes()).hexdigest())
+        if params.hidden_weight:
+            states.append(_hidden_states([one.hidden for one in said], params, language))
+            digests.append(hashlib.sha256(states[-1].tobytes()).hexdigest())
+    of_all = np.concatenate(logits)
+    if params.average_translations:
+        of_all = _averaged_translations(task, of_all, params)
+        digests.append(hashlib.sha256(of_all.tobytes()).hexdigest())
+    numbers = _numbers(tables, of_all, params)
+    if states:
+        width = max(part.shape[1] for part in states)
+        wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
+        numbers["teacher_states"] = np.concatenate(wide)
+    return texts_of(task, tables, params=params, **numbers), digests, facts
+
+
+def _numbers(
+    tables: Mapping[str, pa.Table], logits: NDArray[np.float32], params: DistillParams
+) -> dict[str, NDArray[Any]]:
+    """Give the soft labels of all examples, ``(N, C)``, and how far each is trusted."""
+    soft, trust = trusted(torch.from_numpy(logits), torch.from_numpy(_labels(tables)), how=params.trust)
+    return {"teacher_logits": soft.numpy(), **({} if trust is None else {"trust": trust.numpy()})}
+
+
+def _labels(tables: Mapping[str, pa.Table]) -> NDArray[np.int64]:
+    """Give the hard labels of several languages' examples, ``(N,)``."""
+    labels = [table["label"].fill_null(NO_LABEL).to_numpy() for table in tables.values()]
+    return np.concatenate(labels).astype(np.int64)
+
+
+def _require_small_top_k_change(label_set: SoftLabelSet, params: DistillParams) -> None:
+    """Refuse soft labels without their small logits where these matter, see `cache.top_k.Change`.
+
+    Raises:
+        StageError: The relative change at the temperature is above 1 %, or not known at so high a one.
+    """
+    top_k, n_classes = label_set.producers[0].outputs.top_k, len(label_set.classes)
+    if top_k is None or params.allow_top_k_error:
+        return
+    language, temperature = label_set.language, params.temperature
+    what = f"the soft labels of '{language}' keep {top_k} of {n_classes} logits"
+    again = f"python -m pipeline teacher label --language {language}"
+    if label_set.top_k_change is None:  # of an earlier version
+        if process_index() == 0:
+            say(f"{what}; what that changes is not known, measure it with: {again}")
+        return
+    change = label_set.top_k_change.relative(temperature)
+    if change is None or change > _TOP_K_ERROR:
+        by = "more than was measured" if change is None else f"{change:.1%}, more than {_TOP_K_ERROR:.0%}"
+        raise StageError(
+            f"{what}, which changes what is learned at student.distill.temperature {temperature} by {by}; "
+            f"set a larger teacher.label.top_k, or null, and write them with: {again}; or lower the "
+            "temperature, or set student.distill.allow_top_k_error: true"
+        )
+
+
+class _OfTeacher(NamedTuple):
+    """What one teacher said of N examples: logits ``(N, C)``, and hidden states ``(N, H_t)`` where kept."""
+
+    logits: NDArray[np.float32]
+    hidden: NDArray[np.float16] | None
+
+
+def _averaged_translations(
+    task: TaskParams, logits: NDArray[np.float32], params: DistillParams
+) -> NDArray[np.float32]:
+    """Average the soft labels of all languages, ``(N, C)``, over the training texts about the same entity."""
+    entities = [
+        entity
+        for language in task.supervised
+        for split in taught_splits(task, language)
+        for entity in read_entities(language, split)
+    ]
+    first: dict[str, int] = {}
+    numbers = [row if name is None else first.setdefault(name, row) for row, name in enumerate(entities)]
+    if len(set(numbers)) == len(numbers):
+        raise StageError(
+            "student.distill.average_translations is true, but no two training texts have the same entity; "
+            "give translations of each other the same text in a column 'entity', or set it to false"
+        )
+    return average_translations(
+        torch.from_numpy(logits), torch.tensor(numbers), temperature=params.temperature
+    ).numpy()
+
+
+def _hidden_states(
+    states: Sequence[NDArray[np.float16] | None], params: DistillParams, language: str
+) -> NDArray[np.float16]:
+    """Give the teachers' hidden states side by side; they must be there."""
+    kept = [part for part in states if part is not None]
+    if len(kept) < len(states):
+        raise StageError(
+            f"student.distill.hidden_weight is {params.hidden_weight}, but the soft labels of '{language}' "
+            "hold no hidden states; set teacher.label.hidden: true in params.yaml, and write them with: "
+            f"python -m pipeline teacher label --language {language}"
+        )
+    return np.concatenate(kept, axis=1)
+
+
+def texts_of(
+    task: TaskParams,
+    tables: Mapping[str, Any],
+    *,
+    params: DistillParams | None = None,
+    **numbers: Any,
+) -> Texts:
+    """Put the examples of several languages one behind the other, with language ids and labels."""
+    languages = [task.supervised.index(language) for language in tables]
+    sizes = [table.num_rows for table in tables.values()]
+    return Texts(
+        [
+            [text for table in tables.values() for text in table[field].to_pylist()]
+            for field in task.text_fields
+        ],
+        {
+            "language_ids": np.repeat(languages, sizes),
+            "labels": _labels(tables),
+            **numbers,
+        },
+        subword_dropout=params.subword_dropout if params else 0.0,
+        seed=params.seed if params else 0,
+    )
