@@ -17,6 +17,7 @@ from stages.params import Reporter
 
 _RUNS = Path("runs")
 _DVCLIVE = Path("dvclive")
+_DVC_YAML = "metrics: [metrics.json]\nplots: [{plots/metrics: {x: step}}]\n"
 
 
 def reporters(names: Sequence[Reporter], training: str, *, resumed: bool) -> list[TrainerCallback]:
@@ -48,7 +49,9 @@ def reporters(names: Sequence[Reporter], training: str, *, resumed: bool) -> lis
             from dvclive.live import Live  # an extra
 
             folder = _DVCLIVE / training
-            live = Live(str(folder), resume=resumed, save_dvc_exp=False, dvcyaml=str(folder / "dvc.yaml"))
+            live = Live(str(folder), resume=resumed, save_dvc_exp=False, dvcyaml=None)
+            # DVCLive would add the same lines to it at every step.
+            (folder / "dvc.yaml").write_text(_DVC_YAML, encoding="utf-8")
             made.append(DVCLiveCallback(live))
         else:
             os.environ.setdefault("WANDB_MODE", "offline")

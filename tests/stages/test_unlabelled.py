@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tables import nli_task, write
-from tiny import CLASSES, Run, tiny_params, write_input, write_jsonl, write_params
+from tiny import CLASSES, COMMANDS, Run, tiny_params, write_input, write_jsonl, write_params
 
 from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS
@@ -212,15 +212,7 @@ def test_the_student_learns_what_teachers_say_of_unlabelled_texts(run: Run) -> N
     write_params(params)
     write_input(Path())
     write_jsonl(Path("data/de/unlabelled.jsonl"), [{"text": f"Pferd {i}"} for i in range(5)])
-    for command in (
-        ["prepare"],
-        *(["teacher", step, "--language", name] for step in ("finetune", "label") for name in ("de", "en")),
-        ["student", "pretrain"],
-        ["student", "distill"],
-        ["student", "baseline"],
-        ["student", "evaluate"],
-        ["report"],
-    ):
+    for command in COMMANDS:
         done = run(*command)
         assert done.code == 0, done.err
         if command == ["student", "distill"]:

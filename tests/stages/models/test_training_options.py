@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from families import FAMILIES, LANGUAGES, save_plain, student_of
 from safetensors.torch import load_file
-from tiny import Run, tiny_params, write_params
+from tiny import ROOT, Run, tiny_params, write_params
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -252,6 +254,12 @@ def test_curves_are_written_for_tools_and_change_no_result(finished: Path, run: 
     metrics = json.loads(Path("dvclive/student-student/metrics.json").read_text())
     last = json.loads(Path("artifacts/student/validation.json").read_text())[-1]
     assert metrics["eval"]["de_accuracy"] == pytest.approx(last["de"])
+    shutil.copy(ROOT / ".gitignore", ".gitignore")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        subprocess.run(command, check=True)
+    shown = subprocess.run(["dvc", "metrics", "show", "--json"], capture_output=True, text=True, check=True)
+    found = json.loads(shown.stdout)[""]["data"]["dvclive/student-student/metrics.json"]["data"]
+    assert found["eval"]["de_accuracy"] == pytest.approx(last["de"])
     assert "dvclive" not in Path("artifacts/student/README.md").read_text()
     assert run("plan").code == 0
     again = run("plan", "--set", "student.distill.report_to=[dvclive]")
