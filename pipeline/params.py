@@ -63,8 +63,8 @@ class PipelineParams(Params):
     @model_validator(mode="after")
     def _weights_by_name_name_all(self) -> Self:
         sections = {"student.distill": self.student.distill}
-        for run in self.ablation.sweep.runs:
-            sections[f"ablation.sweep.runs: {run.name}"] = run.applied_to(self.student.distill)
+        for run, settings in self.ablation.settings(self.student.distill).items():
+            sections[f"ablation, run {run}: student.distill"] = settings
         for section, distill in sections.items():
             for key, weights, what, names in (
                 ("mixture.weights", distill.mixture.weights, "task.supervised", self.task.supervised),

@@ -13,7 +13,7 @@ from stages.artifacts import PLAN, replaced_folder
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.student.params import StudentSection
-from stages.student.variants import relevant
+from stages.student.variants import HARD_ONLY, relevant
 from stages.teacher.params import TeacherParams, TeacherSection
 
 
@@ -74,11 +74,11 @@ def _facts(
     soft_labels = {language: departures(teachers[language]) for language in task.supervised}
     facts["student-distill"] = {
         "task": taught | supervised,
-        "teachers": soft_labels if student.distill.variant != "finetune" else {},
+        "teachers": {} if student.distill.variant in HARD_ONLY else soft_labels,
         "distill": relevant(student.distill, defaults=False),
     }
     finetune = student.distill.model_copy(update={"variant": "finetune"})
-    facts["student-baseline"] = {"task": texts | supervised, "distill": relevant(finetune, defaults=False)}
+    facts["student-baseline"] = {"task": taught | supervised, "distill": relevant(finetune, defaults=False)}
     facts["student-evaluate"] = {
         "task": departures(task),
         "distill": departures(student.distill, "max_tokens"),

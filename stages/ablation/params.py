@@ -1,6 +1,6 @@
 """Section `ablation` of params.yaml. Light to import: no torch."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -18,29 +18,6 @@ class SweepRun(Params):
     changes: dict[str, Any] = {}
     """Parameters below `student.distill` by their dotted keys, such as ``mixture.loss_weight``."""
 
-    def applied_to(self, distill: DistillParams) -> DistillParams:
-        """Give section `student.distill` with the changes in it.
-
-        Raises:
-            ValueError: There is no such parameter, or it may not have this value.
-        """
-        values = distill.model_dump()
-        for key, value in self.changes.items():
-            *sections, last = key.split(".")
-            section: Any = values
-            for name in sections:
-                section = section.get(name) if isinstance(section, dict) else None
-            if not isinstance(section, dict) or last not in section or key == "seed":
-                reason = "is each run's own" if key == "seed" else "is not a parameter of student.distill"
-                raise ValueError(f"ablation.sweep.runs: {self.name}: {key} {reason}")
-            section[last] = value
-        try:
-            return DistillParams.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"ablation.sweep.runs: {self.name}: {key}: {reason}") from None
-
 
 class SweepParams(Params):
     """Section `ablation.sweep`: settings to choose from, on validation data alone."""
@@ -57,8 +34,11 @@ class AblationParams(Params):
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
     """A run of each variant for each. A seed decides the student's training and, where
     `student.pretrain.base` is ``scratch``, the encoder, which the runs of a seed share."""
-    variants: Annotated[list[Variant], Field(min_length=1)] = ["finetune", "distill", "branches", "mblm"]
+    variants: Annotated[list[_Name], Field(min_length=1)] = ["finetune", "distill", "branches", "mblm"]
     """The others are compared with the first."""
+    changes: dict[_Name, dict[str, Any]] = {}
+    """By the name of a variant: parameters below `student.distill` that it has for itself, by their dotted
+    keys. A name that is none of ``linear``, ``finetune``, … changes ``variant`` to one of them."""
     sweep: SweepParams = SweepParams()
 
     @model_validator(mode="after")
@@ -81,7 +61,58 @@ class AblationParams(Params):
                 raise ValueError(f"sweep.seeds: {seed} is not among ablation.seeds, whose encoders it shares")
         return self
 
+    @model_validator(mode="after")
+    def _variants_are_known(self) -> Self:
+        known = ", ".join(get_args(Variant))
+        for name in self.variants:
+            if name not in get_args(Variant) and "variant" not in self.changes.get(name, {}):
+                raise ValueError(
+                    f"variants: {name} is none of {known}; to give one of these another name, set "
+                    f"ablation.changes: {{{name}: {{variant: mblm}}}}"
+                )
+        for name in self.changes:
+            if name not in (*self.variants, *get_args(Variant)):
+                raise ValueError(f"changes: {name} is not among ablation.variants, and none of {known}")
+        return self
+
     def settings(self, distill: DistillParams) -> dict[str, DistillParams]:
-        """Give section `student.distill` of each run, but for its seed, by the run's name."""
-        variants = {name: distill.model_copy(update={"variant": name}) for name in self.variants}
-        return variants | {run.name: run.applied_to(distill) for run in self.sweep.runs}
+        """Give section `student.distill` of each run, but for its seed, by the run's name.
+
+        Raises:
+            ValueError: There is no such parameter, or it may not have this value.
+        """
+        named = {
+            name: _changed(
+                distill, {"variant": name} | self.changes.get(name, {}), where=f"ablation.changes.{name}"
+            )
+            for name in self.variants
+        }
+        swept = {
+            run.name: _changed(distill, run.changes, where=f"ablation.sweep.runs: {run.name}")
+            for run in self.sweep.runs
+        }
+        return named | swept
+
+
+def _changed(distill: DistillParams, changes: dict[str, Any], *, where: str) -> DistillParams:
+    """Give section `student.distill` with changes in it.
+
+    Raises:
+        ValueError: There is no such parameter, or it may not have this value.
+    """
+    values = distill.model_dump()
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section: Any = values
+        for name in sections:
+            section = section.get(name) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or last not in section or key == "seed":
+            reason = "is each run's own" if key == "seed" else "is not a parameter of student.distill"
+            raise ValueError(f"{where}: {key} {reason}")
+        section[last] = value
+    try:
+        return DistillParams.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{where}: {key}: {reason}") from None

@@ -10,7 +10,7 @@ from stages.artifacts import ABLATION, SOFT_LABELS, of_each_teacher, replaced_fo
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.student.params import StudentSection, Teachers
-from stages.student.variants import relevant
+from stages.student.variants import HARD_ONLY, relevant
 
 
 def plan(
@@ -44,7 +44,7 @@ def plan(
             "task": departures(task, "text_fields", "classes", "unlabelled", *languages),
             "distill": _without_seed(relevant(settings, defaults=False)),
             "evaluate": departures(student.evaluate),
-            "soft_labels": {} if settings.variant == "finetune" else soft_labels,
+            "soft_labels": {} if settings.variant in HARD_ONLY else soft_labels,
         }
     with replaced_folder(ABLATION / "plan") as folder:
         (folder / "runs").mkdir()

@@ -18,7 +18,7 @@ def cost(found: Findings) -> Table:
         n_labels = sum(one.n_labels for one in taught.sets)
         n_bytes = sum(one.n_bytes for one in taught.sets)
         needed = saved = 0
-        if found.variant != "finetune":  # which reads no soft labels
+        if found.variant not in ("linear", "finetune"):  # which read no soft labels
             needed = taught.n_train * found.epochs * len(taught.sets)
             saved = needed - n_labels
         numbers = (sum(found.counts[language].values()), n_labels, n_bytes, needed, saved)

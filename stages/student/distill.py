@@ -46,8 +46,8 @@ from stages.student.objective import (
 )
 from stages.student.params import DistillParams, Teachers
 from stages.student.sampling import ByLanguage
-from stages.student.taught import taught_texts, texts_of
-from stages.student.variants import relevant
+from stages.student.taught import n_taught, taught_texts, texts_of
+from stages.student.variants import HARD_ONLY, relevant
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Trained:
     """What a run of stage two did.
 
     Attributes:
-        variant: Which of the four variants was trained.
+        variant: Which of the variants was trained.
         steps: Optimizer steps.
         accuracy: On the validation split, by supervised language, each through its own branch.
     """
@@ -97,7 +97,7 @@ def distill(
     """
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
     start = None
-    if params.start == "baseline" and params.variant != "finetune":
+    if params.start == "baseline" and params.variant not in HARD_ONLY:
         finetune = params.model_copy(update={"variant": "finetune"})
         start = _fit(task, teachers, finetune, encoder, name=f"student-{output.name}-start", resume=resume)
     fitted = _fit(task, teachers, params, encoder, name=f"student-{output.name}", resume=resume, start=start)
@@ -170,8 +170,11 @@ def _fit(
     train, digests, facts_of_teachers = taught_texts(task, teachers, params)
     pretrained = model_folder(encoder, command="student pretrain")
     note = read_note(encoder)
-    facts = [departures(task), relevant(params, defaults=False), digests, model_digests(pretrained)]
+    facts: list[Any] = [departures(task), relevant(params, defaults=False)]
+    facts += [digests, model_digests(pretrained)]
     facts += [note["pooling"]] if note["pooling"] else []
+    n_texts = n_taught(task)
+    facts += [n_texts] if n_texts != len(train) else []
     checkpoints = checkpoints_of(name, facts, file=__file__, resume=resume)
     set_seed(params.seed)
     what = f"the encoder in {pretrained}"
@@ -188,6 +191,8 @@ def _fit(
         say_cut(tokenizer, train.fields, params.max_tokens, key=key)
     if not params.subword_dropout:
         train.keep_tokens(tokenizer, params.max_tokens, checkpoints.folder)
+    if params.variant == "linear":
+        params = params.model_copy(update={"freeze": model.config.num_hidden_layers})
     trainer = _DistillTrainer(
         params,
         _class_weights(task, params, train),
@@ -195,7 +200,7 @@ def _fit(
         args=training_arguments(
             params,
             checkpoints.folder,
-            max_steps=params.epochs * -(-len(train) // params.batch_size),
+            max_steps=params.epochs * -(-n_texts // params.batch_size),
             eval_strategy="epoch",
             save_strategy="steps",
             save_steps=params.save_steps,
@@ -304,7 +309,8 @@ class _DistillTrainer(TextTrainer):
             hidden=self._hidden(outputs.branch_states, teacher_states, inputs["language_ids"]),
             class_weights=self._class_weights,
             trust=self.whole_batch(trust),
-            temperature=self._params.temperature,
+            # What was softened for an average keeps the class that is most probable, and no shares.
+            temperature=1.0 if self._params.variant == "pseudo" else self._params.temperature,
             mixture_weight=self._mixture_loss_weight(),
             hard_label_weight=self._params.hard_label_weight,
             hidden_weight=self._params.hidden_weight,

@@ -22,6 +22,9 @@ from torch.nn import functional
 
 from stages.student.params import Trust
 
+_NOTHING = -1e4
+"""A logit without probability, and finite: 0 times the logarithm of a probability stays 0."""
+
 
 def distillation_loss(
     student_logits: Tensor,
@@ -117,6 +120,20 @@ def average_translations(logits: Tensor, entities: Tensor, *, temperature: float
     sums = torch.zeros_like(logits).scatter_add(0, into, shares)
     counts = torch.bincount(entities, minlength=len(logits)).unsqueeze(1)
     return temperature * (largest + sums.log() - counts.log())[entities]
+
+
+def hardened(logits: Tensor) -> Tensor:
+    """Leave nothing of soft labels but the class that they find most probable (Lee, 2013, "Pseudo-Label").
+
+    Args:
+        logits: Soft labels, shape ``(N, C)``.
+
+    Returns:
+        Of the same shape, 0 for that class and for the others so little that they have no probability at any
+        temperature in use: the divergence from it is the cross-entropy with that class.
+    """
+    none = torch.full_like(logits, _NOTHING)
+    return none.scatter(1, logits.argmax(dim=1, keepdim=True), 0.0)
 
 
 def trusted(logits: Tensor, labels: Tensor, *, how: Trust) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ from pydantic import (
 
 from stages.params import Keep, MaxTokens, Params, Pooling, ScratchParams, Seed, Share, TrainingParams
 
-Variant = Literal["finetune", "distill", "branches", "mblm"]
+Variant = Literal["linear", "finetune", "pseudo", "distill", "branches", "mblm"]
 Trust = Literal["always", "corrected", "right", "probability"]
 
 
@@ -147,10 +147,13 @@ class DistillParams(TrainingParams):
     """Section `student.distill`."""
 
     variant: Variant = "mblm"
-    """``finetune``: hard labels, no branches. ``distill``: soft labels. ``branches``: soft labels, one branch
-    per supervised language. ``mblm``: branches, and the mixture must reach the soft label as well."""
+    """``linear``: hard labels, and only the classifier learns. ``finetune``: hard labels, no branches.
+    ``pseudo``: the class that the teachers find most probable takes the place of soft labels. ``distill``:
+    soft labels. ``branches``: soft labels, one branch per supervised language. ``mblm``: branches, and the
+    mixture must reach the soft label as well."""
     epochs: PositiveInt = 3
-    """Passes over the training splits of all supervised languages."""
+    """Passes over all texts that teach the student. Variants that learn from labelled ones alone take as many
+    steps, so that none has been trained for longer than another."""
     keep: Keep = "last"
     """Whose weights are kept: the ``last``, or those of the epoch with the ``best`` validation accuracy, on
     average over the supervised languages."""

@@ -20,11 +20,21 @@ from stages.models.texts import Texts
 from stages.progress import say
 from stages.results.averages import average_teachers
 from stages.student.card import TeacherFacts
-from stages.student.objective import average_translations, trusted
+from stages.student.objective import average_translations, hardened, trusted
 from stages.student.params import DistillParams, Teachers
+from stages.student.variants import HARD_ONLY
 
 _TOP_K_ERROR = 0.01
 """What top-k may change, as a share of what a student that knows nothing has to learn."""
+
+
+def n_taught(task: TaskParams) -> int:
+    """Count the texts that teach a student with soft labels: those without labels, too."""
+    return sum(
+        read_examples(task, language, split).num_rows
+        for language in task.supervised
+        for split in taught_splits(task, language)
+    )
 
 
 def taught_texts(
@@ -35,7 +45,7 @@ def taught_texts(
     Returns:
         The examples, digests of everything that was read, and where the soft labels come from.
     """
-    hard_only = params.variant == "finetune"
+    hard_only = params.variant in HARD_ONLY
     splits = {
         language: taught_splits(task, language)[: 1 if hard_only else None] for language in task.supervised
     }
@@ -84,6 +94,7 @@ def _numbers(
 ) -> dict[str, NDArray[Any]]:
     """Give the soft labels of all examples, ``(N, C)``, and how far each is trusted."""
     soft, trust = trusted(torch.from_numpy(logits), torch.from_numpy(_labels(tables)), how=params.trust)
+    soft = hardened(soft) if params.variant == "pseudo" else soft
     return {"teacher_logits": soft.numpy(), **({} if trust is None else {"trust": trust.numpy()})}
 
 

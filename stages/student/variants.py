@@ -4,11 +4,17 @@ from typing import Any
 
 from stages.student.params import DistillParams
 
+HARD_ONLY = ("linear", "finetune")
+"""Variants that learn from labelled examples alone, and read no soft labels."""
+
+_SOFT = (
+    *("branch_layers", "temperature", "hard_label_weight", "hidden_weight", "trust"),
+    *("average_translations", "allow_top_k_error", "mixture", "start"),
+)
 _UNUSED = {
-    "finetune": (
-        *("branch_layers", "temperature", "hard_label_weight", "hidden_weight", "trust"),
-        *("average_translations", "allow_top_k_error", "mixture", "start"),
-    ),
+    "linear": (*_SOFT, "freeze", "layer_decay"),
+    "finetune": _SOFT,
+    "pseudo": ("branch_layers", "mixture"),
     "distill": ("branch_layers", "mixture"),
     "branches": (),
     "mblm": (),

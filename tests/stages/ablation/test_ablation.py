@@ -196,14 +196,23 @@ def test_a_changed_parameter_concerns_the_variants_that_use_it(change: str, conc
         ),
         (
             "sweep.runs=[{name: a, changes: {mixture.weights: {de: 1, fr: 1}}}]",
-            "ablation.sweep.runs: a.mixture.weights is {'de': 1.0, 'fr': 1.0}; it needs one weight for",
+            "ablation, run a: student.distill.mixture.weights is {'de': 1.0, 'fr': 1.0}; it needs one weight",
         ),
         ("sweep.runs=[{name: mblm, changes: {}}]", "run: mblm is named twice"),
         ("sweep.runs=[{name: a/b, changes: {}}]", "ablation.sweep.runs.0.name is 'a/b'"),
         ("sweep.runs=[]", "ablation.sweep.runs is []: list should have at least 1 item"),
         ("sweep.seeds=[7]", "sweep.seeds: 7 is not among ablation.seeds"),
         ("seeds=[0, 1, 1]", "seeds: 1 is named twice"),
-        ("variants=[best]", "ablation.variants.0 is 'best'"),
+        (
+            "variants=[best]",
+            "variants: best is none of linear, finetune, pseudo, distill, branches, mblm; to",
+        ),
+        (
+            "changes={bset: {variant: mblm}}",
+            "changes: bset is not among ablation.variants, and none of linear",
+        ),
+        ("changes={mblm: {epoch: 1}}", "ablation.changes.mblm: epoch is not a parameter of student.distill"),
+        ("changes={mblm: {variant: best}}", "ablation.changes.mblm: variant: Input should be 'linear', "),
     ],
 )
 def test_what_is_wrong_in_the_section_is_named(change: str, message: str) -> None:
