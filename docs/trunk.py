@@ -11,7 +11,6 @@ one in 300.
 from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from stages.data.examples import read_entities, read_examples
 from stages.models.batches import tokenize
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.student.distill import distill
-from stages.student.params import Variant
 from stages.student.pretrain import pretrain
 
 
@@ -41,7 +39,7 @@ def main(n_seeds: int = 3) -> None:
                 encoder, languages=params.task.supervised, n_branches=1, branch_layers=1
             )
             found["before"].append(translations_found(params, untrained, encoder))
-            for variant in get_args(Variant):
+            for variant in ("finetune", "distill", "branches", "mblm"):
                 changes = {"variant": variant, "seed": seed}
                 folder = Path(name) / variant
                 distill(

@@ -17,7 +17,7 @@ import pytest
 import torch
 from clone import DVC_STAGES, NO_NETWORK, clone, commit_all, make
 from ruamel.yaml import YAML
-from tiny import COMMANDS, Ran, Run, may_unshare, tiny_params, write_input, write_params
+from tiny import COMMANDS, VARIANTS, Ran, Run, may_unshare, tiny_params, write_input, write_params
 from warm import make_once
 
 from cache import SoftLabels, SoftLabelSet
@@ -122,6 +122,46 @@ def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shutil.copytree(finished_once, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MBLM_TEACHER_CACHE", str(folder / "store"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compared_once(finished_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the ablation and its sweep have run; not to be changed."""
+
+    def compare_all(folder: Path) -> None:
+        from pipeline.__main__ import main
+
+        shutil.copytree(finished_once, folder, dirs_exist_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            params = tiny_params()
+            params["ablation"]["variants"] = VARIANTS
+            write_params(params)
+            runs = [(name, seed) for name in VARIANTS for seed in (0, 1)]
+            for command in (
+                ["plan"],
+                *(["pretrain", "--seed", str(seed)] for seed in (0, 1)),
+                *(
+                    ["train", "--run", name, "--seed", str(seed)]
+                    for name, seed in [*runs, ("as-it-is", 1), ("lambda-0.9", 1)]
+                ),
+                ["compare"],
+                ["compare", "--sweep"],
+            ):
+                patch.setattr(sys, "argv", ["pipeline", "ablation", *command])
+                with pytest.raises(SystemExit, match="0"):
+                    main()
+
+    return made_once(tmp_path_factory, "ablation", compare_all)
+
+
+@pytest.fixture
+def compared(compared_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder in which the ablation has run."""
+    folder = tmp_path / "work"
+    shutil.copytree(compared_once, folder)
+    monkeypatch.chdir(folder)
     return folder
 
 

@@ -36,6 +36,7 @@ class Ran:
 Run = Callable[..., Ran]
 
 
+VARIANTS = ["finetune", "distill", "branches", "mblm"]
 LABEL = ("teacher", "label", "--language", "de")
 COMMANDS = (
     ["prepare"],

@@ -56,11 +56,27 @@ def compare(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="The runs of `ablation.sweep`, on validation data.")
     ] = False,
+    kept: Annotated[
+        bool, typer.Option("--kept", help="Of the runs in `ablation.kept`, which need no data; only shown.")
+    ] = False,
     params: ParamsFile = Path("params.yaml"),
     changes: Changes = [],  # noqa: B006
 ) -> None:
     """Write accuracies over seeds, and how sure their differences are, as a table and as JSON."""
     loaded = load(params, changes)
     from stages.ablation.compare import compare as run
+    from stages.ablation.compare import compare_kept
 
-    typer.echo(" ".join(map(str, run(loaded.task, loaded.ablation, sweep=sweep))))
+    if kept:
+        typer.echo(compare_kept(loaded.task, loaded.ablation, sweep=sweep), nl=False)
+    else:
+        typer.echo(" ".join(map(str, run(loaded.task, loaded.ablation, sweep=sweep))))
+
+
+@app.command(epilog="Example: `python -m pipeline ablation keep --set ablation.kept=recipes/mine`")
+def keep(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
+    """Keep where finished runs were right, small enough for a repository, in the folder `ablation.kept`."""
+    loaded = load(params, changes)
+    from stages.ablation.keep import keep as run
+
+    typer.echo(run(loaded.task, loaded.ablation))

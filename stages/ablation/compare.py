@@ -1,7 +1,7 @@
 """What came of the ablation: accuracies of its runs over seeds, and how sure their differences are."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,16 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from cache import write_atomically
+from stages.ablation.keep import Finished, read_finished, read_kept
 from stages.ablation.params import AblationParams
-from stages.artifacts import ABLATION, METRICS
-from stages.data.examples import read_entities
+from stages.artifacts import ABLATION
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
 from stages.results.intervals import interval
-from stages.results.predictions import Predictions, read_predictions
 
 
 def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Path]:
     """Write ``test.md`` and ``validation.md`` of the variants, or ``sweep.md``, each as JSON as well.
-
-    The sweep's table is of validation data: its runs have seen no test data.
 
     Returns:
         The tables, the one that matters most first.
@@ -31,30 +28,44 @@ def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Pa
     Raises:
         StageError: Predictions of a run are not there, or are not of the current data.
     """
-    tables: dict[str, Split] = (
-        {"sweep": "validation"} if sweep else {"test": "test", "validation": "validation"}
-    )
-    runs: list[str] = [run.name for run in params.sweep.runs] if sweep else [*params.variants]
-    seeds = params.sweep.seeds if sweep else params.seeds
-    folder = ABLATION / ("sweep" if sweep else "predictions")
-    found = [
-        [
-            read_predictions(
-                task, f"{run}-{seed}", folder=folder, command=f"ablation train --run {run} --seed {seed}"
-            )
-            for seed in seeds
-        ]
-        for run in runs
-    ]
+    finished = read_finished(task, _runs(params, sweep=sweep), sweep=sweep)
     paths = []
-    for name, split in tables.items():
-        of_split = [[{x: one for (x, s), one in said.items() if s == split} for said in row] for row in found]
-        compared = Compared.of(task, split, runs, list(seeds), of_split)
+    for name, compared in _tables(task, params, finished, sweep=sweep).items():
         path = ABLATION / f"{name}.md"
         write_atomically(path.with_suffix(".json"), json.dumps(compared.values(), indent=1).encode())
         write_atomically(path, compared.markdown().encode())
         paths.append(path)
     return paths
+
+
+def compare_kept(task: TaskParams, params: AblationParams, *, sweep: bool) -> str:
+    """Make the same tables of the runs that were kept, without any data; gives them as Markdown.
+
+    Raises:
+        StageError: A run was not kept.
+    """
+    if params.kept is None:
+        raise StageError("ablation.kept is null; name the folder of the runs that were kept")
+    finished = read_kept(_runs(params, sweep=sweep), Path(params.kept), sweep=sweep)
+    return "\n".join(one.markdown() for one in _tables(task, params, finished, sweep=sweep).values())
+
+
+def _runs(params: AblationParams, *, sweep: bool) -> dict[str, list[int]]:
+    """Give the seeds of each run by its name."""
+    if sweep:
+        return {run.name: params.sweep.seeds for run in params.sweep.runs}
+    return dict.fromkeys(params.variants, params.seeds)
+
+
+def _tables(
+    task: TaskParams, params: AblationParams, finished: Finished, *, sweep: bool
+) -> dict[str, "Compared"]:
+    """Compare runs: those of a sweep on validation data alone, for they have seen no test data."""
+    splits: dict[str, Split] = (
+        {"sweep": "validation"} if sweep else {"test": "test", "validation": "validation"}
+    )
+    runs = _runs(params, sweep=sweep)
+    return {name: Compared.of(task, split, runs, finished) for name, split in splits.items()}
 
 
 @dataclass(frozen=True)
@@ -84,26 +95,27 @@ class Compared:
         cls,
         task: TaskParams,
         split: Split,
-        runs: list[str],
-        seeds: list[int],
-        found: Sequence[Sequence[dict[str, Predictions]]],
+        runs: Mapping[str, list[int]],
+        finished: Finished,
     ) -> "Compared":
-        """Compare predictions: for each run and seed, by language."""
+        """Compare runs on one split; each has the same seeds."""
+        seeds = next(iter(runs.values()))
+        rights = [[finished.right[f"{run}-{seed}"] for seed in seeds] for run in runs]
         groups = {
-            kind: [language for language in languages if language in found[0][0]]
+            kind: [language for language in languages if (language, split) in rights[0][0]]
             for kind, languages in task.groups.items()
         }
         groups = {kind: languages for kind, languages in groups.items() if languages}
         languages = [language for names in groups.values() for language in names]
         right = {
             language: np.array(
-                [[said[language].predicted == said[language].labels for said in row] for row in found],
-                dtype=np.int64,
+                [[of_seed[language, split] for of_seed in of_run] for of_run in rights], dtype=np.int64
             )
             for language in languages
         }
-        teachers = {name: _teacher_accuracy(name, split) for name in groups.get("supervised", [])}
-        return cls(split, runs, seeds, groups, right, _numbered_entities(languages, split), teachers)
+        teachers = {name: finished.teachers[name][split] for name in groups.get("supervised", [])}
+        entities = {language: finished.entities[language, split] for language in languages}
+        return cls(split, [*runs], seeds, groups, right, entities, teachers)
 
     @property
     def languages(self) -> list[str]:
@@ -192,27 +204,6 @@ class Compared:
         if self.n_entities == sum(map(len, self.entities.values())):
             return f"{over}, of which none is known to be a translation of another."
         return f"{over}; translations of a text count as one."
-
-
-def _numbered_entities(languages: Sequence[str], split: Split) -> dict[str, NDArray[np.int64]]:
-    """Give the examples' entities as numbers; a text of which the source says nothing is one of its own."""
-    numbers: dict[str | tuple[str, int], int] = {}
-    numbered = {}
-    for language in languages:
-        entities = read_entities(language, split)
-        keys = [(language, row) if entity is None else entity for row, entity in enumerate(entities)]
-        numbered[language] = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
-    return numbered
-
-
-def _teacher_accuracy(language: str, split: Split) -> float:
-    path = METRICS / "teachers" / f"{language}.json"
-    try:
-        accuracy: float = json.loads(path.read_text(encoding="utf-8"))[split]["accuracy"]
-    except FileNotFoundError:
-        command = f"python -m pipeline teacher label --language {language}"
-        raise StageError(f"{path} is not there; write it with: {command}") from None
-    return accuracy
 
 
 def _number(value: float | None) -> str:

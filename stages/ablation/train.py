@@ -3,13 +3,14 @@
 import shutil
 from collections.abc import Mapping
 
+from stages.ablation.keep import taken
 from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION
 from stages.data.examples import SPLITS
 from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.models.pins import model_folder
-from stages.results.predictions import validation_accuracy, write_predictions
+from stages.results.predictions import predictions_file, validation_accuracy, write_predictions
 from stages.student.distill import distill
 from stages.student.evaluate import answers
 from stages.student.params import StudentSection, Teachers
@@ -35,7 +36,7 @@ def train(
         seed: Of the training; the encoder is the one that was made with it.
 
     Returns:
-        One line: validation accuracy.
+        One line: validation accuracy, or where the run was taken from.
 
     Raises:
         StageError: There is no such run or no encoder for the seed, or the training failed.
@@ -50,13 +51,15 @@ def train(
     model_folder(encoder, command=f"ablation pretrain --seed {seed}")  # refuses what is not there
     model = ABLATION / "students" / name
     with_seed = settings[run].model_copy(update={"seed": seed})
-    distill(task, teachers, with_seed, encoder=encoder, output=model)
     is_variant = run in params.variants
+    folder = ABLATION / ("predictions" if is_variant else "sweep")
+    if taken(task, params, predictions_file(name, folder), run=run, seed=seed):
+        return f"{run}, seed {seed}: taken from {params.kept}"
+    distill(task, teachers, with_seed, encoder=encoder, output=model)
     # What a sweep says decides settings, and no setting may be chosen by test data.
     splits = SPLITS[1:] if is_variant else SPLITS[1:2]
     answered = answers(task, with_seed, student.evaluate, model, command=command, splits=splits)
     predictions = [answer.of(answer.used) for answer in answered]
-    folder = ABLATION / ("predictions" if is_variant else "sweep")
     write_predictions(task, name, predictions, folder=folder)
     shutil.rmtree(model)
     averages = validation_accuracy(task, predictions).items()

@@ -134,6 +134,7 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "ablation.seeds": ([9, 1], ()),
     "ablation.variants": (["mblm"], ()),
     "ablation.changes": ({"mblm": {"epochs": 9}}, ()),
+    "ablation.kept": ("recipes/other", ()),
     "ablation.sweep.seeds": ([0], ()),
     "ablation.sweep.runs": ([{"name": "other"}], ()),
     "cache.root": ("/other", ()),

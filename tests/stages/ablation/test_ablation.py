@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,10 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
-from tiny import LABEL, ROOT, Run, examples, set_bias, tiny_params, write_jsonl, write_params
+from tiny import LABEL, ROOT, VARIANTS, Run, examples, set_bias, write_jsonl
 from warm import warm_python
 
 from cache import file_digest
-from pipeline.__main__ import main
 from pipeline.params import ParamsError, load_params
 from stages.artifacts import ABLATION
 from stages.data.examples import SPLITS, read_examples
@@ -25,10 +22,7 @@ from stages.data.task import Split, TaskParams
 from stages.prepare import prepare
 from stages.results.intervals import interval
 from stages.results.predictions import read_predictions, write_predictions
-from stages.student.params import Variant
 from stages.student.variants import relevant
-
-VARIANTS: list[Variant] = ["finetune", "distill", "branches", "mblm"]
 
 # How sure differences are
 
@@ -223,39 +217,6 @@ def test_what_is_wrong_in_the_section_is_named(change: str, message: str) -> Non
 
 
 # The whole
-
-
-@pytest.fixture(scope="module")
-def compared_once(finished_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the ablation and its sweep have run; not to be changed."""
-    folder = tmp_path_factory.mktemp("ablation") / "work"
-    shutil.copytree(finished_once, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        params = tiny_params()
-        params["ablation"]["variants"] = list(VARIANTS)
-        write_params(params)
-        runs = [(name, seed) for name in VARIANTS for seed in (0, 1)] + [("as-it-is", 1), ("lambda-0.9", 1)]
-        for command in (
-            ["plan"],
-            *(["pretrain", "--seed", str(seed)] for seed in (0, 1)),
-            *(["train", "--run", name, "--seed", str(seed)] for name, seed in runs),
-            ["compare"],
-            ["compare", "--sweep"],
-        ):
-            patch.setattr(sys, "argv", ["pipeline", "ablation", *command])
-            with pytest.raises(SystemExit, match="0"):
-                main()
-    return folder
-
-
-@pytest.fixture
-def compared(compared_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the folder in which the ablation has run."""
-    folder = tmp_path / "work"
-    shutil.copytree(compared_once, folder)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def values_of(table: str) -> dict[str, Any]:

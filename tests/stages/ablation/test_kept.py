@@ -1,0 +1,123 @@
+"""Runs that are kept: taken where they are made of the same, and compared without any data."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from tiny import LABEL, VARIANTS, Run, set_bias, write_jsonl
+
+from stages.artifacts import ABLATION
+
+KEPT = ("--set", "ablation.kept=kept")
+TRAIN = ("ablation", "train", "--run", "mblm", "--seed", "1")
+PREDICTIONS = ABLATION / "predictions" / "mblm-1.arrow"
+
+
+@pytest.fixture
+def kept(compared: Path, run: Run) -> Path:
+    """A folder in which all runs of the ablation were kept."""
+    done = run("ablation", "keep", *KEPT)
+    assert (done.code, done.out) == (0, "kept: 10 runs\n")
+    return compared
+
+
+def test_tables_of_kept_runs_need_no_data(kept: Path, run: Run) -> None:
+    tables = {name: (ABLATION / f"{name}.md").read_text() for name in ("test", "validation", "sweep")}
+    shutil.rmtree("data")
+    shutil.rmtree("artifacts")
+    shutil.rmtree(ABLATION)
+    done = run("ablation", "compare", "--kept", *KEPT)
+    assert (done.code, done.out) == (0, tables["test"] + "\n" + tables["validation"])
+    assert run("ablation", "compare", "--kept", "--sweep", *KEPT).out == tables["sweep"]
+    done = run("ablation", "compare", "--kept", *KEPT, "--set", "ablation.seeds=[0, 1, 7]")
+    assert done.code == 1
+    assert "finetune-7.arrow is not there; write it with: python -m pipeline ablation keep" in done.err
+
+
+def test_they_hold_no_text_and_no_label(kept: Path) -> None:
+    files = [path for path in Path("kept").rglob("*") if path.is_file()]
+    assert len(files) == 2 * len(VARIANTS) + 2 + 2
+    for path in files:
+        if path.suffix == ".arrow":
+            names = pa.ipc.open_file(path).schema.names
+            assert names == ["language", "split", "entity" if path.stem == "entities" else "right"]
+
+
+@pytest.mark.parametrize("name", ["mblm-1", "lambda-0.9-1"])
+def test_a_run_that_was_kept_is_not_trained_again(kept: Path, run: Run, name: str) -> None:
+    tables = [(ABLATION / f"{table}.md").read_text() for table in ("test", "validation", "sweep")]
+    for folder in ("predictions", "sweep"):
+        (ABLATION / folder / f"{name}.arrow").unlink(missing_ok=True)
+    done = run("ablation", "train", "--run", name[:-2], "--seed", "1", *KEPT)
+    assert (done.code, done.out) == (0, f"{name[:-2]}, seed 1: taken from kept\n")
+    assert run("ablation", "compare", *KEPT).code == run("ablation", "compare", "--sweep", *KEPT).code == 0
+    assert [(ABLATION / f"{table}.md").read_text() for table in ("test", "validation", "sweep")] == tables
+    # What was taken can be kept again, as it is.
+    before = {path: path.read_bytes() for path in Path("kept").rglob("*.arrow")}
+    assert run("ablation", "keep", *KEPT).code == 0
+    assert {path: path.read_bytes() for path in Path("kept").rglob("*.arrow")} == before
+
+
+@pytest.mark.parametrize("what", ["parameters", "soft labels", "encoder", "training texts", "test texts"])
+def test_a_run_of_something_else_is_trained(kept: Path, run: Run, what: str) -> None:
+    options = [*KEPT]
+    if what == "parameters":
+        options += ["--set", "student.distill.temperature=3"]
+    elif what == "soft labels":
+        set_bias(Path("artifacts/teachers/de"), [0.0, 0.1, 0.0])
+        assert run(*LABEL).code == 0
+    elif what == "encoder":
+        options += ["--set", "student.pretrain.scratch.mlm_steps=3"]
+        assert run("ablation", "pretrain", "--seed", "1", *options).code == 0
+    else:
+        split = "train" if what == "training texts" else "test"
+        path = Path(f"data/de/{split}.jsonl")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+        assert run("prepare", *options).code == 0
+        assert run(*LABEL, *options).code == 0
+    assert run("ablation", "plan", *options).code == 0
+    done = run(*TRAIN, *options)
+    assert done.code == 0, done.err
+    assert "(validation)" in done.out
+
+
+def test_a_language_that_was_not_kept_is_no_reason_to_guess(kept: Path, run: Run) -> None:
+    shutil.copytree("data/nl", "data/fr")
+    options = (*KEPT, "--set", "task.zero_shot=[nl, fr]")
+    assert run("prepare", *options).code == 0
+    assert "(validation)" in run(*TRAIN, *options).out
+
+
+def test_a_run_that_was_taken_is_of_its_examples(kept: Path, run: Run) -> None:
+    assert "taken" in run(*TRAIN, *KEPT).out
+    rows = [{"text": "neu", "label": "animal"}]
+    write_jsonl(Path("data/nl/test.jsonl"), rows)
+    assert run("prepare").code == 0
+    shutil.copyfile(PREDICTIONS, ABLATION / "predictions/finetune-0.arrow")
+    done = run("ablation", "compare", *KEPT)
+    assert done.code == 1
+    assert "is of other examples of nl/test than artifacts/data; write it with: python -m" in done.err
+
+
+@pytest.mark.parametrize("broken", [b"", b"ARROW1 and nothing more"])
+def test_a_kept_run_that_is_broken_is_named(kept: Path, run: Run, broken: bytes) -> None:
+    path = Path("kept/predictions/mblm-1.arrow")
+    path.write_bytes(broken)
+    for command in (TRAIN, ("ablation", "compare", "--kept")):
+        done = run(*command, *KEPT)
+        assert done.code == 1
+        assert f"{path} is broken (" in done.err.splitlines()[-1]
+
+
+def test_a_folder_must_be_named_and_runs_be_finished(kept: Path, run: Run) -> None:
+    done = run("ablation", "keep")
+    assert (done.code, done.err.strip()) == (
+        1,
+        "error: ablation.kept is null; name a folder, such as recipes/mine",
+    )
+    assert "ablation.kept is null" in run("ablation", "compare", "--kept").err
+    shutil.rmtree(ABLATION / "predictions")
+    shutil.rmtree(ABLATION / "sweep")
+    assert "is finished; run them with: make ablation" in run("ablation", "keep", *KEPT).err

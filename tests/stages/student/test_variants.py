@@ -1,0 +1,77 @@
+"""Variants that others are compared with: what each of them learns, from what, and for how long."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import Run
+from torch.nn.functional import cross_entropy
+
+from pipeline.params import load_params
+from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.student.objective import hardened, objective
+from stages.student.taught import taught_texts
+
+
+def test_the_divergence_from_a_hardened_soft_label_is_the_cross_entropy_with_its_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, soft = torch.randn(2, 5, 4, generator=generator)
+    found = objective(
+        logits,
+        torch.zeros(5, dtype=torch.long),
+        teacher_logits=hardened(soft),
+        mixture_logits=None,
+        hidden=None,
+        class_weights=None,
+        temperature=1.0,
+        mixture_weight=0.3,
+        hard_label_weight=0.0,
+        hidden_weight=0.0,
+    )
+    expected = cross_entropy(logits, soft.argmax(dim=1)).item()
+    assert found["loss"].item() == pytest.approx(expected)
+
+
+def test_pseudo_learns_the_teachers_classes_and_nothing_else_of_what_they_say(finished: Path) -> None:
+    params = load_params(Path("params.yaml"))
+    numbers = {}
+    for variant in ("distill", "pseudo"):
+        settings = params.student.distill.model_copy(update={"variant": variant})
+        texts, _, facts = taught_texts(params.task, params.teachers, settings)
+        numbers[variant] = texts.numbers["teacher_logits"]
+        assert list(facts) == params.task.supervised
+    soft, hard = numbers["distill"], numbers["pseudo"]
+    np.testing.assert_array_equal(hard.argmax(axis=1), soft.argmax(axis=1))
+    np.testing.assert_array_equal(np.sort(hard, axis=1)[:, :-1], -1e4)
+
+
+def test_linear_leaves_the_encoder_as_it_is(finished: Path, run: Run) -> None:
+    task = load_params(Path("params.yaml")).task
+    untrained = MBLMForSequenceClassification.from_mplm(
+        Path("artifacts/encoder"), languages=task.supervised, n_branches=1, branch_layers=1
+    ).state_dict()
+    same = {}
+    for variant in ("linear", "finetune"):
+        done = run("student", "distill", "--set", f"student.distill.variant={variant}")
+        assert done.code == 0, done.err
+        student = load_file("artifacts/student/model.safetensors")
+        same[variant] = {name for name, value in student.items() if torch.equal(value, untrained[name])}
+    encoder = {name for name in untrained if not name.startswith("head.")}
+    assert encoder <= same["linear"]
+    assert not {name for name in same["finetune"] if name.endswith("weight")}
+
+
+@pytest.mark.parametrize("variant", ["linear", "finetune"])
+def test_labelled_texts_are_learned_for_as_many_steps_as_all_texts_would_be(
+    finished: Path, run: Run, variant: str
+) -> None:
+    few = ("--set", "task.unlabelled=true", "--set", "task.max_labels=6")
+    assert run("prepare", *few).code == 0
+    params = load_params(Path("params.yaml")).student.distill
+    said = run("student", "distill", *few, "--set", f"student.distill.variant={variant}").out
+    n_steps = params.epochs * -(-72 // params.batch_size)
+    assert said.startswith(f"{variant}: {n_steps} steps")
+    if variant == "finetune":
+        assert run("student", "baseline", *few).out.startswith(f"finetune: {n_steps} steps")
