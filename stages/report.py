@@ -23,6 +23,7 @@ from stages.page.confusion import confusion
 from stages.page.cost import cost
 from stages.page.curves import curves
 from stages.page.findings import Findings, find
+from stages.page.premise import premise
 from stages.page.run import run
 from stages.page.summary import numbers, summary
 from stages.page.teachers import teachers
@@ -65,6 +66,7 @@ def _page(found: Findings, params: Mapping[str, Any]) -> str:
         source=data_source(found.task),
         n_bins=N_BINS,
         summary=summary(found),
+        premise=premise(found),
         accuracy=accuracy(found),
         branches=branches(found),
         confusion=confusion(found),

@@ -6,7 +6,7 @@ from typing import Any
 
 PAGE = Path("artifacts/report/report.html")
 SECTIONS = {
-    *("summary", "accuracy", "branches", "confusion", "calibration", "agreement", "disagreements"),
+    *("summary", "premise", "accuracy", "branches", "confusion", "calibration", "agreement", "disagreements"),
     *("curves", "teachers", "cache", "run"),
 }
 HEADINGS = ("h1", "h2", "h3")

@@ -55,8 +55,8 @@ ARROWS = {
         "stages.teacher stages.teacher.labelling"
     ),
     "pipeline.commands": (
-        "cache cache.commands pipeline stages stages commands stages.ablation stages.data stages.student "
-        "stages.teacher stages.teacher.labelling"
+        "cache cache.commands pipeline stages stages commands stages.ablation stages.data stages.results "
+        "stages.student stages.teacher stages.teacher.labelling"
     ),
 }
 # Of other libraries, these are not for the store, which anybody can read and write without them.

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.options import Changes, ParamsFile, Resume, launch, load
+from pipeline.params import PipelineParams
 
 app = typer.Typer(no_args_is_help=True, help="Stage two: the multilingual student.")
 
@@ -60,6 +61,21 @@ def evaluate(params: ParamsFile = Path("params.yaml"), changes: Changes = []) ->
     averages = run(loaded.task, loaded.student.distill, loaded.student.evaluate)["test"]
     shares = [f"{kind} {values['accuracy']:.1%}" for kind, values in averages.items()]
     typer.echo(f"student, test: {', '.join(shares)}")
+    typer.echo(f"teachers over finetune, validation: {_premise(loaded)}")
+
+
+def _premise(loaded: PipelineParams) -> str:
+    """Say whether the teachers know more than the baseline has learned, where there are soft labels."""
+    from cache import CacheError
+    from stages.results.predictions import read_predictions
+    from stages.results.premise import premise
+
+    names = {language: [one.labels for one in its.all] for language, its in loaded.teachers.items()}
+    try:
+        gain = premise(loaded.task, names, read_predictions(loaded.task, "baseline")).average
+    except CacheError as error:
+        return f"not known: {error}"
+    return f"{gain.points()}; {gain.reading()}"
 
 
 @app.command(epilog="Example: `python -m pipeline student predict texts.csv --language-field language`")

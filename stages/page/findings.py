@@ -18,6 +18,7 @@ from stages.page.result import Result
 from stages.page.taught import Taught, read_taught
 from stages.results.measures import Bins, by_confidence, fit_temperature
 from stages.results.predictions import Predictions, read_predictions, validation_accuracy
+from stages.results.premise import Premise, premise
 
 Curve = list[dict[str, float]]
 """Points of a training: ``step``, and what was measured there, by name."""
@@ -43,6 +44,7 @@ class Findings:
         counts: Examples by language and split.
         cut: Test examples that are longer than the student reads, by language; none: it is not known.
         data: Digest of a language's examples of all splits, by language.
+        premise: Teachers and baseline compared on validation data.
         weights: Sha256 of the weight files of ``student`` and ``baseline``, by path.
     """
 
@@ -61,6 +63,7 @@ class Findings:
     counts: dict[str, dict[SplitName, int]]
     cut: dict[str, int]
     data: dict[str, str]
+    premise: Premise
     weights: dict[str, str]
 
     @property
@@ -104,7 +107,12 @@ def find(task: TaskParams, params: Mapping[str, Any]) -> Findings:
     """
     predictions = read_predictions(task, "student")
     student = _results(task, predictions)
-    baseline = _results(task, read_predictions(task, "baseline"))
+    of_baseline = read_predictions(task, "baseline")
+    baseline = _results(task, of_baseline)
+    names = {
+        language: [one["labels"] for one in (its, *its["more"])]
+        for language, its in params["teachers"].items()
+    }
     teachers = {
         language: read_taught(task, params["teachers"][language], language) for language in task.supervised
     }
@@ -137,6 +145,7 @@ def find(task: TaskParams, params: Mapping[str, Any]) -> Findings:
             if (row["model"], row["split"]) == ("student", "test") and "cut" in row  # since version 0.2
         },
         data=digests,
+        premise=premise(task, names, of_baseline),
         weights={
             str(path): file_digest(path)
             for folder, _ in folders.values()

@@ -41,6 +41,7 @@ def numbers(found: Findings) -> dict[str, dict[str, float]]:
     for kind, languages in found.groups.items():
         means = {name: found.accuracy(model, languages) for name, model in names.items()}
         values[kind] = {name: mean for name, mean in means.items() if mean is not None}
+    values["supervised"]["teachers_over_finetune_validation"] = found.premise.average.mean
     same = [found.student[name].same_class(found.teachers[name].test) for name in found.supervised]
     values["supervised"]["same_class"] = float(np.mean(same))
     for kind, languages in found.groups.items():

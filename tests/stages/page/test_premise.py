@@ -1,0 +1,86 @@
+"""Whether the teachers know more than the baseline: on the page, and in the line of `student evaluate`."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from page_reader import percent, read_page
+from scipy import stats
+from tiny import Run
+
+from pipeline.params import load_params
+from stages.artifacts import SOFT_LABELS
+from stages.data.examples import read_examples
+from stages.page.taught import read_taught
+from stages.results.predictions import read_predictions, write_predictions
+from stages.results.premise import Gain, premise
+
+CAPTION = "Teachers and finetune on validation data"
+
+
+def test_the_page_compares_them_first_of_all(varied: Path) -> None:
+    params = load_params(Path("params.yaml"))
+    rows = read_page().table(CAPTION)
+    assert list(rows) == [*params.task.supervised, "average"]
+    baseline = read_predictions(params.task, "baseline")
+    for language in params.task.supervised:
+        taught = read_taught(params.task, params.teachers[language].model_dump(), language)
+        own = baseline[language, "validation"]
+        row = rows[language]
+        assert row["teachers"] == percent(taught.accuracy["validation"])
+        assert row["teachers on their training texts"] == percent(taught.accuracy["train"])
+        assert row["finetune"] == percent(float((own.predicted == own.labels).mean()))
+        of_teachers = taught.accuracy["validation"] - float((own.predicted == own.labels).mean())
+        assert row["teachers over finetune"].startswith(
+            f"{100 * of_teachers:+.1f} points [".replace("-", "−")
+        )
+    assert read_page().texts.index(("h2", "Do the teachers know more?")) < read_page().texts.index(
+        ("h2", "Accuracy per language")
+    )
+
+
+def test_the_interval_of_one_language_is_that_of_a_paired_t_test(varied: Path) -> None:
+    params = load_params(Path("params.yaml"))
+    task = params.task
+    labels = {
+        language: read_examples(task, language, "validation")["label"].to_numpy() for language in ("de", "en")
+    }
+    generator = np.random.default_rng(0)
+    said = read_predictions(task, "baseline")
+    for (language, split), one in said.items():
+        if split == "validation" and language in labels:
+            guessed = generator.integers(len(task.classes), size=len(one.logits))
+            said[language, split] = one._replace(logits=np.eye(len(task.classes), dtype=np.float32)[guessed])
+    write_predictions(task, "baseline", said.values())
+    gains = premise(task, {"de": [None], "en": [None]}, read_predictions(task, "baseline"))
+    taught = read_taught(task, params.teachers["de"].model_dump(), "de")
+    assert taught.accuracy["validation"] == 1  # so that a difference is 1 where the baseline is wrong
+    own = said["de", "validation"]
+    differences = 1.0 - (own.predicted == labels["de"])
+    bounds = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    found = gains.languages["de"]
+    assert (found.low, found.high) == pytest.approx(tuple(bounds))
+    assert found.mean == pytest.approx(differences.mean())
+    assert gains.average.mean == pytest.approx(np.mean([one.mean for one in gains.languages.values()]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "reading"),
+    [(0.01, 0.1, "are better than"), (-0.1, -0.01, "are worse than"), (-0.1, 0.1, "cannot be told apart")],
+)
+def test_a_difference_is_read_by_its_interval(low: float, high: float, reading: str) -> None:
+    assert reading in Gain(0.5, 0.5, low, high, 1.0).reading()
+
+
+def test_evaluate_says_it_in_its_line_and_needs_no_soft_labels_for_the_rest(finished: Path, run: Run) -> None:
+    done = run("student", "evaluate")
+    assert done.code == 0
+    last = done.out.strip().splitlines()[-1]
+    assert last.startswith("teachers over finetune, validation: ")
+    assert " points [" in last
+    assert last.endswith("cannot be told apart")
+    shutil.rmtree(SOFT_LABELS)
+    done = run("student", "evaluate")
+    assert done.code == 0
+    assert "teachers over finetune, validation: not known: " in done.out
