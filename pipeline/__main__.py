@@ -4,6 +4,7 @@ import atexit
 import errno
 import gc
 import os
+import re
 import signal
 import sys
 import time
@@ -27,6 +28,8 @@ _ENVIRONMENT = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 )
+# How torch's back ends say that the other end of a connection is gone.
+_PEER_IS_GONE = re.compile("by peer|Broken pipe", re.IGNORECASE)
 # What several processes of torchrun can share; all else is done by one.
 _TRAININGS = (["teacher", "finetune"], ["student", "distill"], ["student", "baseline"])
 
@@ -55,7 +58,7 @@ def main() -> int:
         from pipeline.params import ParamsError
         from stages.errors import StageError
 
-        if n_processes() > 1 and isinstance(error, RuntimeError) and "by peer" in str(error):
+        if n_processes() > 1 and isinstance(error, RuntimeError) and _PEER_IS_GONE.search(str(error)):
             error = StageError("another process of this training has ended; run the same command to go on")
         environment = isinstance(error, OSError) and error.errno in _ENVIRONMENT
         if not environment and not isinstance(error, (CacheError, ParamsError, StageError)):

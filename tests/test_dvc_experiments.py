@@ -31,7 +31,7 @@ def test_metrics_and_plots_say_something(reproduced: Path) -> None:
     assert summary["data"] == json.loads((reproduced / "artifacts/report/summary.json").read_text())
     columns = dvc(reproduced, "exp", "show", "--csv").splitlines()[0].split(",")
     assert {"supervised.student", "zero_shot.student", "supervised.calibration_error"} <= set(columns)
-    assert sum(column.startswith(("supervised", "zero_shot")) for column in columns) == 10
+    assert sum(column.startswith(("supervised", "zero_shot")) for column in columns) == 11
     change(reproduced, epochs=3, variant="branches")
     dvc(reproduced, "repro")
     assert "artifacts/report/summary.json" in dvc(reproduced, "metrics", "diff", "--all")

@@ -22,6 +22,8 @@ from safetensors.numpy import load_file
 from tiny import ROOT, examples, may_unshare
 from transformers import AutoModel, AutoTokenizer
 
+from stages.data.examples import SPLITS
+
 
 def test_weights_in_four_bits_are_near_and_lose_nothing_more(tmp_path: Path) -> None:
     save_plain("xlm-roberta", tmp_path / "model", hidden_size=64, intermediate_size=96)
@@ -73,6 +75,17 @@ def write_pack(folder: Path, tokenizer: Any) -> None:
     (folder / "data/words").mkdir(parents=True)
     table = pa.table({"text": [row["text"] for row in examples("de", "train")]})
     pq.write_table(table, folder / "data/words/train.parquet")
+    topics = ["travel", "politics", "sports"]
+    for language in ("arb_Arab", "deu_Latn", "fra_Latn"):
+        (folder / "data/sib200" / language).mkdir(parents=True)
+        for split in SPLITS:
+            rows = examples("de", split)
+            columns = {
+                "index_id": [*range(len(rows))],
+                "category": [topics[number % 3] for number in range(len(rows))],
+                "text": [f"{row['text']} {language}" for row in rows],
+            }
+            pq.write_table(pa.table(columns), folder / f"data/sib200/{language}/{split}.parquet")
 
 
 @pytest.mark.slow
@@ -85,6 +98,7 @@ def test_make_gpu_measures_every_part_without_a_network_and_missing_packages(
     assert "No module named 'zarr'" in lacks.stderr
     before = NO_NETWORK if may_unshare("-rn") else ()
     settings = [f"PYTHON={python}", f"PACK={tmp_path / 'pack'}", f"OUT={tmp_path / 'out'}", "TINY=1"]
+    settings.append(f"PARTS={' '.join(gpu_run.SECONDS)}")
     done = subprocess.run(
         [*before, "make", "gpu", *settings], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -99,10 +113,13 @@ def test_make_gpu_measures_every_part_without_a_network_and_missing_packages(
     assert rows["checks", "failed"] == 0
     assert rows["label", "texts per second over CrossEncoder.predict"] > 0
     assert rows["label", "real tokens over that rate, as it is"] > 0
-    assert rows["label", "texts"] == 36
+    assert rows["label", "texts"] == 80
     assert 0 < rows["train", "share of the time in which the CPU computes"] < 100
     assert rows["train", "mblm over finetune"] > 1
     assert rows["million", "kept after kill -9"] + rows["million", "labelled by the second run"] == 900
+    assert rows["recipes", "ablation train --run mblm --seed 0"] > 0
+    assert "mblm over finetune, zero-shot" in {what for part, what in rows if part == "recipes"}
+    assert (tmp_path / "out/kept/sib200-150/predictions/mblm-0.arrow").is_file()
     table = (tmp_path / "out/results.md").read_text(encoding="utf-8")
     assert f"torch {results['machine']['torch']}" in table
     assert "| examples with more than one | 0 |  | ≤ 0 | met |" in table
@@ -126,5 +143,5 @@ def test_a_part_that_is_not_there_is_refused() -> None:
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         1,
-        "error: no part is called 'labels'; there are checks, label, train, million\n",
+        "error: no part is called 'labels'; there are checks, label, train, million, recipes\n",
     )

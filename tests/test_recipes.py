@@ -45,6 +45,9 @@ FEATURES = {
     ),
 }
 
+# Those with few labels: data set in ../shared/data, and columns of text and class.
+FEW = {"sib200-150": ("sib200", "text", "category"), "injongo-400": ("injongo_intent", "text", "intent")}
+
 # The models that the recipes name: architecture, and the classes in their order where it is a classifier.
 MODELS: dict[str, tuple[str, list[str]]] = {
     "FacebookAI/roberta-large": ("roberta", []),
@@ -54,6 +57,7 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     "almanach/camembert-base": ("camembert", []),
     "aubmindlab/bert-large-arabertv02": ("bert", []),
     "deepset/gbert-large": ("bert", []),
+    "intfloat/multilingual-e5-small": ("bert", []),
     "genggui001/chinese_roberta_wwm_large_ext_fix_mlm": ("bert", []),
 }
 
@@ -124,6 +128,31 @@ def test_a_recipe_reads_every_language_of_its_data_set(here: Path, name: str) ->
             columns = [*task.text_fields, "label"]
             of_source = source.select(columns).to_pylist()
             assert all(example in of_source for example in examples.select(columns).to_pylist())
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets in ../shared/data")
+@pytest.mark.parametrize("name", FEW)
+def test_a_recipe_of_few_labels_reads_every_language_of_its_data_set(here: Path, name: str) -> None:
+    task, dataset = task_of(name)
+    folder, text, label = FEW[name]
+    paths = {
+        (language, split): SHARED / folder / language / f"{split}.parquet"
+        for language in task.languages
+        for split in SPLITS
+    }
+    lay_out(dataset, {by: pq.read_table(path) for by, path in paths.items()})
+    prepared = prepare(task).examples
+    for language in task.languages:
+        if language in task.supervised:
+            train = pq.read_table(paths[language, "train"])
+            assert prepared[language]["train"] == task.max_labels
+            n_texts = len(set(train[text].to_pylist()))
+            n_without = read_examples(task, language, "unlabelled").num_rows
+            assert n_without == n_texts - (task.max_labels or 0)
+        source = pq.read_table(paths[language, "test"])
+        examples = read_examples(task, language, "test")
+        assert examples["text"].to_pylist() == source[text].to_pylist()
+        assert [task.classes[label] for label in examples["label"].to_pylist()] == source[label].to_pylist()
 
 
 @pytest.mark.parametrize(("name", "folder"), [("panx-type", "panx_type"), ("xnli-15k", "xnli")])
