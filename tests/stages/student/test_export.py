@@ -130,7 +130,8 @@ def test_onnx_of_modernbert_has_the_students_logits(finished_once: Path, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("family", EXPORTED)
 def test_other_families_can_be_exported_to_onnx(family: str, finished_once: Path, tmp_path: Path) -> None:
-    saved(family, finished_once, tmp_path, layers=2, languages=["de"], n_branches=1)
+    pooling = "mean" if family == "electra" else None
+    saved(family, finished_once, tmp_path, layers=2, languages=["de"], n_branches=1, pooling=pooling)
     done = export(tmp_path / "served", params(30), model=tmp_path / "student", onnx=True)
     assert done.largest_difference is not None
     assert done.largest_difference < 1e-4
