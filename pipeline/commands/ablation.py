@@ -68,7 +68,7 @@ def compare(
     from stages.ablation.compare import compare_kept
 
     if kept:
-        typer.echo(compare_kept(loaded.task, loaded.ablation, sweep=sweep), nl=False)
+        typer.echo(compare_kept(loaded.task, loaded.student, loaded.ablation, sweep=sweep), nl=False)
     else:
         typer.echo(" ".join(map(str, run(loaded.task, loaded.ablation, sweep=sweep))))
 

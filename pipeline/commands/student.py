@@ -67,13 +67,14 @@ def evaluate(params: ParamsFile = Path("params.yaml"), changes: Changes = []) ->
 def _premise(loaded: PipelineParams) -> str:
     """Say whether the teachers know more than the baseline has learned, where there are soft labels."""
     from cache import CacheError
+    from stages.errors import StageError
     from stages.results.predictions import read_predictions
     from stages.results.premise import premise
 
     names = {language: [one.labels for one in its.all] for language, its in loaded.teachers.items()}
     try:
         gain = premise(loaded.task, names, read_predictions(loaded.task, "baseline")).average
-    except CacheError as error:
+    except (CacheError, StageError) as error:
         return f"not known: {error}"
     return f"{gain.points()}; {gain.reading()}"
 

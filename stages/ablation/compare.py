@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from cache import write_atomically
-from stages.ablation.keep import Finished, read_finished, read_kept
+from stages.ablation.finished import Finished, read_finished, read_kept
 from stages.ablation.params import AblationParams
+from stages.ablation.plan import settings_of
 from stages.artifacts import ABLATION
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
 from stages.results.intervals import interval
+from stages.student.params import StudentSection
 
 
 def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Path]:
@@ -38,15 +40,18 @@ def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Pa
     return paths
 
 
-def compare_kept(task: TaskParams, params: AblationParams, *, sweep: bool) -> str:
+def compare_kept(task: TaskParams, student: StudentSection, params: AblationParams, *, sweep: bool) -> str:
     """Make the same tables of the runs that were kept, without any data; gives them as Markdown.
 
     Raises:
-        StageError: A run was not kept.
+        StageError: A run was not kept, or is of other parameters.
     """
     if params.kept is None:
         raise StageError("ablation.kept is null; name the folder of the runs that were kept")
-    finished = read_kept(_runs(params, sweep=sweep), Path(params.kept), sweep=sweep)
+    settings = params.settings(student.distill)
+    wanted = {run: settings_of(task, student, of_run) for run, of_run in settings.items()}
+    runs = _runs(params, sweep=sweep)
+    finished = read_kept(runs, Path(params.kept), sweep=sweep, wanted=wanted)
     return "\n".join(one.markdown() for one in _tables(task, params, finished, sweep=sweep).values())
 
 

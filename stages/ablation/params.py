@@ -73,9 +73,14 @@ class AblationParams(Params):
                     f"variants: {name} is none of {known}; to give one of these another name, set "
                     f"ablation.changes: {{{name}: {{variant: mblm}}}}"
                 )
-        for name in self.changes:
+        for name, changes in self.changes.items():
             if name not in (*self.variants, *get_args(Variant)):
                 raise ValueError(f"changes: {name} is not among ablation.variants, and none of {known}")
+            if name in get_args(Variant) and "variant" in changes:
+                raise ValueError(f"changes: {name} cannot be another variant; give that one a new name")
+        for run in self.sweep.runs:
+            if run.name in get_args(Variant) and run.name not in self.variants:
+                raise ValueError(f"sweep.runs: {run.name} is the name of a variant; give the run another one")
         return self
 
     def settings(self, distill: DistillParams) -> dict[str, DistillParams]:

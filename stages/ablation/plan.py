@@ -9,7 +9,7 @@ from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION, SOFT_LABELS, of_each_teacher, replaced_folder
 from stages.data.task import TaskParams
 from stages.dependencies import departures
-from stages.student.params import StudentSection, Teachers
+from stages.student.params import DistillParams, StudentSection, Teachers
 from stages.student.variants import HARD_ONLY, relevant
 
 
@@ -28,7 +28,7 @@ def plan(
     Raises:
         CacheError: There are no soft labels.
     """
-    soft_labels = {language: _soft_labels(language, teachers[language]) for language in task.supervised}
+    soft_labels = soft_labels_of(task, teachers)
     runs = params.settings(student.distill)
     languages = ("supervised", "zero_shot")
     files: dict[str, Any] = {
@@ -40,11 +40,8 @@ def plan(
         "compare-sweep": {"task": departures(task), "ablation": departures(params, "sweep")},
     }
     for name, settings in runs.items():
-        files[f"runs/{name}"] = {
-            "task": departures(task, "text_fields", "classes", "unlabelled", *languages),
-            "distill": _without_seed(relevant(settings, defaults=False)),
-            "evaluate": departures(student.evaluate),
-            "soft_labels": {} if settings.variant in HARD_ONLY else soft_labels,
+        files[f"runs/{name}"] = settings_of(task, student, settings) | {
+            "soft_labels": {} if settings.variant in HARD_ONLY else soft_labels
         }
     with replaced_folder(ABLATION / "plan") as folder:
         (folder / "runs").mkdir()
@@ -54,6 +51,30 @@ def plan(
             )
     n_students = len(params.variants) * len(params.seeds) + len(params.sweep.runs) * len(params.sweep.seeds)
     return f"{len(runs)} runs, {n_students} students"
+
+
+def settings_of(task: TaskParams, student: StudentSection, settings: DistillParams) -> dict[str, Any]:
+    """Give the parameters that decide a run, but for its seed: those that depart from the defaults.
+
+    Args:
+        task: Section `task`.
+        student: Section `student`.
+        settings: Section `student.distill` of the run.
+    """
+    return {
+        "task": departures(task, "text_fields", "classes", "unlabelled", "supervised", "zero_shot"),
+        "distill": _without_seed(relevant(settings, defaults=False)),
+        "evaluate": departures(student.evaluate),
+    }
+
+
+def soft_labels_of(task: TaskParams, teachers: Mapping[str, Teachers]) -> dict[str, list[dict[str, Any]]]:
+    """Say what the soft labels of each language are.
+
+    Raises:
+        CacheError: There are none.
+    """
+    return {language: _soft_labels(language, teachers[language]) for language in task.supervised}
 
 
 def _without_seed(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,27 @@
 """One run of the ablation: train a student, keep what it says of labelled examples, and delete it."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from stages.ablation.keep import taken
+from cache import write_atomically
+from stages.ablation.finished import digests_of, evaluated, kind_of, read_column
 from stages.ablation.params import AblationParams
+from stages.ablation.plan import settings_of, soft_labels_of
 from stages.artifacts import ABLATION
-from stages.data.examples import SPLITS
+from stages.data.examples import SPLITS, examples_digest, read_entities, read_examples, taught_splits
 from stages.data.task import TaskParams
 from stages.errors import StageError
-from stages.models.pins import model_folder
-from stages.results.predictions import predictions_file, validation_accuracy, write_predictions
+from stages.models.encoders import read_note
+from stages.models.pins import model_digests, model_folder
+from stages.results.predictions import validation_accuracy, write_predictions
 from stages.student.distill import distill
 from stages.student.evaluate import answers
-from stages.student.params import StudentSection, Teachers
+from stages.student.params import DistillParams, StudentSection, Teachers
+from stages.student.variants import HARD_ONLY
 
 
 def train(
@@ -52,16 +60,59 @@ def train(
     model = ABLATION / "students" / name
     with_seed = settings[run].model_copy(update={"seed": seed})
     is_variant = run in params.variants
-    folder = ABLATION / ("predictions" if is_variant else "sweep")
-    if taken(task, params, predictions_file(name, folder), run=run, seed=seed):
-        return f"{run}, seed {seed}: taken from {params.kept}"
+    folder = ABLATION / kind_of(sweep=not is_variant)
+    made_of = _made_of(task, teachers, student, with_seed, encoder)
+    if params.kept and _taken(task, Path(params.kept), folder / f"{name}.arrow", made_of):
+        return f"{run}, seed {seed}: taken from {params.kept}, whatever code it was trained with"
     distill(task, teachers, with_seed, encoder=encoder, output=model)
     # What a sweep says decides settings, and no setting may be chosen by test data.
     splits = SPLITS[1:] if is_variant else SPLITS[1:2]
     answered = answers(task, with_seed, student.evaluate, model, command=command, splits=splits)
     predictions = [answer.of(answer.used) for answer in answered]
-    write_predictions(task, name, predictions, folder=folder)
+    write_predictions(task, name, predictions, folder=folder, made_of=made_of)
     shutil.rmtree(model)
     averages = validation_accuracy(task, predictions).items()
     said = ", ".join(f"{kind} {value:.1%}" for kind, value in averages)
     return f"{run}, seed {seed}: {said} (validation)"
+
+
+def _made_of(
+    task: TaskParams,
+    teachers: Mapping[str, Teachers],
+    student: StudentSection,
+    settings: DistillParams,
+    encoder: Path,
+) -> dict[str, Any]:
+    """Give all but code that decides a run: parameters, and a digest of what they stand for.
+
+    Raises:
+        CacheError: There are no soft labels.
+    """
+    note = read_note(encoder)
+    facts: list[Any] = [settings.seed, note["pooling"]]
+    facts.append(model_digests(model_folder(encoder, command="ablation pretrain")))
+    facts.append(None if settings.variant in HARD_ONLY else soft_labels_of(task, teachers))
+    for language in task.supervised:
+        for split in (*taught_splits(task, language), "validation"):
+            facts.append(examples_digest(read_examples(task, language, split)))
+            facts.append(read_entities(language, split) if settings.average_translations else None)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return settings_of(task, student, settings) | {"digest": digest}
+
+
+def _taken(task: TaskParams, kept: Path, output: Path, made_of: Mapping[str, Any]) -> bool:
+    """Take a run from those that were kept, where one is made of the same; tells whether there was one.
+
+    Raises:
+        StageError: The file is broken.
+    """
+    path = kept / output.parent.name / output.name
+    if not path.is_file():
+        return False
+    right, facts = read_column(path, "right", write_again="delete it")
+    splits = {split for _, split in right}
+    wanted = digests_of(task, [by for by in evaluated(task) if by[1] in splits])
+    if facts["made_of"] != made_of or not wanted.items() <= facts["examples"].items():
+        return False
+    write_atomically(output, path.read_bytes())
+    return True

@@ -16,7 +16,8 @@ def curves(found: Findings) -> list[Figure]:
 
 
 def _losses(found: Findings) -> Figure:
-    names = {"own_loss": "own branch" if found.variant in ("branches", "mblm") else "soft labels"}
+    own = {"branches": "own branch", "mblm": "own branch", "pseudo": "teachers’ classes"}
+    names = {"own_loss": own.get(found.variant, "soft labels")}
     names |= {"mixture_loss": "mixture", "hidden_loss": "hidden states", "hard_loss": "hard labels"}
     parts = {key: name for key, name in names.items() if any(key in point for point in found.losses)}
     lines = [

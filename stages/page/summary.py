@@ -34,7 +34,8 @@ def summary(found: Findings) -> list[Tile]:
 def numbers(found: Findings) -> dict[str, dict[str, float]]:
     """Average accuracy, agreement and calibration error over the languages of each kind.
 
-    All are shares of the test split, before calibration; ``validation`` is the accuracy on that split.
+    All are shares of the test split, before calibration; ``validation`` is the accuracy on that split, and
+    ``teachers_over_finetune_validation`` a difference there.
     """
     values: dict[str, dict[str, float]] = {}
     names = {"student": found.student_name, "finetune": "finetune", "teachers": "teacher"}

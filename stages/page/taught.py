@@ -10,7 +10,7 @@ import pyarrow as pa
 from cache import Producer, SoftLabelSet, file_digest
 from stages.artifacts import SOFT_LABELS, of_each_teacher
 from stages.data.classes import ClassOrder, match_classes, weigh_class_order
-from stages.data.examples import SPLITS, read_examples
+from stages.data.examples import SPLITS, read_examples, taught_splits
 from stages.data.task import Split, TaskParams
 from stages.page.result import Result
 from stages.results.averages import average_teachers
@@ -98,5 +98,5 @@ def read_taught(task: TaskParams, teachers: Mapping[str, Any], language: str) ->
         test=Result(tables["test"], parts["test"], temperature),
         accuracy={split: result.accuracy for split, result in by_split.items()},
         entropy=float(entropy(by_split["train"].probabilities()).mean()),
-        n_train=tables["train"].num_rows,
+        n_train=sum(read_examples(task, language, split).num_rows for split in taught_splits(task, language)),
     )

@@ -7,9 +7,9 @@ schema's metadata holds.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -58,10 +58,27 @@ def predictions_file(model: str, folder: Path = PREDICTIONS) -> Path:
 
 
 def write_predictions(
-    task: TaskParams, model: str, predictions: Iterable[Predictions], *, folder: Path = PREDICTIONS
+    task: TaskParams,
+    model: str,
+    predictions: Iterable[Predictions],
+    *,
+    folder: Path = PREDICTIONS,
+    made_of: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write what a model says, in place of what it said before."""
+    """Write what a model says, in place of what it said before.
+
+    Args:
+        task: Section `task` of params.yaml.
+        model: The name to write it under.
+        predictions: By language and split.
+        folder: The folder to write to.
+        made_of: What decided the model, noted in the schema's metadata; None: nothing is noted.
+    """
     schema = _schema(task)
+    if made_of is not None:
+        schema = schema.with_metadata(
+            {**schema.metadata, b"made_of": json.dumps(made_of, sort_keys=True).encode()}
+        )
     buffer = pa.BufferOutputStream()
     with pa.ipc.new_file(buffer, schema) as file:
         for one in predictions:
@@ -89,13 +106,13 @@ def read_predictions(
     """
     path = predictions_file(model, folder)
     write_again = f"write it again with: python -m pipeline {command}"
+    file = open_predictions(path, command=command)
+    expected = _schema(task)
+    noted = file.schema.metadata or {}
+    if not file.schema.equals(expected) or noted.get(b"classes") != expected.metadata[b"classes"]:
+        raise StageError(f"{path} is of other classes than params.yaml names; {write_again}")
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-            if not file.schema.equals(_schema(task), check_metadata=True):
-                raise StageError(f"{path} is of other classes than params.yaml names; {write_again}")
-            batches = [file.get_batch(index) for index in range(file.num_record_batches)]
-    except FileNotFoundError:
-        raise StageError(f"{path} is not there; write it with: python -m pipeline {command}") from None
+        batches = [file.get_batch(index) for index in range(file.num_record_batches)]
     except (OSError, pa.ArrowException) as error:
         raise StageError(f"{path} is broken ({error}); {write_again}") from error
     found = {}
@@ -111,6 +128,25 @@ def read_predictions(
         logits = batch["logits"].flatten().to_numpy().reshape(-1, len(task.classes))
         found[language, split] = Predictions(language, split, branch, examples, logits)
     return found
+
+
+def open_predictions(path: Path, *, command: str) -> pa.ipc.RecordBatchFileReader:
+    """Open a file of predictions.
+
+    Args:
+        path: Of the file.
+        command: What writes it, for messages.
+
+    Raises:
+        StageError: It is not there, or is broken.
+    """
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+    except FileNotFoundError:
+        raise StageError(f"{path} is not there; write it with: python -m pipeline {command}") from None
+    except (OSError, pa.ArrowException) as error:
+        again = f"write it again with: python -m pipeline {command}"
+        raise StageError(f"{path} is broken ({error}); {again}") from error
 
 
 def validation_accuracy(task: TaskParams, predictions: Iterable[Predictions]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from stages.student.params import DistillParams
 from stages.student.variants import relevant
 
 _TRAINED = {
-    "linear": "which is frozen but for the classifier, trained on the hard labels of all its languages",
+    "linear": "with a frozen encoder, whose head was trained on the hard labels of all its languages",
     "finetune": "fine-tuned on the hard labels of all its languages",
     "pseudo": "trained on the classes that its languages' teachers find most probable",
     "distill": "trained to reach the soft labels of its languages' teachers",

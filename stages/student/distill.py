@@ -174,6 +174,7 @@ def _fit(
     facts += [digests, model_digests(pretrained)]
     facts += [note["pooling"]] if note["pooling"] else []
     n_texts = n_taught(task)
+    n_steps = -(-n_texts // params.batch_size)
     facts += [n_texts] if n_texts != len(train) else []
     checkpoints = checkpoints_of(name, facts, file=__file__, resume=resume)
     set_seed(params.seed)
@@ -200,8 +201,10 @@ def _fit(
         args=training_arguments(
             params,
             checkpoints.folder,
-            max_steps=params.epochs * -(-n_texts // params.batch_size),
-            eval_strategy="epoch",
+            max_steps=params.epochs * n_steps,
+            # After each pass over all that teaches a student, whatever share of it has labels.
+            eval_strategy="epoch" if n_texts == len(train) else "steps",
+            eval_steps=n_steps,
             save_strategy="steps",
             save_steps=params.save_steps,
         ),

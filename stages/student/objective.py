@@ -129,8 +129,8 @@ def hardened(logits: Tensor) -> Tensor:
         logits: Soft labels, shape ``(N, C)``.
 
     Returns:
-        Of the same shape, 0 for that class and for the others so little that they have no probability at any
-        temperature in use: the divergence from it is the cross-entropy with that class.
+        Of the same shape, 0 for that class and for the others so little that they have no probability:
+        at temperature 1, the divergence from it is the cross-entropy with that class.
     """
     none = torch.full_like(logits, _NOTHING)
     return none.scatter(1, logits.argmax(dim=1, keepdim=True), 0.0)

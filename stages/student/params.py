@@ -147,19 +147,19 @@ class DistillParams(TrainingParams):
     """Section `student.distill`."""
 
     variant: Variant = "mblm"
-    """``linear``: hard labels, and only the classifier learns. ``finetune``: hard labels, no branches.
-    ``pseudo``: the class that the teachers find most probable takes the place of soft labels. ``distill``:
-    soft labels. ``branches``: soft labels, one branch per supervised language. ``mblm``: branches, and the
-    mixture must reach the soft label as well."""
+    """``linear``: hard labels, and only the encoder family's classification head learns. ``finetune``: hard
+    labels, no branches. ``pseudo``: the class that the teachers find most probable takes the place of soft
+    labels. ``distill``: soft labels. ``branches``: soft labels, one branch per supervised language. ``mblm``:
+    branches, and the mixture must reach the soft label as well."""
     epochs: PositiveInt = 3
     """Passes over all texts that teach the student. Variants that learn from labelled ones alone take as many
-    steps, so that none has been trained for longer than another."""
+    steps, so that no variant is trained for longer than another."""
     keep: Keep = "last"
     """Whose weights are kept: the ``last``, or those of the epoch with the ``best`` validation accuracy, on
     average over the supervised languages."""
     start: Literal["encoder", "baseline"] = "encoder"
     """What the student starts as: the ``encoder``, or the ``baseline``, which is the encoder fine-tuned on
-    the hard labels; that is then done first."""
+    the hard labels; that is then done first, for as many steps."""
     branch_layers: PositiveInt = 2
     """Depth of a branch: how many of the MPLM's top layers each language has for itself."""
     temperature: PositiveFloat = 2.0

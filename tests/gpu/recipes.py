@@ -1,9 +1,10 @@
 """The recipes on the packed encoder and data: teachers, soft labels, and one student after the other.
 
-What is finished stays in .gpu-recipes, so that the next call goes on: a finished run is the unit. Where each
-was right is kept beside the results.
+What is finished stays in .gpu-recipes, by what it is made of, so that the next call goes on: a finished run
+is the unit. Where each was right is kept beside the results.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from encoder import unpack
 from measure import heading, note, progress, row
 from ruamel.yaml import YAML
 
+from cache import file_digest
 from pipeline.__main__ import main as pipeline_main
 
 ROOT = Path(__file__).parents[2]
@@ -34,19 +36,20 @@ def main(pack: Path, *, tiny: bool) -> None:
             note(f"the pack has no encoder, or no data set {data}")
             continue
         with TemporaryDirectory() as rehearsal:
-            folder = (Path(rehearsal) if tiny else WORK) / name
+            params = params_of(name, pack / "data" / data, tiny=tiny)
+            digest = hashlib.sha256(f"{params}{file_digest(pack / 'encoder.zip')}".encode()).hexdigest()
+            folder = (Path(rehearsal) if tiny else WORK) / f"{name}-{digest[:8]}"
             folder.mkdir(parents=True, exist_ok=True)
             with chdir(folder):
-                go_on(name, pack, pack / "data" / data, tiny=tiny)
+                go_on(params, pack, pack / "data" / data)
 
 
-def go_on(name: str, pack: Path, data: Path, *, tiny: bool) -> None:
+def go_on(params: dict[str, Any], pack: Path, data: Path) -> None:
     """Do what is left of a recipe, in the current folder; each step writes what its row names."""
     if not Path("encoder").is_dir():
         unpack(pack / "encoder.zip", Path("encoder"))
     Path("data").unlink(missing_ok=True)
     Path("data").symlink_to(data)
-    params = params_of(name, data, tiny=tiny)
     with Path("params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(params, file)
     os.environ["MBLM_TEACHER_CACHE"] = "store"

@@ -205,13 +205,21 @@ def test_a_changed_parameter_concerns_the_variants_that_use_it(change: str, conc
             "changes={bset: {variant: mblm}}",
             "changes: bset is not among ablation.variants, and none of linear",
         ),
+        (
+            "changes={mblm: {variant: distill}}",
+            "changes: mblm cannot be another variant; give that one a",
+        ),
+        ("sweep.runs=[{name: linear}]", "sweep.runs: linear is the name of a variant; give the run another"),
         ("changes={mblm: {epoch: 1}}", "ablation.changes.mblm: epoch is not a parameter of student.distill"),
-        ("changes={mblm: {variant: best}}", "ablation.changes.mblm: variant: Input should be 'linear', "),
+        (
+            "variants=[x] ablation.changes={x: {variant: best}}",
+            "ablation.changes.x: variant: Input should be 'linear', ",
+        ),
     ],
 )
 def test_what_is_wrong_in_the_section_is_named(change: str, message: str) -> None:
     with pytest.raises(ParamsError) as caught:
-        load_params(ROOT / "params.yaml", [f"ablation.{change}"])
+        load_params(ROOT / "params.yaml", [f"ablation.{one}" for one in change.split(" ablation.")])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -227,7 +235,8 @@ def values_of(table: str) -> dict[str, Any]:
 def test_a_run_with_the_seed_of_the_pipeline_says_what_its_student_says(compared: Path) -> None:
     for run, model in (("finetune-0", "baseline"), ("mblm-0", "student")):
         predictions = ABLATION / "predictions" / f"{run}.arrow"
-        assert predictions.read_bytes() == (compared / f"artifacts/predictions/{model}.arrow").read_bytes()
+        of_pipeline = compared / f"artifacts/predictions/{model}.arrow"
+        assert pa.ipc.open_file(predictions).read_all() == pa.ipc.open_file(of_pipeline).read_all()
     digest = file_digest(ABLATION / "encoders/0/model.safetensors")
     assert digest == file_digest(compared / "artifacts/encoder/model.safetensors")
     assert digest != file_digest(ABLATION / "encoders/1/model.safetensors")

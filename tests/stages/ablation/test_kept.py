@@ -1,5 +1,6 @@
 """Runs that are kept: taken where they are made of the same, and compared without any data."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pyarrow as pa
 import pytest
 from tiny import LABEL, VARIANTS, Run, set_bias, write_jsonl
 
+from pipeline.params import load_params
 from stages.artifacts import ABLATION
+from stages.results.predictions import read_predictions, write_predictions
 
 KEPT = ("--set", "ablation.kept=kept")
 TRAIN = ("ablation", "train", "--run", "mblm", "--seed", "1")
@@ -30,6 +33,11 @@ def test_tables_of_kept_runs_need_no_data(kept: Path, run: Run) -> None:
     done = run("ablation", "compare", "--kept", *KEPT)
     assert (done.code, done.out) == (0, tables["test"] + "\n" + tables["validation"])
     assert run("ablation", "compare", "--kept", "--sweep", *KEPT).out == tables["sweep"]
+    done = run("ablation", "compare", "--kept", *KEPT, "--set", "student.distill.temperature=3")
+    assert done.code == 1
+    assert (
+        "distill-0.arrow was made with another student.distill.temperature: the default, not 3.0" in done.err
+    )
     done = run("ablation", "compare", "--kept", *KEPT, "--set", "ablation.seeds=[0, 1, 7]")
     assert done.code == 1
     assert "finetune-7.arrow is not there; write it with: python -m pipeline ablation keep" in done.err
@@ -37,7 +45,7 @@ def test_tables_of_kept_runs_need_no_data(kept: Path, run: Run) -> None:
 
 def test_they_hold_no_text_and_no_label(kept: Path) -> None:
     files = [path for path in Path("kept").rglob("*") if path.is_file()]
-    assert len(files) == 2 * len(VARIANTS) + 2 + 2
+    assert len(files) == 2 * len(VARIANTS) + 2 + 1
     for path in files:
         if path.suffix == ".arrow":
             names = pa.ipc.open_file(path).schema.names
@@ -50,7 +58,8 @@ def test_a_run_that_was_kept_is_not_trained_again(kept: Path, run: Run, name: st
     for folder in ("predictions", "sweep"):
         (ABLATION / folder / f"{name}.arrow").unlink(missing_ok=True)
     done = run("ablation", "train", "--run", name[:-2], "--seed", "1", *KEPT)
-    assert (done.code, done.out) == (0, f"{name[:-2]}, seed 1: taken from kept\n")
+    assert done.code == 0
+    assert done.out == f"{name[:-2]}, seed 1: taken from kept, whatever code it was trained with\n"
     assert run("ablation", "compare", *KEPT).code == run("ablation", "compare", "--sweep", *KEPT).code == 0
     assert [(ABLATION / f"{table}.md").read_text() for table in ("test", "validation", "sweep")] == tables
     # What was taken can be kept again, as it is.
@@ -61,9 +70,9 @@ def test_a_run_that_was_kept_is_not_trained_again(kept: Path, run: Run, name: st
 
 @pytest.mark.parametrize("what", ["parameters", "soft labels", "encoder", "training texts", "test texts"])
 def test_a_run_of_something_else_is_trained(kept: Path, run: Run, what: str) -> None:
-    options = [*KEPT]
+    name, options = "mblm", [*KEPT]
     if what == "parameters":
-        options += ["--set", "student.distill.temperature=3"]
+        options += ["--set", "student.distill.temperature=3"]  # which the plan on disk does not know
     elif what == "soft labels":
         set_bias(Path("artifacts/teachers/de"), [0.0, 0.1, 0.0])
         assert run(*LABEL).code == 0
@@ -71,16 +80,70 @@ def test_a_run_of_something_else_is_trained(kept: Path, run: Run, what: str) -> 
         options += ["--set", "student.pretrain.scratch.mlm_steps=3"]
         assert run("ablation", "pretrain", "--seed", "1", *options).code == 0
     else:
+        name = "finetune"  # of which no soft label says that texts are others
         split = "train" if what == "training texts" else "test"
         path = Path(f"data/de/{split}.jsonl")
         lines = path.read_text(encoding="utf-8").splitlines()
         path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
         assert run("prepare", *options).code == 0
-        assert run(*LABEL, *options).code == 0
-    assert run("ablation", "plan", *options).code == 0
-    done = run(*TRAIN, *options)
+    done = run("ablation", "train", "--run", name, "--seed", "1", *options)
     assert done.code == 0, done.err
     assert "(validation)" in done.out
+
+
+def test_a_run_is_kept_as_what_it_was_made_of_and_not_as_what_is_planned(kept: Path, run: Run) -> None:
+    hotter = ("--set", "student.distill.temperature=3")
+    assert run("ablation", "plan", *hotter).code == 0
+    assert run("ablation", "keep", *KEPT, *hotter).code == 0
+    assert "(validation)" in run(*TRAIN, *KEPT, *hotter).out
+
+
+def test_translations_are_a_part_of_what_a_run_is_made_of(kept: Path, run: Run) -> None:
+    averaged = ("--set", "student.distill.average_translations=true")
+
+    def number_entities(first: int) -> None:
+        for language in ("de", "en"):
+            path = Path(f"data/{language}/train.jsonl")
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            numbered = enumerate(rows, start=first if language == "de" else 0)
+            write_jsonl(path, [row | {"entity": str(number)} for number, row in numbered])
+        assert run("prepare").code == 0
+
+    number_entities(0)
+    assert "(validation)" in run(*TRAIN, *averaged).out
+    assert run("ablation", "keep", *KEPT, *averaged).code == 0
+    assert "taken from kept" in run(*TRAIN, *KEPT, *averaged).out
+    number_entities(3)
+    assert "(validation)" in run(*TRAIN, *KEPT, *averaged).out
+
+
+def test_kept_runs_of_different_examples_are_not_compared(kept: Path, run: Run) -> None:
+    path = Path("data/nl/test.jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(reversed(lines)) + "\n", encoding="utf-8")
+    assert run("prepare").code == 0
+    for other in Path(ABLATION / "predictions").glob("*.arrow"):
+        if other != PREDICTIONS:
+            other.unlink()
+    assert "(validation)" in run(*TRAIN).out
+    assert run("ablation", "keep", *KEPT).code == 0
+    done = run("ablation", "compare", "--kept", *KEPT)
+    assert done.code == 1
+    assert "finetune-0.arrow is of other examples of nl/test than kept/entities.arrow" in done.err
+
+
+def test_predictions_of_an_earlier_version_do_not_say_what_they_are_made_of(kept: Path, run: Run) -> None:
+    task = load_params(Path("params.yaml")).task
+    write_predictions(
+        task,
+        "mblm-1",
+        read_predictions(task, "mblm-1", folder=PREDICTIONS.parent).values(),
+        folder=PREDICTIONS.parent,
+    )
+    assert run("ablation", "compare").code == 0
+    done = run("ablation", "keep", *KEPT)
+    assert done.code == 1
+    assert "mblm-1.arrow does not say what it was made of: an earlier version wrote it; write it" in done.err
 
 
 def test_a_language_that_was_not_kept_is_no_reason_to_guess(kept: Path, run: Run) -> None:

@@ -80,6 +80,9 @@ def test_evaluate_says_it_in_its_line_and_needs_no_soft_labels_for_the_rest(fini
     assert last.startswith("teachers over finetune, validation: ")
     assert " points [" in last
     assert last.endswith("cannot be told apart")
+    done = run("student", "evaluate", "--set", "teachers.de.labels={one: animal}")
+    assert done.code == 0
+    assert "validation: not known: " in done.out
     shutil.rmtree(SOFT_LABELS)
     done = run("student", "evaluate")
     assert done.code == 0

@@ -1,5 +1,6 @@
 """Variants that others are compared with: what each of them learns, from what, and for how long."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -73,5 +74,22 @@ def test_labelled_texts_are_learned_for_as_many_steps_as_all_texts_would_be(
     said = run("student", "distill", *few, "--set", f"student.distill.variant={variant}").out
     n_steps = params.epochs * -(-72 // params.batch_size)
     assert said.startswith(f"{variant}: {n_steps} steps")
+    # It is validated as often, so that `keep: best` and `patience` mean the same for all variants.
+    curve = json.loads(Path("artifacts/student/validation.json").read_text())
+    assert [point["step"] for point in curve] == [
+        (epoch + 1) * n_steps // params.epochs for epoch in range(params.epochs)
+    ]
     if variant == "finetune":
         assert run("student", "baseline", *few).out.startswith(f"finetune: {n_steps} steps")
+
+
+def test_the_most_probable_class_needs_no_small_logits(finished: Path, run: Run) -> None:
+    for language in ("de", "en"):
+        assert run("teacher", "label", "--language", language, "--set", "teacher.label.top_k=1").code == 0
+    refused = run("student", "distill", "--set", "student.distill.variant=distill")
+    assert refused.code == 1
+    assert "keep 1 of 3 logits" in refused.err
+    assert run("student", "distill", "--set", "student.distill.variant=pseudo").code == 0
+    averaged = ("student.distill.variant=pseudo", "student.distill.average_translations=true")
+    refused = run("student", "distill", *(part for one in averaged for part in ("--set", one)))
+    assert "keep 1 of 3 logits" in refused.err

@@ -1,0 +1,232 @@
+"""Finished runs: on which examples they were right, from their predictions or from a folder of kept runs.
+
+Kept runs hold no text and no label, and are small enough for a repository:
+
+- ``predictions/<run>-<seed>.arrow``, of a sweep's runs ``sweep/…``: an Arrow IPC file with a record batch per
+  language and split: language, split, right. The schema's metadata ``mblm`` (JSON) holds ``made_of``, as in
+  predictions, and ``examples``, digests of the examples, such as those of ``de/test``.
+- ``entities.arrow``: likewise, with the number of what each example is about in the place of right; and
+  ``teachers``, their accuracies by language and split.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cache import write_atomically
+from stages.artifacts import ABLATION, METRICS
+from stages.data.examples import SPLITS, examples_digest, has_split, read_entities, read_examples
+from stages.data.task import Split, TaskParams
+from stages.errors import StageError
+from stages.results.predictions import open_predictions, read_predictions
+
+By = tuple[str, Split]
+"""Language and split."""
+
+ENTITIES = "entities.arrow"
+_KEEP = "write it with: python -m pipeline ablation keep"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Runs that are finished, and what is needed to compare them.
+
+    Attributes:
+        right: By run and seed, as in ``mblm-0``: whether each of N examples was classified rightly, ``(N,)``.
+        entities: What each example is about, as numbers, ``(N,)``; translations have the same number.
+        teachers: Accuracy by supervised language and split.
+    """
+
+    right: dict[str, dict[By, NDArray[np.bool_]]]
+    entities: dict[By, NDArray[np.int64]]
+    teachers: dict[str, dict[str, float]]
+
+
+def read_finished(task: TaskParams, runs: Mapping[str, list[int]], *, sweep: bool) -> Finished:
+    """Read what `ablation train` wrote.
+
+    Args:
+        task: Section `task` of params.yaml.
+        runs: Seeds by the run's name.
+        sweep: Whether these are runs of the sweep.
+
+    Raises:
+        StageError: Predictions of a run are not there, or are not of the current data.
+    """
+    found = {
+        f"{run}-{seed}": read_run(task, run, seed, sweep=sweep)[0]
+        for run, seeds in runs.items()
+        for seed in seeds
+    }
+    return Finished(found, entities_of(task), teachers_of(task))
+
+
+def read_kept(
+    runs: Mapping[str, list[int]],
+    folder: Path,
+    *,
+    sweep: bool,
+    wanted: Mapping[str, Mapping[str, Any]],
+) -> Finished:
+    """Read runs that were kept; no data is needed.
+
+    Args:
+        runs: Seeds by the run's name.
+        folder: What `ablation.kept` names.
+        sweep: Whether these are runs of the sweep.
+        wanted: By the run's name: the parameters that it must have been made with, by section.
+
+    Raises:
+        StageError: One of them was not kept, was made of something else, or is of other examples.
+    """
+    entities, facts = read_column(folder / ENTITIES, "entity", write_again=_KEEP)
+    found = {}
+    for run, seed in ((run, seed) for run, seeds in runs.items() for seed in seeds):
+        path = folder / kind_of(sweep) / f"{run}-{seed}.arrow"
+        right, of_run = read_column(path, "right", write_again=_KEEP)
+        _require_same_settings(path, of_run["made_of"], wanted[run])
+        splits = {split for _, split in right}
+        for by, digest in facts["examples"].items():
+            if by.partition("/")[2] in splits and of_run["examples"].get(by) != digest:
+                raise StageError(f"{path} is of other examples of {by} than {folder / ENTITIES}; {_KEEP}")
+        found[f"{run}-{seed}"] = right
+    numbers = {by: of_one.astype(np.int64) for by, of_one in entities.items()}
+    return Finished(found, numbers, facts["teachers"])
+
+
+def _require_same_settings(
+    path: Path, made_of: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse a run that was trained with other parameters than those of params.yaml.
+
+    Raises:
+        StageError: It was.
+    """
+    names = {"task": "task", "distill": "student.distill", "evaluate": "student.evaluate"}
+    for section, values in wanted.items():
+        other = made_of[section]
+        for key in (*values, *other):
+            if values.get(key) != other.get(key):
+                here, there = (one.get(key, "the default") for one in (values, other))
+                raise StageError(f"{path} was made with another {names[section]}.{key}: {there}, not {here}")
+
+
+def kind_of(sweep: bool) -> str:
+    """Name the folder of the predictions of variants, or of a sweep's runs."""
+    return "sweep" if sweep else "predictions"
+
+
+def read_run(
+    task: TaskParams, run: str, seed: int, *, sweep: bool
+) -> tuple[dict[By, NDArray[np.bool_]], dict[str, Any] | None]:
+    """Read where a run was right and what it was made of: from its predictions, or as it was kept and taken.
+
+    Raises:
+        StageError: The file is not there, is broken, or is of other examples.
+    """
+    path = ABLATION / kind_of(sweep) / f"{run}-{seed}.arrow"
+    command = f"ablation train --run {run} --seed {seed}"
+    write_again = f"write it with: python -m pipeline {command}"
+    file = open_predictions(path, command=command)
+    if "right" not in file.schema.names:
+        said = read_predictions(task, path.stem, folder=path.parent, command=command)
+        made_of = (file.schema.metadata or {}).get(b"made_of")
+        return {by: one.predicted == one.labels for by, one in said.items()}, made_of and json.loads(made_of)
+    right, facts = read_column(path, "right", write_again=write_again)
+    right = {by: values for by, values in right.items() if by[0] in task.languages}
+    for of, digest in digests_of(task, right).items():
+        if facts["examples"].get(of) != digest:
+            raise StageError(f"{path} is of other examples of {of} than artifacts/data; {write_again}")
+    return right, facts["made_of"]
+
+
+def read_column(
+    path: Path, column: str, *, write_again: str
+) -> tuple[dict[By, NDArray[Any]], dict[str, Any]]:
+    """Read a column by language and split, and the facts in the schema's metadata.
+
+    Raises:
+        StageError: The file is not there, or is broken.
+    """
+    try:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        facts = json.loads(file.schema.metadata[b"mblm"])
+        batches = [file.get_batch(index) for index in range(file.num_record_batches)]
+        found = {
+            (batch["language"][0].as_py(), batch["split"][0].as_py()): batch[column].to_numpy(
+                zero_copy_only=False
+            )
+            for batch in batches
+        }
+    except FileNotFoundError:
+        raise StageError(f"{path} is not there; {write_again}") from None
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise StageError(f"{path} is broken ({error}); {write_again}") from error
+    return found, facts
+
+
+def write_column(
+    path: Path, column: str, values: Mapping[By, NDArray[Any]], facts: Mapping[str, Any]
+) -> None:
+    """Write a column by language and split, and facts about it."""
+    kind = pa.bool_() if column == "right" else pa.int32()
+    columns = {"language": pa.string(), "split": pa.string(), column: kind}
+    schema = pa.schema(columns, metadata={"mblm": json.dumps(facts, sort_keys=True)})
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
+        for by, of_one in values.items():
+            names = [pa.repeat(name, len(of_one)) for name in by]
+            file.write_batch(pa.record_batch([*names, pa.array(of_one, kind)], schema=schema))
+    write_atomically(path, memoryview(buffer.getvalue()))
+
+
+def entities_of(task: TaskParams) -> dict[By, NDArray[np.int64]]:
+    """Number what examples are about; a text of which the source says nothing is one of its own."""
+    numbers: dict[Any, int] = {}
+    return {
+        (language, split): np.array(
+            [
+                numbers.setdefault((by, row) if entity is None else entity, len(numbers))
+                for by in [(language, split)]
+                for row, entity in enumerate(read_entities(language, split))
+            ],
+            dtype=np.int64,
+        )
+        for language, split in evaluated(task)
+    }
+
+
+def evaluated(task: TaskParams) -> list[By]:
+    """List what runs are evaluated on."""
+    return [(name, split) for name in task.languages for split in SPLITS[1:] if has_split(name, split)]
+
+
+def digests_of(task: TaskParams, of: Iterable[By]) -> dict[str, str]:
+    """Hash the examples of some languages and splits, such as ``de/test``."""
+    return {
+        f"{language}/{split}": examples_digest(read_examples(task, language, split)) for language, split in of
+    }
+
+
+def teachers_of(task: TaskParams) -> dict[str, dict[str, float]]:
+    """Read the teachers' accuracies by language and split.
+
+    Raises:
+        StageError: They are not there.
+    """
+    accuracies = {}
+    for language in task.supervised:
+        path = METRICS / "teachers" / f"{language}.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            command = f"python -m pipeline teacher label --language {language}"
+            raise StageError(f"{path} is not there; write it with: {command}") from None
+        accuracies[language] = {split: one["accuracy"] for split, one in found.items()}
+    return accuracies
