@@ -2,10 +2,11 @@
 
 Kept runs hold no text and no label, and are small enough for a repository:
 
-- ``predictions/<run>-<seed>.arrow``, of a sweep's runs ``sweep/…``: an Arrow IPC file with a record batch per
-  language and split: language, split, right. The schema's metadata ``mblm`` (JSON) holds ``made_of``, as in
-  predictions, and ``examples``, digests of the examples, such as those of ``de/test``.
-- ``entities.arrow``: likewise, with the number of what each example is about in the place of right; and
+- ``predictions/<run>-<seed>.arrow``, of a sweep's runs ``sweep/…``: an Arrow IPC file with the column
+  ``right``. The schema's metadata ``mblm`` (JSON) holds ``parts``, a language, a split and a number of rows
+  each, in the order of the rows; ``examples``, digests of the examples, such as those of ``de/test``; and
+  ``made_of``, as in predictions.
+- ``entities.arrow``: likewise, with the column ``entity``, a number of what each example is about; and with
   ``teachers``, their accuracies by language and split.
 """
 
@@ -157,32 +158,33 @@ def read_column(
     try:
         file = pa.ipc.open_file(pa.memory_map(str(path)))
         facts = json.loads(file.schema.metadata[b"mblm"])
-        batches = [file.get_batch(index) for index in range(file.num_record_batches)]
-        found = {
-            (batch["language"][0].as_py(), batch["split"][0].as_py()): batch[column].to_numpy(
-                zero_copy_only=False
-            )
-            for batch in batches
-        }
+        values = file.read_all()[column].to_numpy()
+        parts = [(language, split, int(size)) for language, split, size in facts["parts"]]
     except FileNotFoundError:
         raise StageError(f"{path} is not there; {write_again}") from None
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise StageError(f"{path} is broken ({error}); {write_again}") from error
-    return found, facts
+    ends = np.cumsum([size for _, _, size in parts])
+    if len(values) != ends[-1]:
+        raise StageError(f"{path} is broken: it has {len(values)} rows in place of {ends[-1]}; {write_again}")
+    pieces = np.split(values, ends[:-1])
+    return {
+        (language, split): piece for (language, split, _), piece in zip(parts, pieces, strict=True)
+    }, facts
 
 
 def write_column(
     path: Path, column: str, values: Mapping[By, NDArray[Any]], facts: Mapping[str, Any]
 ) -> None:
-    """Write a column by language and split, and facts about it."""
+    """Write a column, language by language and split by split, and facts about it."""
     kind = pa.bool_() if column == "right" else pa.int32()
-    columns = {"language": pa.string(), "split": pa.string(), column: kind}
-    schema = pa.schema(columns, metadata={"mblm": json.dumps(facts, sort_keys=True)})
+    parts = [[*by, len(of_one)] for by, of_one in values.items()]
+    metadata = {"mblm": json.dumps({**facts, "parts": parts}, sort_keys=True)}
+    schema = pa.schema({column: kind}, metadata=metadata)
     buffer = pa.BufferOutputStream()
     with pa.ipc.new_file(buffer, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as file:
-        for by, of_one in values.items():
-            names = [pa.repeat(name, len(of_one)) for name in by]
-            file.write_batch(pa.record_batch([*names, pa.array(of_one, kind)], schema=schema))
+        together = pa.array(np.concatenate([*values.values()]), kind)
+        file.write_batch(pa.record_batch([together], schema=schema))
     write_atomically(path, memoryview(buffer.getvalue()))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tiny import LABEL, VARIANTS, Run, set_bias, write_jsonl
+from tiny import LABEL, ROOT, VARIANTS, Run, set_bias, write_jsonl
 
 from pipeline.params import load_params
 from stages.artifacts import ABLATION
@@ -49,7 +49,7 @@ def test_they_hold_no_text_and_no_label(kept: Path) -> None:
     for path in files:
         if path.suffix == ".arrow":
             names = pa.ipc.open_file(path).schema.names
-            assert names == ["language", "split", "entity" if path.stem == "entities" else "right"]
+            assert names == ["entity" if path.stem == "entities" else "right"]
 
 
 @pytest.mark.parametrize("name", ["mblm-1", "lambda-0.9-1"])
@@ -184,3 +184,19 @@ def test_a_folder_must_be_named_and_runs_be_finished(kept: Path, run: Run) -> No
     shutil.rmtree(ABLATION / "predictions")
     shutil.rmtree(ABLATION / "sweep")
     assert "is finished; run them with: make ablation" in run("ablation", "keep", *KEPT).err
+
+
+KEEPING = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.with_suffix("").is_dir()]
+
+
+@pytest.mark.parametrize("path", KEEPING, ids=lambda path: path.stem)
+def test_the_tables_of_kept_recipes_are_those_of_the_results(
+    path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    done = run("ablation", "compare", "--kept", "--params", f"recipes/{path.name}")
+    assert done.code == 0, done.err
+    assert done.out.count("| teachers") == 2
+    results = Path("docs/results.md").read_text(encoding="utf-8")
+    for part in done.out.strip().split("\n\n"):
+        assert part in results
