@@ -31,7 +31,7 @@ def keep(task: TaskParams, params: AblationParams) -> str:
     folder = Path(params.kept)
     runs = [(run, seed, False) for run in params.variants for seed in params.seeds]
     runs += [(run.name, seed, True) for run in params.sweep.runs for seed in params.sweep.seeds]
-    n_kept = 0
+    found = {}
     for run, seed, sweep in runs:
         path = Path(kind_of(sweep)) / f"{run}-{seed}.arrow"
         if (ABLATION / path).is_file():
@@ -41,12 +41,12 @@ def keep(task: TaskParams, params: AblationParams) -> str:
                     f"{ABLATION / path} does not say what it was made of: an earlier version wrote it; "
                     f"write it again with: python -m pipeline ablation train --run {run} --seed {seed}"
                 )
-            facts = {"made_of": made_of, "examples": digests_of(task, right)}
-            write_column(folder / path, "right", right, facts)
-            n_kept += 1
-    if not n_kept:
+            found[path] = right, {"made_of": made_of, "examples": digests_of(task, right)}
+    if not found:
         raise StageError(f"no run in {ABLATION} is finished; run them with: make ablation")
     entities = entities_of(task)
+    for path, (right, facts_of_run) in found.items():
+        write_column(folder / path, "right", right, facts_of_run)
     facts = {"examples": digests_of(task, entities), "teachers": teachers_of(task)}
     write_column(folder / ENTITIES, "entity", entities, facts)
-    return f"{folder}: {n_kept} runs"
+    return f"{folder}: {len(found)} runs"
