@@ -25,6 +25,7 @@ from stages.artifacts import ABLATION, METRICS
 from stages.data.examples import SPLITS, examples_digest, has_split, read_entities, read_examples
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
+from stages.results.intervals import numbered_entities
 from stages.results.predictions import open_predictions, read_predictions
 
 By = tuple[str, Split]
@@ -190,18 +191,7 @@ def write_column(
 
 def entities_of(task: TaskParams) -> dict[By, NDArray[np.int64]]:
     """Number what examples are about; a text of which the source says nothing is one of its own."""
-    numbers: dict[Any, int] = {}
-    return {
-        (language, split): np.array(
-            [
-                numbers.setdefault((by, row) if entity is None else entity, len(numbers))
-                for by in [(language, split)]
-                for row, entity in enumerate(read_entities(language, split))
-            ],
-            dtype=np.int64,
-        )
-        for language, split in evaluated(task)
-    }
+    return numbered_entities({by: read_entities(*by) for by in evaluated(task)})
 
 
 def evaluated(task: TaskParams) -> list[By]:

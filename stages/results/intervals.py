@@ -3,11 +3,37 @@
 Axes: S seeds, N examples of a language, E entities (what texts are about, in whatever language).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
+
+Key = TypeVar("Key")
+
+
+def numbered_entities(entities: Mapping[Key, Sequence[str | None]]) -> dict[Key, NDArray[np.int64]]:
+    """Number what examples are about, the same in all languages.
+
+    Args:
+        entities: For each language, or language and split, the entity of each example; one without, of which
+            the source says nothing, is one of its own.
+
+    Returns:
+        Numbers from 0, shape ``(N,)`` each.
+    """
+    numbers: dict[object, int] = {}
+    return {
+        key: np.array(
+            [
+                numbers.setdefault((key, row) if entity is None else entity, len(numbers))
+                for row, entity in enumerate(of_one)
+            ],
+            dtype=np.int64,
+        )
+        for key, of_one in entities.items()
+    }
 
 
 def interval(

@@ -1,7 +1,7 @@
 """The premise of distillation: teachers know more than the student's own encoder learns from the labels."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from stages.data.classes import match_classes
 from stages.data.examples import read_entities, read_examples
 from stages.data.task import Split, TaskParams
 from stages.results.averages import average_teachers
-from stages.results.intervals import interval
+from stages.results.intervals import interval, numbered_entities
 from stages.results.predictions import Predictions
 
 
@@ -78,16 +78,14 @@ def premise(
         StageError: The data is not there, or a teacher's classes are not the task's.
         CacheError: The soft labels are not there or not readable.
     """
-    numbers: dict[Any, int] = {}
-    right, entities, by_heart = {}, {}, {}
+    known_entities = {language: read_entities(language, "validation") for language in task.supervised}
+    entities = numbered_entities(known_entities)
+    right, by_heart = {}, {}
     for language in task.supervised:
         own = baseline[language, "validation"]
         of_teachers = _teachers_right(task, language, "validation", names[language])
         right[language] = np.stack([of_teachers, own.predicted == own.labels]).astype(np.int64)
         by_heart[language] = _teachers_right(task, language, "train", names[language]).mean()
-        known = enumerate(read_entities(language, "validation"))
-        keys = [(language, row) if entity is None else entity for row, entity in known]
-        entities[language] = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
     def gain(*languages: str) -> Gain:
         accuracies = np.mean([right[name].mean(axis=1) for name in languages], axis=0)
