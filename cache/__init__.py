@@ -24,7 +24,8 @@ or, where only the k largest logits are kept, in place of ``logits``:
     log_sum_exp_rest   float32                          log-sum-exp of all other logits
 
 The metadata ``mblm`` of Arrow's schema (JSON) or of Zarr's group holds ``schema`` (1), ``producer`` (id) and
-``classes`` (C names). A file with a shard's name is complete; one whose bytes do not give its name is
+``classes`` (C names); in a store also ``made_with``, records of libraries and devices that computed it, which
+decide nothing. A file with a shard's name is complete; one whose bytes do not give its name is
 damaged, one that cannot be read is not. A higher ``schema``, which facts and manifests have too, is a newer
 version's: who does not know it leaves the file alone. Nothing else is needed to read a folder, and any number
 of processes may add shards to it at once. The same example in two shards is harmless: both are of the same
@@ -32,7 +33,9 @@ producer.
 
 ``producer.json`` holds the facts that decide a logit besides the text (digests of weights and tokenizer,
 model config, text fields, truncation, dtype, outputs); the producer id is the sha256 of their canonical JSON
-(sorted keys, no spaces, UTF-8). ``last_use.json`` says who used it last, for people and for ``cache gc``.
+(sorted keys, no spaces, UTF-8). Where ``imported`` is among them, nobody here computed the logits: it says
+who is said to have made them, and out of what. ``name.json`` holds what people call the producer in this
+store, ``last_use.json`` says who used it last, for people and for ``cache gc``.
 ``damaged/`` holds what ``cache repair`` set aside, as it was, under its name or with a number behind it.
 ``manifest.json`` holds ``schema``, ``language``, ``examples`` (a count) and ``producers``: for each its
 ``id``, ``facts`` and the names of its ``shards``, and ``top_k_change``, as in a store's ``top_k.json``: what

@@ -1,6 +1,7 @@
 """One shard: an immutable file whose name is its row count and the digest of its bytes."""
 
 import hashlib
+import json
 import re
 import secrets
 from typing import Any, NamedTuple, Self
@@ -12,6 +13,7 @@ from cache.errors import DamagedShardError, NotFiniteError
 from cache.folder import Folder
 from cache.formats import arrow as arrow_format
 from cache.formats import zarr as zarr_format
+from cache.identity.digests import canonical_json
 from cache.identity.example_id import ID_TYPE
 from cache.identity.producer import Producer
 from cache.schema import SCHEMA_VERSION, require_known_schema
@@ -19,6 +21,9 @@ from cache.soft_labels import SoftLabels
 
 MAX_BYTES = 1 << 30
 """Larger shards are neither written nor read."""
+
+_MAX_RECORDS = 100
+"""Records of what computed a shard that are read."""
 
 _FORMATS = {"arrow": arrow_format, "zarr": zarr_format}
 _NAME = re.compile(r"(?P<rows>[1-9][0-9]{0,11})-(?P<digest>[0-9a-f]{64})\.(?P<extension>arrow|zarr\.zip)")
@@ -69,6 +74,8 @@ def write_shard(
         "producer": producer.id,
         "classes": producer.classes,
     }
+    if soft_labels.made_with:
+        metadata["made_with"] = [json.loads(one) for one in soft_labels.made_with]
     if unique:
         metadata["nonce"] = secrets.token_hex(8)
     codec = _FORMATS[format_]
@@ -116,6 +123,7 @@ def read_shard(folder: Folder, name: str, *, producer: Producer) -> SoftLabels:
             pa.FixedSizeBinaryArray.from_buffers(ID_TYPE, len(ids), [None, pa.py_buffer(ids)]),
             columns,
             len(producer.classes),
+            _made_with(metadata),
         )
         n_broken = _count_not_finite(soft_labels)
         if n_broken:
@@ -146,6 +154,15 @@ def read_bytes(folder: Folder, name: str) -> bytes:
     if parsed is None or hashlib.sha256(data).hexdigest() != parsed.digest:
         raise DamagedShardError(path, "its content does not match the digest in its name")
     return data
+
+
+def _made_with(metadata: dict[str, Any]) -> tuple[str, ...]:
+    """Give the records of what computed a shard, as far as they are what we write."""
+    noted = metadata.get("made_with")
+    records = noted if isinstance(noted, list) else []
+    plain = [one for one in records[:_MAX_RECORDS] if isinstance(one, dict)]
+    encoded = [canonical_json({str(k)[:40]: str(v)[:100] for k, v in one.items()}) for one in plain]
+    return tuple(sorted(one.decode() for one in encoded))
 
 
 def _count_not_finite(soft_labels: SoftLabels) -> int:

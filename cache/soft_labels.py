@@ -22,11 +22,14 @@ class SoftLabels:
         ids: Example ids, Arrow array of type ``ID_TYPE``, length N.
         columns: By name, as listed in ``cache/__init__.py``; each of shape ``(N,)`` or ``(N, width)``.
         n_classes: C.
+        made_with: Records of what computed them, each as canonical JSON: libraries, device, precision. They
+            decide nothing, and are there where a shard was written by who noted them.
     """
 
     ids: pa.FixedSizeBinaryArray
     columns: Mapping[str, NDArray[Any]]
     n_classes: int
+    made_with: tuple[str, ...] = ()
 
     @classmethod
     def pack(
@@ -65,7 +68,8 @@ class SoftLabels:
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Put one or more parts of the same producer one behind the other."""
         columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
-        return cls(pa.concat_arrays([part.ids for part in parts]), columns, parts[0].n_classes)
+        made_with = tuple(sorted({one for part in parts for one in part.made_with}))
+        return cls(pa.concat_arrays([part.ids for part in parts]), columns, parts[0].n_classes, made_with)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,7 +78,7 @@ class SoftLabels:
         """Give the soft labels at these positions, in their order."""
         ids = np.frombuffer(_bytes_of(self.ids), "V16")[positions]
         columns = {name: values[positions] for name, values in self.columns.items()}
-        return type(self)(_ids_of(ids), columns, self.n_classes)
+        return type(self)(_ids_of(ids), columns, self.n_classes, self.made_with)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Give the shape of one example's value, by column."""

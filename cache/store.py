@@ -13,7 +13,7 @@ from typing import Any, Self
 import platformdirs
 import pyarrow as pa
 
-from cache.errors import CacheError, DamagedShardError, ProducerError, StoreError, UnreadableError
+from cache.errors import CacheError, DamagedShardError, ProducerError, UnreadableError
 from cache.folder import Folder, is_temporary
 from cache.identity.digests import canonical_json
 from cache.identity.producer import Producer
@@ -26,6 +26,7 @@ from cache.top_k import TOP_K
 ENVIRONMENT_VARIABLE = "MBLM_TEACHER_CACHE"
 FACTS = "producer.json"
 LAST_USE = "last_use.json"
+NAME = "name.json"
 SET_ASIDE = "damaged"
 
 MAX_JSON = 1 << 24
@@ -245,7 +246,7 @@ class Store:
 
     def foreign(self) -> list[str]:
         """List what lies in the folder and is nobody's: it is never read."""
-        ours = {FACTS, LAST_USE, SET_ASIDE, TOP_K}
+        ours = {FACTS, LAST_USE, NAME, SET_ASIDE, TOP_K}
         return [
             name
             for name, entry in self.folder.list().items()
@@ -271,22 +272,6 @@ def producer_ids(root: str | Path) -> list[str]:
             if FACTS in inside or any(ShardName.parse(one) for one in inside):
                 found.append(name)
     return found
-
-
-def find_producer(root: str | Path, prefix: str) -> str:
-    """Find a producer by the beginning of its id.
-
-    Raises:
-        StoreError: None or several begin like this.
-    """
-    found = [name for name in producer_ids(root) if name.startswith(prefix)]
-    if len(found) != 1:
-        what = "no producer" if not found else f"{len(found)} producers"
-        raise StoreError(
-            f"{what} in {root} with an id that begins with '{prefix}'; "
-            f"list them with: python -m pipeline cache ls --store {root}"
-        )
-    return found[0]
 
 
 def _read_producer(folder: Folder, producer_id: str) -> Producer:

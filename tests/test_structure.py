@@ -2,6 +2,7 @@
 
 import ast
 import json
+import keyword
 import runpy
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def test_every_command_about_the_store_has_a_file_of_its_name() -> None:
     for command in commands():
         if command.startswith("cache "):
             name = "transfer" if command in ("cache push", "cache pull") else command.removeprefix("cache ")
-            assert (ROOT / "cache/commands" / f"{name}.py").is_file()
+            assert (ROOT / "cache/commands" / f"{name}{'_' * keyword.iskeyword(name)}.py").is_file()
 
 
 def test_what_dvc_names_exists() -> None:

@@ -20,7 +20,7 @@ from cache.folder import Folder, is_temporary, read_file
 from cache.schema import require_known_schema
 from cache.shards import ShardName
 from cache.soft_label_set import MANIFEST
-from cache.store import FACTS, LAST_USE, SET_ASIDE, Store
+from cache.store import FACTS, LAST_USE, NAME, SET_ASIDE, Store
 from cache.top_k import TOP_K
 
 GRACE = timedelta(days=1)
@@ -109,7 +109,7 @@ def delete(root: str | Path, victim: Victim) -> bool:
                 aside.delete(name)
         aside.delete_if_empty()
     for name, entry in folder.list().items():
-        is_ours = ShardName.parse(name) or is_temporary(name) or name in (LAST_USE, TOP_K)
+        is_ours = ShardName.parse(name) or is_temporary(name) or name in (LAST_USE, NAME, TOP_K)
         if is_ours and not entry.is_folder:
             folder.delete(name)
     folder.delete(FACTS)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from cache.errors import UnreadableError
 from cache.folder import Folder
+from cache.names import name_of
 from cache.shards import ShardName
-from cache.store import LAST_USE, LastUse, producer_ids
+from cache.store import LAST_USE, NAME, LastUse, producer_ids
 
 _NEVER = datetime.fromtimestamp(0, UTC)
 
@@ -19,6 +20,7 @@ class Listed:
 
     Attributes:
         producer: Its id.
+        name: What the store calls it; None: nothing.
         teacher: What the experiment that used it last calls the teacher; None where that is not known.
         language: Of that experiment's examples.
         examples: Soft labels in its shards; one that lies in two shards counts twice.
@@ -28,6 +30,7 @@ class Listed:
     """
 
     producer: str
+    name: str | None
     teacher: str | None
     language: str | None
     examples: int
@@ -46,14 +49,14 @@ def refuse(error: UnreadableError) -> None:
 
 
 def ls(root: str | Path, *, on_unreadable: OnUnreadable = refuse) -> list[Listed]:
-    """List a store's producers, the last used first. Nothing but names and ``last_use.json`` is read.
+    """List a store's producers, the last used first. No shard is read.
 
     Args:
         root: The store.
         on_unreadable: Unless it raises, a producer whose folder cannot be listed is left out.
 
     Raises:
-        UnreadableError: A folder or a ``last_use.json`` is there, but cannot be read.
+        UnreadableError: A folder or a ``last_use.json`` or ``name.json`` is there, but cannot be read.
     """
     found = []
     for producer in producer_ids(root):
@@ -65,12 +68,12 @@ def ls(root: str | Path, *, on_unreadable: OnUnreadable = refuse) -> list[Listed
 
 
 def describe(root: str | Path, producer: str, *, on_unreadable: OnUnreadable = refuse) -> Listed:
-    """Tell what names and ``last_use.json`` tell of a producer.
+    """Tell what its files' names, ``name.json`` and ``last_use.json`` tell of a producer.
 
     Args:
         root: The store.
         producer: Its id.
-        on_unreadable: Unless it raises, a ``last_use.json`` that cannot be read counts as absent.
+        on_unreadable: Unless it raises, one of the two that cannot be read counts as absent.
 
     Raises:
         UnreadableError: The folder is there, but cannot be listed.
@@ -82,15 +85,19 @@ def describe(root: str | Path, producer: str, *, on_unreadable: OnUnreadable = r
         for name, entry in entries.items()
         if (parsed := ShardName.parse(name)) is not None and not entry.is_folder
     }
-    use = None
-    if LAST_USE in entries:
-        try:
-            use = LastUse.read(folder)
-        except UnreadableError as error:
-            on_unreadable(error)
+    use = name = None
+    try:
+        use = LastUse.read(folder) if LAST_USE in entries else None
+    except UnreadableError as error:
+        on_unreadable(error)
+    try:
+        name = name_of(root, producer) if NAME in entries else None
+    except UnreadableError as error:
+        on_unreadable(error)
     written = [entries[name].modified for name in shards]
     return Listed(
         producer=producer,
+        name=name,
         teacher=use.teacher if use else None,
         language=use.language if use else None,
         examples=sum(shard.rows for shard in shards.values()),

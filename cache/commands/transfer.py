@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.errors import DamagedShardError, UnreadableError
+from cache.commands.name import give_name
+from cache.errors import DamagedShardError, StoreError, UnreadableError
 from cache.folder import Folder
+from cache.names import name_of
 from cache.shards import read_bytes
 from cache.store import LAST_USE, LastUse, Store
 from cache.top_k import TopKChange
@@ -59,10 +62,11 @@ def compare(source: str | Path, target: str | Path, producer_ids: Iterable[str])
 def copy(
     source: str | Path, target: str | Path, todo: Plan, *, on_bytes: Callable[[int], None]
 ) -> tuple[list[DamagedShardError | UnreadableError], list[str]]:
-    """Copy shards. What is stopped goes on where it was, for a shard that arrived is no longer missing.
+    """Copy shards and names. What is stopped goes on where it was: a shard that arrived is no longer missing.
 
     A shard that vanishes meanwhile, because another process merged it, is left out: what replaces it is
-    missing in the next comparison.
+    missing in the next comparison. So is a name where the target has given the producer another one, or the
+    name to another producer.
 
     Args:
         source: A store.
@@ -99,6 +103,7 @@ def copy(
             try:
                 _copy_last_use(store.folder, there.folder)
                 _copy_top_k(store.folder, there.folder)
+                _copy_name(source, target, producer_id)
             except UnreadableError as error:
                 failed.append(error)
     return failed, vanished
@@ -108,6 +113,13 @@ def _copy_top_k(source: Folder, target: Folder) -> None:
     ours, theirs = TopKChange.read(source), TopKChange.read(target)
     if ours and (theirs is None or theirs.examples < ours.examples):
         ours.note(target)
+
+
+def _copy_name(source: str | Path, target: str | Path, producer_id: str) -> None:
+    name = name_of(source, producer_id)
+    if name is not None and name_of(target, producer_id) is None:
+        with suppress(StoreError):
+            give_name(target, producer_id, name)
 
 
 def _copy_last_use(source: Folder, target: Folder) -> None:

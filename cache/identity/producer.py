@@ -91,6 +91,44 @@ class Producer:
         _ = producer.columns
         return producer
 
+    @classmethod
+    def of_imported(
+        cls,
+        facts: Mapping[str, str],
+        *,
+        classes: Sequence[str],
+        text_fields: Sequence[str],
+        made: Mapping[str, Any],
+        outputs: Outputs = Outputs(),
+    ) -> Self:
+        """Identify whoever made soft labels elsewhere, by what is said of them.
+
+        No teacher that was run here has such an id: its facts have no ``imported``.
+
+        Args:
+            facts: Who made them, in the words of whoever imports them, such as ``name`` and ``version``.
+            classes: Class names in the order of the logits.
+            text_fields: The task's text fields in the order in which they make an example id.
+            made: How the values became logits, or which producer they were exported from.
+            outputs: What there is of the answers.
+
+        Raises:
+            ProducerError: There are too few or too many classes for `outputs`.
+        """
+        producer = cls(
+            {
+                "schema": _FACTS_SCHEMA,
+                "outputs": ["logits", "hidden"] if outputs.hidden else ["logits"],
+                "imported": {**made, "facts": dict(facts)},
+                "config": {"id2label": {str(index): name for index, name in enumerate(classes)}},
+                "text_fields": list(text_fields),
+                **({} if outputs.dtype == "float32" else {"logits_dtype": outputs.dtype}),
+                **({} if outputs.top_k is None else {"top_k": outputs.top_k}),
+            }
+        )
+        _ = producer.columns
+        return producer
+
     def with_facts(self, facts: Mapping[str, Any]) -> Self:
         """Add what else can change an answer and is not in the files: JSON values that stages find out."""
         return type(self)({**self.facts, **facts})
@@ -112,6 +150,14 @@ class Producer:
             return [str(names[index]) for index in sorted(names, key=int)]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ProducerError("the facts of the producer hold no class names") from None
+
+    @property
+    def imported(self) -> dict[str, str] | None:
+        """What whoever imported the soft labels said of their maker; None: a teacher was run for them."""
+        imported = self.facts.get("imported")
+        if not isinstance(imported, dict) or not isinstance(imported.get("facts"), dict):
+            return None
+        return {str(key): str(value) for key, value in imported["facts"].items()}
 
     @property
     def outputs(self) -> Outputs:

@@ -31,10 +31,12 @@ Elsewhere = Annotated[
 Producers = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[ID]...", help="Producers, by the beginnings of their ids; all, if none is named."
+        metavar="[ID]...", help="Producers, by name or the beginning of their id; all, if none is named."
     ),
 ]
-OneProducer = Annotated[str, typer.Argument(metavar="ID", help="A producer, by the beginning of its id.")]
+OneProducer = Annotated[
+    str, typer.Argument(metavar="ID", help="A producer, by name or the beginning of its id.")
+]
 _DEFAULT = Path("params.yaml")
 
 
@@ -69,26 +71,36 @@ def show(
 ) -> None:
     """Show a producer: its facts, classes and shards, and how much of the current data it has labelled."""
     from cache.commands.show import show as run
-    from cache.store import Store, find_producer
+    from cache.names import find_producer, name_of
+    from cache.store import Store
     from stages.teacher.labelling.audit import coverage
 
     loaded = load(params, changes)
     root = _root(store, params, changes)
     found = run(root, find_producer(root, producer))
+    name = name_of(root, found.producer)
     opened = Store.open(root, found.producer)
     covered = coverage(loaded.task, opened)
     damaged = {name: error.reason for name, error in opened.damaged.items()}
     unreadable = {name: error.reason for name, error in opened.unreadable.items()}
     if as_json:
-        told = {"coverage": covered, "damaged": damaged, "unreadable": unreadable}
+        told = {"name": name, "coverage": covered, "damaged": damaged, "unreadable": unreadable}
         print_json({**dataclasses.asdict(found), **told})
         return
-    facts = {key: value for key, value in found.facts.items() if key not in ("config", "tokenizer")}
-    print_line(f"producer {found.producer}")
+    hidden = ("config", "tokenizer", "imported")
+    facts = {key: value for key, value in found.facts.items() if key not in hidden}
+    print_line(f"producer {found.producer}{f', {name}' if name else ''}")
     print_line(f"classes  {', '.join(found.classes[:20])}{' …' if len(found.classes) > 20 else ''}")
     for key, value in sorted(facts.items()):
         print_line(f"{key:<12} {json.dumps(value)}")
-    print_line(f"{'model':<12} {found.facts['config'].get('model_type')}; all of its configuration: --json")
+    if opened.producer.imported is not None:
+        made = found.facts["imported"]
+        print_line(f"{'imported':<12} {json.dumps({key: made[key] for key in made if key != 'facts'})}")
+        for key, value in opened.producer.imported.items():
+            print_line(f"  {key:<10} {value}")
+    else:
+        kind = found.facts["config"].get("model_type")
+        print_line(f"{'model':<12} {kind}; all of its configuration: --json")
     shards = [
         [name, str(rows), format_, in_bytes(size)] for name, (rows, format_, size) in found.shards.items()
     ]
@@ -285,7 +297,7 @@ def export(
 ) -> None:
     """Write a producer's soft labels to a Parquet file, with the texts that the current data has."""
     from cache.commands.export import export as run
-    from cache.store import find_producer
+    from cache.names import find_producer
     from stages.data.examples import all_examples
 
     loaded = load(params, changes)
@@ -297,6 +309,100 @@ def export(
         print_json({"producer": found, "file": str(file), "examples": count})
     else:
         typer.echo(f"{count:,} soft labels in {file}")
+
+
+_IMPORT = "cache import soft.parquet --language de --values probabilities --fact name=gpt --fact version=2"
+
+
+@app.command(epilog="Example: `python -m pipeline cache name 3f2a de@2026.11-large`")
+def name(
+    producer: OneProducer,
+    new: Annotated[str, typer.Argument(metavar="NAME", help="What this store is to call it.")],
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Give a producer a name, for people; it decides nothing, and no two of a store have the same."""
+    from cache.commands.name import give_name
+    from cache.names import find_producer
+
+    root = _root(store, params, changes)
+    found = find_producer(root, producer)
+    give_name(root, found, new)
+    print_line(f"{found[:12]} is {new}")
+
+
+@app.command("import", epilog=f"Example: `python -m pipeline {_IMPORT}`")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Parquet, JSONL, CSV or TSV, with the task's text fields.")],
+    language: Annotated[str, typer.Option(help="Of the texts.")],
+    fact: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Who made them: name, version, licence …; may be repeated."),
+    ] = None,
+    facts: Annotated[Path | None, typer.Option(help="A YAML file of such facts.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What to call them in this store; name@version, if not given.")
+    ] = None,
+    values: Annotated[
+        str | None, typer.Option(help="logits, log_probabilities, probabilities or votes: of each class.")
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(help="The column with them, a list or a mapping; or p_{class}: a column per class."),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="The file's names of the classes, in its order.")
+    ] = None,
+    text_field: Annotated[
+        list[str] | None, typer.Option(help="What the file calls a text field; repeated for a second one.")
+    ] = None,
+    delimiter: Annotated[str | None, typer.Option(help="What separates the fields of CSV.")] = None,
+    quoting: Annotated[str | None, typer.Option(help="Of CSV and TSV: csv or none.")] = None,
+    floor: Annotated[float, typer.Option(help="The least probability; zero counts as this.")] = 1e-7,
+    keep_unknown: Annotated[
+        bool, typer.Option("--keep-unknown", help="Also where most of the texts are not the language's.")
+    ] = False,
+    as_json: AsJson = False,
+    store: Elsewhere = None,
+    params: ParamsFile = _DEFAULT,
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Take soft labels that somebody else made into the store: of an ensemble, of annotators, of an LLM.
+
+    What `cache export` wrote needs no facts and no options.
+    """
+    from stages.teacher.labelling.imports import ImportOptions, import_file
+
+    loaded = load(params, changes)
+    options = ImportOptions(
+        {
+            "values": values,
+            "field": field,
+            "classes": classes.split(",") if classes else None,
+            "text_fields": text_field,
+            "delimiter": delimiter,
+            "quoting": quoting,
+            "floor": floor,
+        },
+        fact or [],
+        facts,
+        name,
+        keep_unknown,
+    )
+    done = import_file(
+        loaded.task,
+        loaded.teachers.get(language),
+        loaded.teacher.label,
+        _root(store, params, changes),
+        language,
+        file,
+        options,
+    )
+    if as_json:
+        print_json(done)
+    else:
+        print_line(done.line())
 
 
 @app.command(epilog="Example: `python -m pipeline cache compact`")
@@ -336,12 +442,12 @@ def _repair_each(root: str, ids: Sequence[str]) -> "tuple[list[Repaired], list[U
     return [done for done in found if done.damaged], unreadable
 
 
-_LISTED = ("producer", "teacher", "language", "examples>", "shards>", "size>", "last use (UTC)")
+_LISTED = ("producer", "name", "teacher", "language", "examples>", "shards>", "size>", "last use (UTC)")
 
 
 def _describe(one: "Listed") -> list[str]:
     counts = [f"{one.examples:,}", f"{one.shards:,}", in_bytes(one.size)]
-    names = [one.producer[:12], one.teacher or "?", one.language or "?"]
+    names = [one.producer[:12], one.name or "–", one.teacher or "?", one.language or "?"]
     return [*names, *counts, f"{one.last_use:%Y-%m-%d %H:%M}"]
 
 
@@ -372,6 +478,8 @@ def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]"
             f"{asked.language}: {asked.examples} examples asked again, {asked.differing} differ; "
             f"largest difference of a logit {asked.largest:.1e}"
         )
+        if asked.drift():
+            print_line(f"{asked.language}: {asked.drift()}")
     if sample and not again:
         typer.echo("none of these producers is a teacher of the current params.yaml: nothing to ask again")
 
@@ -449,7 +557,8 @@ def _root(store: str | None, params: Path, changes: list[str]) -> str:
 
 
 def _chosen(root: str, prefixes: Sequence[str] | None) -> list[str]:
-    from cache.store import find_producer, producer_ids
+    from cache.names import find_producer
+    from cache.store import producer_ids
 
     return sorted({find_producer(root, one) for one in prefixes}) if prefixes else producer_ids(root)
 

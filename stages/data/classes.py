@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from stages.errors import StageError
 
-# Names that public checkpoints and data sets use for the same class, after `_key`.
+# Names that public checkpoints and data sets use for the same class, after `class_key`.
 _SYNONYMS = {
     "contradictory": "contradiction",
     "contradicts": "contradiction",
@@ -63,14 +63,14 @@ def match_classes(
             f"the teacher for '{language}' does not name its classes ({', '.join(teacher)}); "
             f"name them in params.yaml: {key}: {{{example}}}"
         )
-    position = {_key((names or {}).get(name, name)): index for index, name in enumerate(teacher)}
-    absent = [name for name in task if _key(name) not in position]
+    position = {class_key((names or {}).get(name, name)): index for index, name in enumerate(teacher)}
+    absent = [name for name in task if class_key(name) not in position]
     if absent or len(position) != len(task):
         raise StageError(
             f"the teacher for '{language}' has no class '{', '.join(absent)}' among "
             f"{', '.join(teacher)}; map its names to the task's in params.yaml: {key}"
         )
-    return np.array([position[_key(name)] for name in task])
+    return np.array([position[class_key(name)] for name in task])
 
 
 class ClassOrder(NamedTuple):
@@ -146,6 +146,7 @@ def check_class_order(
         )
 
 
-def _key(name: str) -> str:
+def class_key(name: str) -> str:
+    """Give what the names of one class have in common: no case, no ``_`` or ``-``, and the usual synonyms."""
     plain = " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
     return _SYNONYMS.get(plain, plain)

@@ -125,11 +125,12 @@ def _begins_an_array(file: Any) -> bool:
 
 
 def _line_objects(source: Input, file: IO[bytes]) -> Iterator[tuple[str, Any, str]]:
+    decode = _DECODERS[source.as_written].decode
     for number, line in enumerate(_lines(source, file), 1):
         if not line.strip():
             continue
         try:
-            row = _DECODER.decode(line)
+            row = decode(line)
         except (RecursionError, ValueError) as error:
             where = f"{source.name}, line {number}"
             if isinstance(error, json.JSONDecodeError):
@@ -161,6 +162,7 @@ class _Text:
 
     def __init__(self, source: Input, file: IO[bytes]) -> None:
         self._source, self._file = source, file
+        self._decoder = _DECODERS[source.as_written]
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._text, self._at = "", 0
         self._lines, self._counted = 1, 0
@@ -191,7 +193,7 @@ class _Text:
         self.at_end()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = self._decoder.raw_decode(self._text, self._at)
             except (RecursionError, ValueError) as error:
                 if not self._is_read and self._may_be_cut(error):
                     self._read()
@@ -255,9 +257,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_without_repetition, parse_float=_Number, parse_constant=_refuse_constant
-)
+_DECODERS = {
+    as_written: json.JSONDecoder(
+        object_pairs_hook=_without_repetition,
+        parse_float=_Number if as_written else None,
+        parse_constant=_refuse_constant,
+    )
+    for as_written in (True, False)
+}
 
 
 def _csv_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Placed:

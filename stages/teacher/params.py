@@ -4,7 +4,28 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from stages.data.task import Quoting
 from stages.params import Keep, MaxTokens, Params, Pooling, Precision, ScratchParams, Share, TrainingParams
+
+
+class ValuesParams(Params):
+    """What a file of soft labels holds, and how it calls it."""
+
+    values: Literal["logits", "log_probabilities", "probabilities", "votes"] | None = None
+    """What is given for each class; null: what the column is called."""
+    field: str | None = None
+    """The column with a list or a mapping by class; or, with ``{class}`` in it, such as ``p_{class}``, one
+    column for each class. Null: the column that is called as `values` may be, or else one per class."""
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    """The file's names of the classes, in the order of its lists; null: those of the task."""
+    text_fields: Annotated[list[str], Field(min_length=1, max_length=2)] | None = None
+    """What the file calls the task's text fields, in their order; null: as the task does."""
+    quoting: Quoting | None = None
+    """Of CSV and TSV, as in `task.source`."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """What separates the fields of CSV; null: a comma, and a tab in TSV."""
+    floor: Annotated[float, Field(gt=0, lt=0.1)] = 1e-7
+    """The least probability: less, as zero, counts as this. Logits have none."""
 
 
 class OneTeacher(Params):

@@ -28,7 +28,8 @@ from cache import (
 )
 from cache.commands.verify import verify
 from cache.folder import Folder
-from cache.store import LastUse, find_producer, producer_ids
+from cache.names import find_producer
+from cache.store import LastUse, producer_ids
 
 
 def test_the_environment_overrides_the_configured_store(monkeypatch: pytest.MonkeyPatch) -> None:

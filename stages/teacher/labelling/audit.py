@@ -1,5 +1,6 @@
 """What the current data and teachers have to do with a store: coverage, asking again, labelling again."""
 
+import json
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cache import Producer, ProducerError, SoftLabels, Store, example_ids
+from cache import Index, Producer, ProducerError, SoftLabels, Store, example_ids
 from cache.commands.verify import differing
 from stages.artifacts import TEACHERS, of_each_fold
 from stages.data.examples import all_examples
@@ -19,7 +20,7 @@ from stages.models.pins import model_folder
 from stages.teacher.folds import Fold
 from stages.teacher.labelling.examples import Examples
 from stages.teacher.labelling.identity import producer_of
-from stages.teacher.labelling.loop import fill
+from stages.teacher.labelling.loop import fill, made_with
 from stages.teacher.params import LabelParams
 
 
@@ -32,12 +33,29 @@ class Rechecked:
         examples: How many were asked again.
         differing: How many of these have other logits now.
         largest: Largest difference of a logit.
+        made_with: Records of what computed those that differ, as far as their shards have any.
+        here: The record of what computed them now.
     """
 
     language: str
     examples: int
     differing: int
     largest: float
+    made_with: list[dict[str, str]]
+    here: dict[str, str]
+
+    def drift(self) -> str:
+        """Say what computed those that differ, in words; empty where nothing is known of it."""
+        others = [
+            ", ".join(
+                f"{key} {value} (here {self.here.get(key)})"
+                for key, value in record.items()
+                if self.here.get(key) != value
+            )
+            for record in self.made_with
+        ]
+        said = [one or "the same libraries and device as here" for one in others]
+        return f"those that differ were computed with {'; '.join(said)}" if said else ""
 
 
 def coverage(task: TaskParams, store: Store) -> list[dict[str, Any]]:
@@ -133,7 +151,7 @@ def recheck(task: TaskParams, params: LabelParams, root: str, current: Current, 
     found = np.flatnonzero(store.look_up(examples.ids).found)
     drawn = np.sort(np.random.default_rng().permutation(found)[:n_examples])
     if not len(drawn):
-        return Rechecked(language, 0, 0, 0.0)
+        return Rechecked(language, 0, 0, 0.0, [], made_with(params))
     fields = examples.texts(drawn)
     cached = store.look_up(example_ids(fields)).soft_labels()
     teacher = Teacher(folder, params)
@@ -152,4 +170,17 @@ def recheck(task: TaskParams, params: LabelParams, root: str, current: Current, 
     else:
         difference = np.abs(again.logits - cached.logits)
     differs = differing(again, cached, precision=params.precision)
-    return Rechecked(language, len(drawn), int(differs.sum()), float(difference.max()))
+    records = _records(store, cached.ids.take(pa.array(np.flatnonzero(differs))))
+    largest = float(difference.max())
+    return Rechecked(language, len(drawn), int(differs.sum()), largest, records, made_with(params))
+
+
+def _records(store: Store, ids: pa.FixedSizeBinaryArray) -> list[dict[str, str]]:
+    """Give the records of what computed some examples' soft labels."""
+    if not len(ids):
+        return []
+    index, records = Index(ids), set()
+    for _, soft_labels in store.read(store.shards()):
+        if (index.positions(soft_labels.ids) >= 0).any():
+            records |= set(soft_labels.made_with)
+    return [json.loads(one) for one in sorted(records)]

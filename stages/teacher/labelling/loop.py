@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import reduce
+from importlib.metadata import version
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -16,7 +18,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cache import CacheError, Lookup, Outputs, Producer, SoftLabels, Store, TopKChange, id_words
+from cache import (
+    CacheError,
+    Lookup,
+    Outputs,
+    Producer,
+    SoftLabels,
+    Store,
+    TopKChange,
+    canonical_json,
+    id_words,
+)
 from stages.artifacts import ARTIFACTS
 from stages.data.task import TaskParams
 from stages.errors import StageError
@@ -166,9 +178,25 @@ def append(
     states = np.concatenate(hidden) if hidden else None
     outputs = store.producer.outputs
     soft_labels = SoftLabels.pack(ids.take(pa.array(positions)), logits, states, outputs=outputs)
+    soft_labels = replace(soft_labels, made_with=(canonical_json(made_with(params)).decode(),))
     step = max(1, _APPENDED // sum(values[:1].nbytes for values in soft_labels.columns.values()))
     parts = [soft_labels.take(slice(i, i + step)) for i in range(0, len(soft_labels), step)]
     return {store.append(part, format_=params.format): part for part in parts}
+
+
+def made_with(params: LabelParams) -> dict[str, str]:
+    """Say what computes here: it is in no producer's id, and should move a logit by its last bits at most."""
+    import torch  # slow import
+
+    from stages.models.batches import current_device  # likewise
+
+    libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    device = current_device()
+    return {
+        **libraries,
+        "precision": params.precision,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+    }
 
 
 def share_to_measure(n_misses: int) -> float:

@@ -74,6 +74,7 @@ def test_ls_lists_producers_by_their_last_use(finished: Path, run: Run, stranger
     }
     assert found[2] | {"last_use": ""} == {
         "producer": strangers[1],
+        "name": None,
         "teacher": "old/teacher",
         "language": "fr",
         "examples": 500,
@@ -82,8 +83,8 @@ def test_ls_lists_producers_by_their_last_use(finished: Path, run: Run, stranger
         "last_use": "",
     }
     table = run("cache", "ls").out.splitlines()
-    assert table[0].split()[:3] == ["producer", "teacher", "language"]
-    assert table[3].split()[:4] == [strangers[1][:12], "old/teacher", "fr", "500"]
+    assert table[0].split()[:4] == ["producer", "name", "teacher", "language"]
+    assert table[3].split()[:5] == [strangers[1][:12], "–", "old/teacher", "fr", "500"]
     assert table[-1].startswith("4 producers, ")
 
 

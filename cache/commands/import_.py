@@ -1,0 +1,70 @@
+"""Take soft labels that somebody else made into a store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cache.errors import StoreError
+from cache.identity.producer import Producer
+from cache.soft_labels import SoftLabels
+from cache.store import Store
+
+_SHARD_BYTES = 1 << 28
+"""Of a shard, at most, which is also what a killed import may lose."""
+
+
+@dataclass(frozen=True)
+class ImportedInto:
+    """What an import did.
+
+    Attributes:
+        producer: Its id.
+        new: Soft labels that were written.
+        present: Soft labels that the store had already, with the same values.
+    """
+
+    producer: str
+    new: int
+    present: int
+
+
+def import_(
+    root: str | Path, producer: Producer, soft_labels: SoftLabels, *, format_: Literal["arrow", "zarr"]
+) -> ImportedInto:
+    """Write what the store lacks. What was stopped goes on when it is done again.
+
+    Args:
+        root: The store.
+        producer: Who made them; not a teacher that was run here.
+        soft_labels: One for each of N texts.
+        format_: Of the shards.
+
+    Raises:
+        StoreError: The store has another soft label of one of the texts, of the same producer.
+        UnreadableError: What the store has cannot be read now.
+    """
+    assert producer.imported is not None
+    store = Store(root, producer)
+    there = store.look_up(soft_labels.ids)
+    store.require_readable()
+    found = np.flatnonzero(there.found)
+    if len(found):
+        own = soft_labels.take(found)
+        known = Store(root, producer).look_up(own.ids).soft_labels()
+        differs = np.zeros(len(found), bool)
+        for name, values in own.columns.items():
+            differs |= (values != known.columns[name]).reshape(len(found), -1).any(axis=1)
+        if differs.any():
+            raise StoreError(
+                f"the store has other values for {int(differs.sum()):,} of these texts, by the same maker; "
+                "if these are of another version, say so: --fact version=…"
+            )
+    store.create()
+    misses = np.flatnonzero(~there.found)
+    row_bytes = 16 + sum(values[:1].nbytes for values in soft_labels.columns.values())
+    step = max(1, _SHARD_BYTES // row_bytes)
+    for start in range(0, len(misses), step):
+        store.append(soft_labels.take(misses[start : start + step]), format_=format_)
+    return ImportedInto(producer.id, len(misses), len(found))

@@ -1,0 +1,70 @@
+"""Names of producers, for people: one file beside producer.json, and nothing that decides an id."""
+
+import json
+import re
+from pathlib import Path
+
+from cache.errors import StoreError
+from cache.folder import Folder
+from cache.store import MAX_JSON, NAME, producer_ids
+
+_NAME = re.compile(r"[^\W_][\w@.:/+-]{0,99}")
+
+
+def name_of(root: str | Path, producer_id: str) -> str | None:
+    """Give what a store calls a producer; None where it has no name.
+
+    Raises:
+        UnreadableError: It has one that cannot be read.
+    """
+    try:
+        name = json.loads(Folder(root).folder(producer_id).read(NAME, limit=MAX_JSON))["name"]
+    except (FileNotFoundError, KeyError, RecursionError, TypeError, ValueError):
+        return None
+    return name if isinstance(name, str) and _NAME.fullmatch(name) else None
+
+
+def names(root: str | Path) -> dict[str, str]:
+    """Give the producers of a store that have a name, by it.
+
+    Raises:
+        UnreadableError: A name cannot be read.
+    """
+    found = {one: name_of(root, one) for one in producer_ids(root)}
+    return {name: one for one, name in found.items() if name is not None}
+
+
+def find_producer(root: str | Path, called: str) -> str:
+    """Find a producer by its name, or by the beginning of its id.
+
+    Raises:
+        StoreError: None has the name, and none or several begin like this.
+    """
+    ids = producer_ids(root)
+    found = [one for one in ids if name_of(root, one) == called] if _NAME.fullmatch(called) else []
+    found = found or [one for one in ids if one.startswith(called)]
+    if len(found) != 1:
+        what = "no producer" if not found else f"{len(found)} producers"
+        raise StoreError(
+            f"{what} in {root} with the name '{called}', or an id that begins so; "
+            f"list them with: python -m pipeline cache ls --store {root}"
+        )
+    return found[0]
+
+
+def require_name(root: str | Path, producer_id: str, name: str) -> None:
+    """Refuse a name that cannot be a producer's, or is another's.
+
+    Raises:
+        StoreError: It is.
+    """
+    if not _NAME.fullmatch(name):
+        raise StoreError(
+            f"'{name}' is no name for a producer: at most 100 letters, digits and _@.:/+-, as in de@2026.11"
+        )
+    owner = names(root).get(name, producer_id)
+    if owner != producer_id:
+        raise StoreError(
+            f"'{name}' is producer {owner[:12]} in {root}; choose another name, or give that one another: "
+            f"python -m pipeline cache name {owner[:12]} NAME"
+        )

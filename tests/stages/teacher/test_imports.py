@@ -1,0 +1,487 @@
+"""`cache import`: soft labels that somebody else made, out of files of all kinds."""
+
+import csv
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labels import producer, shard_files, soft_labels
+from ruamel.yaml import YAML
+from scipy.special import softmax
+from tiny import CLASSES, Run, examples, write_jsonl
+
+from cache import Outputs, Store, example_ids
+from cache.commands import import_ as store_import
+from cache.commands.name import give_name
+from cache.names import find_producer, name_of
+from pipeline.params import load_params
+from stages.teacher.labelling.from_files import read_soft_labels
+from stages.teacher.params import ValuesParams
+
+BY = ("--language", "de", "--fact", "name=gpt", "--fact", "version=2")
+
+
+@pytest.fixture
+def prepared(workspace: Path, run: Run) -> Path:
+    assert run("prepare").code == 0
+    return workspace
+
+
+def texts(language: str = "de") -> list[str]:
+    return [row["text"] for split in ("train", "validation", "test") for row in examples(language, split)]
+
+
+def likely(language: str = "de", seed: int = 0) -> np.ndarray[Any, Any]:
+    """Probabilities of the tiny task's texts, the right class's the largest; shape ``(N, 3)``."""
+    labels = [row["label"] for split in ("train", "validation", "test") for row in examples(language, split)]
+    logits = np.random.default_rng(seed).normal(size=(len(labels), 3))
+    logits[np.arange(len(labels)), [CLASSES.index(one) for one in labels]] += 4
+    probs: np.ndarray[Any, Any] = softmax(logits, axis=1)
+    return probs
+
+
+def by_class(
+    values: np.ndarray[Any, Any], language: str = "de", field: str = "probabilities"
+) -> list[dict[str, Any]]:
+    rows = zip(texts(language), values.tolist(), strict=True)
+    return [{"text": text, field: dict(zip(CLASSES, row, strict=True))} for text, row in rows]
+
+
+def logits_in(store: Path, called: str, of: list[str]) -> np.ndarray[Any, Any]:
+    opened = Store.open(store, find_producer(store, called))
+    return opened.look_up(example_ids([of])).soft_labels().logits
+
+
+# What is read
+
+
+def test_an_import_says_whose_they_are_and_how_good(prepared: Path, run: Run, tmp_path: Path) -> None:
+    write_jsonl(Path("soft.jsonl"), by_class(likely()))
+    done = run("cache", "import", "soft.jsonl", *BY, "--fact", "licence=CC BY-NC 4.0")
+    assert re.fullmatch(
+        r"de: 57 soft labels of 'gpt@2' \([0-9a-f]{12}\), 57 of them new; accuracy: train [0-9.]+%, "
+        r"validation [0-9.]+%, test [0-9.]+%; calibration error: validation [0-9.]+%\n",
+        done.out,
+    )
+    np.testing.assert_allclose(logits_in(tmp_path / "store", "gpt@2", texts()), np.log(likely()), rtol=1e-5)
+    shown = run("cache", "show", "gpt@2").out
+    assert re.search(r"licence +CC BY-NC 4\.0\n", shown)
+    assert (
+        "57 soft labels of 'gpt@2'"
+        in run("cache", "import", "soft.jsonl", *BY, "--fact", "licence=CC BY-NC 4.0").out
+    )
+
+
+LAYOUTS = ("mapping", "list", "columns", "struct", "arrow list", "arrow columns", "arrow map", "json in csv")
+
+
+def write_layout(
+    folder: Path, layout: str, texts_: list[str], values: Any, dialect: dict[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Write values as people do; gives the file and what is to be said of it."""
+    how: dict[str, Any] = {"values": "probabilities", "field": "soft"}
+    columns = [f"p_{name}" for name in CLASSES]
+    named = [dict(zip(CLASSES, row, strict=True)) for row in values]
+    if layout == "arrow columns":
+        pq.write_table(
+            pa.table({"text": texts_, **dict(zip(columns, zip(*values, strict=True), strict=True))}),
+            folder / "a.parquet",
+        )
+        return folder / "a.parquet", how | {"field": "p_{class}"}
+    if layout in ("struct", "arrow list", "arrow map"):
+        type_ = {"arrow list": pa.list_(pa.float64()), "arrow map": pa.map_(pa.string(), pa.float64())}.get(
+            layout
+        )
+        cells = {"arrow list": values, "arrow map": [list(one.items()) for one in named]}.get(layout, named)
+        pq.write_table(pa.table({"text": texts_, "soft": pa.array(cells, type_)}), folder / "a.parquet")
+        return folder / "a.parquet", how | ({"classes": CLASSES} if layout == "arrow list" else {})
+    if layout in ("columns", "json in csv"):
+        rows = [
+            {
+                "text": text,
+                **(
+                    dict(zip(columns, row, strict=True)) if layout == "columns" else {"soft": json.dumps(one)}
+                ),
+            }
+            for text, row, one in zip(texts_, values, named, strict=True)
+        ]
+        path = folder / f"a.{dialect['suffix']}"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(
+                file,
+                list(rows[0]),
+                delimiter=dialect["delimiter"],
+                lineterminator=dialect["end"],
+                quoting=dialect["quoting"],
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+        return path, how | {
+            "delimiter": dialect["delimiter"],
+            "quoting": "csv",
+            "field": "p_{class}" if layout == "columns" else "soft",
+        }
+    cells = named if layout == "mapping" else values
+    rows = [{"text": text, "soft": cell} for text, cell in zip(texts_, cells, strict=True)]
+    encoded = (
+        json.dumps(rows, ensure_ascii=dialect["ascii"])
+        if dialect["array"]
+        else "".join(json.dumps(row) + "\n" for row in rows)
+    )
+    path = folder / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(encoded.encode()))
+    return path, how | ({} if layout == "mapping" else {"classes": CLASSES})
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_the_same_values_are_the_same_soft_labels_in_every_format(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("layout")
+    some_text = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1, max_size=20)
+    said = data.draw(st.lists(some_text, min_size=1, max_size=12, unique=True))
+    weights = data.draw(
+        st.lists(st.tuples(*[st.floats(1e-4, 1)] * 3), min_size=len(said), max_size=len(said))
+    )
+    values = [[float(x) for x in np.array(row) / sum(row)] for row in weights]
+    dialect = {
+        "delimiter": data.draw(st.sampled_from(",;\t|")),
+        "end": data.draw(st.sampled_from(["\n", "\r\n"])),
+        "quoting": data.draw(st.sampled_from([0, 1, 2])),
+        "suffix": data.draw(st.sampled_from(["csv", "tsv"])),
+        "array": data.draw(st.booleans()),
+        "ascii": data.draw(st.booleans()),
+    }
+    path, how = write_layout(folder, data.draw(st.sampled_from(LAYOUTS)), said, values, dialect)
+    found = read_soft_labels(path, ValuesParams(**how), TASK)
+    assert found.soft_labels.ids.equals(example_ids([said]))
+    np.testing.assert_array_equal(found.soft_labels.logits, np.log(values).astype("f4"))
+
+
+TASK = load_params(Path(__file__).parents[3] / "params.yaml").task.model_copy(
+    update={"classes": CLASSES, "text_fields": ["text"]}
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        ("probabilities", [0.5, 0.3, 0.2], [0.5, 0.3, 0.2]),
+        ("probabilities", [1.0005, 0, 0], [1, 1e-7, 1e-7]),  # rounding, and zeros
+        ("log_probabilities", [-0.1, -3.0, -4.0], softmax([-0.1, -3, -4])),
+        ("log_probabilities", [-0.1, -3.0, -400.0], softmax([-0.1, -3, np.log(1e-7)])),
+        ("votes", [3, 1, 0], [0.75, 0.25, 1e-7]),
+        ("logits", [-5, 0.25, 700], softmax([-5, 0.25, 700])),
+    ],
+)
+def test_values_become_the_distribution_that_they_mean(
+    tmp_path: Path, kind: str, row: list[float], expected: list[float]
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a", kind: dict(zip(CLASSES, row, strict=True))}])
+    found = read_soft_labels(tmp_path / "a.jsonl", ValuesParams(), TASK).soft_labels
+    np.testing.assert_allclose(softmax(found.logits, axis=1), [expected], atol=2e-7)
+
+
+def test_classes_that_are_not_named_share_what_is_left(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a", "probabilities": {"number": 0.6}},
+        {"text": "b", "probabilities": {"colour": 0.9, "animal": 0.06}},
+        {"text": "c", "probabilities": {"animal": 0.5, "colour": None}},
+    ]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    found = read_soft_labels(tmp_path / "a.jsonl", ValuesParams(), TASK)
+    assert (found.outputs.top_k, set(found.soft_labels.columns)) == (
+        2,
+        {"top_classes", "top_logits", "log_sum_exp_rest"},
+    )
+    expected = [[0.2, 0.2, 0.6], [0.06, 0.9, 0.04], [0.5, 0.25, 0.25]]
+    np.testing.assert_allclose(softmax(found.soft_labels.logits, axis=1), expected, rtol=1e-6)
+    assert (np.diff(found.soft_labels.columns["top_logits"], axis=1) <= 0).all()  # the largest first
+
+
+def test_more_classes_named_later_on_widen_what_came_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.teacher.labelling.from_files._ROWS", 2)
+    rows = [{"text": str(n), "probabilities": {CLASSES[n % 3]: 0.4}} for n in range(5)]
+    rows.append({"text": "all", "probabilities": dict(zip(CLASSES, [0.2, 0.3, 0.5], strict=True))})
+    for last, k in ((5, 1), (6, None)):
+        write_jsonl(tmp_path / "a.jsonl", rows[:last])
+        found = read_soft_labels(tmp_path / "a.jsonl", ValuesParams(), TASK)
+        probs = softmax(found.soft_labels.logits[:5], axis=1)
+        np.testing.assert_allclose(probs, 0.3 + 0.1 * np.eye(3)[np.arange(5) % 3], rtol=1e-6)
+        assert found.outputs.top_k == k
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"probabilities": {"animal": -0.1, "colour": 1, "number": 0.1}}, "a probability is negative"),
+        ({"probabilities": {"animal": 1.2, "colour": 0, "number": 0}}, "a probability is above 1"),
+        ({"probabilities": {"animal": 0.5, "colour": 0.3, "number": 0.1}}, "less than 1 by over 0.01"),
+        ({"probabilities": {"animal": 0.5, "colour": 0.3, "number": 0.3}}, "more than 1 by over 0.01"),
+        ({"probabilities": {"animal": 0.5, "verb": 0.5}}, "'verb' is none of the classes: animal, colour"),
+        ({"probabilities": [0.5, 0.3, 0.2]}, "name the classes in its order"),
+        ({"probabilities": {}}, "it names no class"),
+        ({"probabilities": None}, "probabilities is null, not a list or a mapping"),
+        ({"probabilities": {"animal": "much"}}, "where a number must be"),
+        ({"votes": {"animal": 0, "colour": 0}}, "nobody voted"),
+        ({"votes": {"animal": -1, "colour": 2}}, "votes are negative"),
+        ({"logits": {"animal": 1.0, "colour": 2.0}}, "logits of some classes are missing"),
+        ({"log_probabilities": {"animal": 0.5}}, "the logarithm of a probability is above 0"),
+        ({"log_probabilities": {"animal": -0.1, "colour": -0.2}}, "more than 1 by over 0.01"),
+    ],
+)
+def test_a_row_that_cannot_be_is_named(prepared: Path, run: Run, row: dict[str, Any], said: str) -> None:
+    (field,) = row
+    good = by_class(
+        np.full((57, 3), 1 / 3 if field == "probabilities" else -2.0 if field[:3] == "log" else 1.0),
+        field=field,
+    )
+    write_jsonl(Path("soft.jsonl"), [*good[:7], {"text": good[7]["text"], **row}])
+    done = run("cache", "import", "soft.jsonl", *BY)
+    assert (done.code, done.out) == (1, "")
+    assert re.fullmatch(rf"error: soft\.jsonl, line 8: .*{re.escape(said)}.*\n", done.err)
+    assert not Path(prepared.parent / "store").exists()
+
+
+def test_nan_and_infinity_of_parquet_are_refused(prepared: Path, run: Run) -> None:
+    for value, said in ((np.nan, "a value is NaN"), (np.inf, "a logit is infinite")):
+        table = {"text": ["a", "b"], **{name: [0.0, value] for name in CLASSES}}
+        pq.write_table(pa.table(table), "soft.parquet")
+        done = run("cache", "import", "soft.parquet", *BY, "--values", "logits")
+        assert done.err == f"error: soft.parquet, row 2: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        ([{"text": "a", "x": 1}], (), "in which column are the soft labels? name it with field"),
+        (
+            [{"text": "a", "soft": {"animal": 1}}],
+            ("--field", "soft"),
+            "what are the values in 'soft'? say values",
+        ),
+        (
+            [{"text": "a", "soft": 1}],
+            ("--field", "sof", "--values", "votes"),
+            "no column 'sof'; did you mean soft?",
+        ),
+        (
+            [{"text": "a", "p_animal": 1, "p_verb": 0}],
+            ("--field", "p_{class}", "--values", "votes"),
+            "has a column 'p_verb', and no class is called so",
+        ),
+        (
+            [{"text": "a", "p_dog": 1}],
+            ("--field", "p_{class}", "--values", "votes"),
+            "has no column p_{class} of a class: animal, colour, number",
+        ),
+        ([{"sentence": "a", "votes": {}}], (), "has no column 'text'; there are: sentence, votes"),
+        (
+            [{"text": "a", "votes": [1, 2]}],
+            ("--classes", "animal,colour,number"),
+            "line 1: 2 values for 3 classes",
+        ),
+        (
+            [{"text": "a", "votes": {"x": 1}}],
+            ("--classes", "x,y"),
+            "the teacher for 'de' has 2 classes (x, y), the task has 3",
+        ),
+        ([], (), "holds no examples"),
+        (
+            [{"text": "a", "votes": {"animal": 1}}],
+            ("--values", "ranks"),
+            "--values: Input should be 'logits', 'log_",
+        ),
+        ([{"text": "a", "votes": {"animal": 1}}], ("--fact", "gpt"), "--fact gpt: write it as name=value"),
+        (
+            [{"text": "a", "votes": {"animal": 1}}],
+            ("--language", "fr"),
+            "--language fr is none of the task's: de, en, nl",
+        ),
+        (
+            [{"text": "a", "votes": {"animal": 1}}],
+            ("--name", "two words"),
+            "'two words' is no name for a producer",
+        ),
+    ],
+)
+def test_a_file_that_does_not_say_what_it_holds_is_refused(
+    prepared: Path, run: Run, rows: list[dict[str, Any]], options: tuple[str, ...], said: str
+) -> None:
+    write_jsonl(Path("soft.jsonl"), rows) if rows else Path("soft.jsonl").write_text("")
+    done = run("cache", "import", "soft.jsonl", *BY, *options)
+    assert (done.code, done.out) == (1, "")
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_facts_are_needed_and_may_stand_in_a_file(prepared: Path, run: Run, tmp_path: Path) -> None:
+    write_jsonl(Path("soft.jsonl"), by_class(likely()))
+    assert "who made these soft labels?" in run("cache", "import", "soft.jsonl", "--language", "de").err
+    YAML().dump({"name": "crowd", "version": 3, "licence": "CC0"}, Path("facts.yaml"))
+    done = run(
+        "cache", "import", "soft.jsonl", "--language", "de", "--facts", "facts.yaml", "--fact", "version=4"
+    )
+    assert "'crowd@4'" in done.out
+    opened = Store.open(tmp_path / "store", find_producer(tmp_path / "store", "crowd@4"))
+    assert opened.producer.imported == {"name": "crowd", "version": "4", "licence": "CC0"}
+    Path("facts.yaml").write_text("- a list")
+    done = run("cache", "import", "soft.jsonl", "--language", "de", "--facts", "facts.yaml")
+    assert "--facts facts.yaml is no mapping" in done.err
+
+
+def test_one_text_has_one_soft_label(prepared: Path, run: Run) -> None:
+    rows = by_class(likely())
+    write_jsonl(Path("soft.jsonl"), [*rows, rows[3], rows[5]])
+    assert json.loads(run("cache", "import", "soft.jsonl", *BY, "--json").out)["repeated"] == 2
+    write_jsonl(Path("soft.jsonl"), [*rows, rows[3] | {"probabilities": {"animal": 1.0}}])
+    done = run("cache", "import", "soft.jsonl", *BY)
+    assert "soft.jsonl: line 4 and line 58 are the same text with different values" in done.err
+
+
+def test_another_version_needs_another_name(prepared: Path, run: Run, tmp_path: Path) -> None:
+    write_jsonl(Path("soft.jsonl"), by_class(likely()))
+    assert run("cache", "import", "soft.jsonl", *BY).code == 0
+    write_jsonl(Path("other.jsonl"), by_class(likely(seed=1)))
+    done = run("cache", "import", "other.jsonl", *BY)
+    assert "the store has other values for 57 of these texts" in done.err
+    done = run("cache", "import", "other.jsonl", *BY, "--floor", "1e-5")  # another producer of the same name
+    assert re.search(r"'gpt@2' is producer [0-9a-f]{12} in .*; choose another name", done.err)
+    assert len(shard_files(tmp_path / "store")) == 1
+    assert run("cache", "import", "other.jsonl", *BY, "--fact", "version=3").code == 0
+
+
+def test_texts_of_another_language_are_noticed(prepared: Path, run: Run, tmp_path: Path) -> None:
+    write_jsonl(Path("soft.jsonl"), by_class(likely("en"), "en"))
+    done = run("cache", "import", "soft.jsonl", *BY)
+    assert "57 of the 57 texts in soft.jsonl are not among those of 'de', and 57 are of 'en'" in done.err
+    mixed = [
+        *by_class(likely()),
+        *({"text": f"neu {n}", "probabilities": {"animal": 1.0}} for n in range(20)),
+    ]
+    write_jsonl(Path("soft.jsonl"), mixed)
+    done = run("cache", "import", "soft.jsonl", *BY)
+    assert "77 soft labels of 'gpt@2'" in done.out
+    assert "20 of texts that the data does not have" in done.out
+    assert len(logits_in(tmp_path / "store", "gpt@2", ["neu 7"])) == 1
+
+
+def test_classes_in_another_order_are_noticed(prepared: Path, run: Run) -> None:
+    values = likely()
+    rows = [{"text": text, "probabilities": row} for text, row in zip(texts(), values.tolist(), strict=True)]
+    write_jsonl(Path("soft.jsonl"), rows)
+    assert run("cache", "import", "soft.jsonl", *BY, "--classes", ",".join(CLASSES)).code == 0
+    done = run(
+        "cache", "import", "soft.jsonl", *BY, "--classes", "colour,number,animal", "--fact", "version=3"
+    )
+    assert "if its classes are read as" in done.err
+
+
+def test_a_killed_import_goes_on(
+    prepared: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(Path("soft.jsonl"), by_class(likely()))
+    monkeypatch.setattr(store_import, "_SHARD_BYTES", 28 * 20)
+    append = Store.append
+
+    def append_one(self: Store, *args: Any, **options: Any) -> str:
+        if len(self.shards()) == 1:
+            raise KeyboardInterrupt
+        return append(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", append_one)
+        assert run("cache", "import", "soft.jsonl", *BY).code != 0
+    assert len(shard_files(tmp_path / "store")) == 1
+    assert "57 soft labels of 'gpt@2'" in (done := run("cache", "import", "soft.jsonl", *BY)).out
+    assert "37 of them new" in done.out
+    assert run("cache", "verify").code == 0
+
+
+# There and back
+
+
+@pytest.mark.parametrize(
+    "outputs", [Outputs(), Outputs(dtype="float16"), Outputs(top_k=2), Outputs(hidden=True)], ids=str
+)
+def test_what_was_exported_comes_back_bit_for_bit(
+    prepared: Path, run: Run, tmp_path: Path, outputs: Outputs
+) -> None:
+    made = producer(outputs=outputs, text_fields=["text"])
+    made = made.with_facts({"config": {"id2label": {str(i): name for i, name in enumerate(CLASSES)}}})
+    known, unknown = texts()[:20], ["of other data"]
+    store = Store(tmp_path / "store", made)
+    store.append(soft_labels([*known, *unknown], outputs=outputs))
+    assert run("cache", "export", made.id[:12], "soft.parquet").code == 0
+    assert (
+        run("cache", "import", "soft.parquet", "--language", "de", "--name", "back", "--keep-unknown").code
+        == 0
+    )
+    back = Store.open(tmp_path / "store", find_producer(tmp_path / "store", "back"))
+    assert back.producer.facts["imported"] == {"exported_from": made.id, "facts": {}}
+    assert back.producer.id != made.id
+    ids = example_ids([[*unknown, *known]])
+    expected, found = (one.look_up(ids).soft_labels() for one in (store, back))
+    assert found.shapes() == expected.shapes()
+    for name, values in expected.columns.items():
+        assert found.columns[name].tobytes() == values.tobytes()
+
+
+def test_an_exported_file_that_was_changed_is_refused(prepared: Path, run: Run, tmp_path: Path) -> None:
+    made = producer(text_fields=["text"])
+    store = Store(tmp_path / "store", made)
+    store.append(soft_labels(texts()[:20]))
+    assert run("cache", "export", made.id[:12], "soft.parquet").code == 0
+    table = pq.read_table("soft.parquet")
+    said = table["text"].to_pylist()
+    column = table.schema.get_field_index("text")
+    pq.write_table(table.set_column(column, "text", [[*said[:4], "x", *said[5:]]]), "soft.parquet")
+    done = run("cache", "import", "soft.parquet", "--language", "de")
+    assert "soft.parquet, row 5: example_id is not that of the text" in done.err
+
+
+# Names
+
+
+def test_names_are_of_one_producer_and_travel_with_it(tmp_path: Path, run: Run, workspace: Path) -> None:
+    here, there = tmp_path / "store", str(tmp_path / "there")
+    ids = []
+    for weights in ("a", "b"):
+        store = Store(here, producer(weights=weights))
+        store.append(soft_labels(["x"]))
+        ids.append(store.producer.id)
+    assert run("cache", "name", ids[0][:8], "de@2026.11-large").out == f"{ids[0][:12]} is de@2026.11-large\n"
+    assert (
+        f"'de@2026.11-large' is producer {ids[0][:12]}"
+        in run("cache", "name", ids[1], "de@2026.11-large").err
+    )
+    assert run("cache", "name", "de@2026.11-large", "de").code == 0
+    assert (name_of(here, ids[0]), find_producer(here, "de")) == ("de", ids[0])
+    assert run("cache", "push", there).code == 0
+    assert (name_of(there, ids[0]), name_of(there, ids[1])) == ("de", None)
+    give_name(here, ids[0], "fr")
+    give_name(here, ids[1], "de")
+    assert run("cache", "push", there).code == 0
+    assert (name_of(there, ids[0]), name_of(there, ids[1])) == ("de", None)  # there, the name is taken
+    rows = run("cache", "ls", "--store", there).out.splitlines()
+    assert rows[0].split()[:2] == ["producer", "name"]
+    assert {row.split()[0]: row.split()[1] for row in rows[1:3]} == {ids[0][:12]: "de", ids[1][:12]: "–"}
+
+
+def test_a_producer_knows_whether_it_was_imported() -> None:
+    assert producer().imported is None
+    assert producer().with_facts({"imported": "no"}).imported is None
