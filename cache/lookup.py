@@ -168,6 +168,13 @@ class Lookup:
             values[self._again] = values[self._first]
         return SoftLabels(self.ids, self._columns, self._n_classes)
 
+    def some(self, wanted: NDArray[np.bool_]) -> SoftLabels:
+        """Give the soft labels of some examples that were found, ``(N,)``, in their order."""
+        for values in self._columns.values():
+            values[self._again] = values[self._first]
+        columns = {name: values[wanted] for name, values in self._columns.items()}
+        return SoftLabels(self.ids.filter(pa.array(wanted)), columns, self._n_classes)
+
 
 def _prefixes(words: NDArray[np.uint64], bits: np.uint64) -> NDArray[np.uint64]:
     """Set the lower `bits` bits to 0."""

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cache.errors import CacheError, ManifestError, MissingSoftLabelsError, ProducerError, UnreadableError
 from cache.folder import Folder, is_temporary, read_file, write_atomically
@@ -154,8 +155,6 @@ class SoftLabelSet:
     def join(self, ids: pa.FixedSizeBinaryArray) -> SoftLabels:
         """Give the soft labels of examples, in their order.
 
-        The shards are read and checked one after the other; no more than one is in memory.
-
         Args:
             ids: N example ids in any order, repeated as often as wanted.
 
@@ -163,6 +162,29 @@ class SoftLabelSet:
             ManifestError: A shard is damaged.
             UnreadableError: A shard cannot be read now, or a newer version wrote it.
             MissingSoftLabelsError: An example has no soft label.
+        """
+        has, soft_labels = self.find(ids)
+        n_missing = int(np.count_nonzero(~has))
+        if n_missing:
+            raise MissingSoftLabelsError(
+                language=self.language, missing=n_missing, total=len(ids), folder=str(self.folder)
+            )
+        return soft_labels
+
+    def find(self, ids: pa.FixedSizeBinaryArray) -> tuple[NDArray[np.bool_], SoftLabels]:
+        """Give the soft labels of those examples that have one.
+
+        The shards are read and checked one after the other; no more than one is in memory.
+
+        Args:
+            ids: N example ids in any order, repeated as often as wanted.
+
+        Returns:
+            Which have one, shape ``(N,)``, and the soft labels of these, in their order.
+
+        Raises:
+            ManifestError: A shard is damaged.
+            UnreadableError: A shard cannot be read now, or a newer version wrote it.
         """
         if isinstance(ids, pa.ChunkedArray):
             ids = ids.combine_chunks()
@@ -176,12 +198,8 @@ class SoftLabelSet:
                 raise ManifestError(
                     folder=str(self.folder), language=self.language, reason=str(error)
                 ) from error
-        n_missing = int(np.count_nonzero(~lookup.found))
-        if n_missing:
-            raise MissingSoftLabelsError(
-                language=self.language, missing=n_missing, total=len(ids), folder=str(self.folder)
-            )
-        return lookup.soft_labels()
+        has = lookup.found
+        return has, lookup.soft_labels() if has.all() else lookup.some(has)
 
 
 def _load(path: Path) -> Any:

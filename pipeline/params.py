@@ -90,7 +90,7 @@ class PipelineParams(Params):
 
     def uses_hub(self) -> bool:
         """Tell whether anything names the Hugging Face Hub; if not, no connection is ever opened."""
-        named = [one.base for teacher in self.teachers.values() for one in teacher.all]
+        named = [one.base for teacher in self.teachers.values() for one in teacher.all if one.base]
         named.append(self.student.pretrain.base)
         if isinstance(self.task.source, HubSource):
             named += [self.task.source.dataset.replace("{language}", one) for one in self.task.languages]

@@ -7,14 +7,19 @@ what it concerns.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from cache import file_digest
 from stages.artifacts import PLAN, replaced_folder
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.student.params import StudentSection
 from stages.student.variants import HARD_ONLY, relevant
-from stages.teacher.params import TeacherParams, TeacherSection
+from stages.teacher.params import OneTeacher, TeacherParams, TeacherSection
+
+_LABELLED = ("labels", "soft_labels", "producer", "name", "weight")
+"""What decides soft labels of a teacher, or what stage one says of them, besides the teacher itself."""
 
 
 def plan(
@@ -42,6 +47,14 @@ def plan(
     return f"{len(planned)} stages; with other parameters than before: {', '.join(changed)}"
 
 
+def _file_of(teacher: OneTeacher) -> dict[str, Any]:
+    """Give the file of a teacher without a model, and its digest: DVC watches no single file of data/."""
+    if teacher.soft_labels is None or teacher.soft_labels.file is None:
+        return {}
+    file = Path(teacher.soft_labels.file)
+    return {"soft_labels": str(file), "sha256": file_digest(file) if file.is_file() else None}
+
+
 def _facts(
     task: TaskParams,
     teachers: Mapping[str, TeacherParams],
@@ -57,14 +70,17 @@ def _facts(
         its = teachers[language]
         facts[f"teacher-finetune@{language}"] = {
             "task": taught,
-            "teachers": [departures(one, "base", "revision", "finetune") for one in its.all],
+            "teachers": [
+                departures(one, "base", "revision", "finetune", "producer") | _file_of(one) for one in its.all
+            ],
             "folds": its.folds,
             "finetune": departures(teacher.finetune) if any(one.finetune for one in its.all) else {},
         }
         facts[f"teacher-label@{language}"] = {
             "task": taught,
-            "teachers": [departures(one, "labels") for one in its.all],
+            "teachers": [departures(one, *_LABELLED) for one in its.all],
             "folds": its.folds,
+            **departures(its, "combine"),
             "label": departures(teacher.label),
         }
     facts["student-pretrain"] = {

@@ -26,17 +26,19 @@ from stages.page.findings import Findings, find
 from stages.page.premise import premise
 from stages.page.run import run
 from stages.page.summary import numbers, summary
-from stages.page.teachers import teachers
+from stages.page.teachers import teachers as quality_of_teachers
 from stages.results.measures import N_BINS
+from stages.results.teachers import Teachers
 
 
-def report(task: TaskParams, params: Mapping[str, Any]) -> Path:
+def report(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str, Any]) -> Path:
     """Write ``artifacts/report/report.html``, its accuracies as ``accuracy.md``, and ``summary.json``.
 
     The summary is what `dvc metrics` and `dvc exp show` print. The same artifacts give the same bytes.
 
     Args:
         task: Section `task` of params.yaml.
+        teachers: Section `teachers`.
         params: All sections that the results depend on, as plain values.
 
     Returns:
@@ -46,7 +48,7 @@ def report(task: TaskParams, params: Mapping[str, Any]) -> Path:
         StageError: What a stage writes is not there, or is not of the current data.
         CacheError: The soft labels are not there or not readable.
     """
-    found = find(task, params)
+    found = find(task, teachers, params)
     metrics = {kind.replace("-", "_"): values for kind, values in numbers(found).items()}
     write_atomically(REPORT / "accuracy.md", markdown(found).encode())
     write_atomically(REPORT / "summary.json", json.dumps(metrics, indent=1).encode())
@@ -74,7 +76,7 @@ def _page(found: Findings, params: Mapping[str, Any]) -> str:
         agreement=agreement(found),
         disagreements=disagreements(found),
         curves=curves(found),
-        teachers=teachers(found),
+        teachers=quality_of_teachers(found),
         cost=cost(found),
         run=run(found, params),
     )

@@ -46,8 +46,12 @@ ARROWS = {
     "stages.models": "cache stages",
     "stages.results": "cache stages stages.data",
     "stages.page": "cache stages stages.data stages.results",
-    "stages.teacher": "cache stages stages.data stages.models stages.results stages.teacher.labelling",
-    "stages.teacher.labelling": "cache cache.commands stages stages.data stages.models stages.teacher",
+    "stages.teacher": (
+        "cache cache.commands stages stages.data stages.models stages.results stages.teacher.labelling"
+    ),
+    "stages.teacher.labelling": (
+        "cache cache.commands stages stages.data stages.models stages.results stages.teacher"
+    ),
     "stages.student": "cache stages stages.data stages.models stages.results",
     "stages.ablation": "cache stages stages.data stages.models stages.results stages.student",
     "stages commands": ("cache stages stages.data stages.page stages.results stages.student stages.teacher"),

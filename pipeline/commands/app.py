@@ -61,4 +61,4 @@ def report(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> N
     loaded = load(params, changes)
     from stages.report import report as run
 
-    typer.echo(run(loaded.task, loaded.model_dump(exclude={"ablation", "cache", "launch"})))
+    typer.echo(run(loaded.task, loaded.teachers, loaded.model_dump(exclude={"ablation", "cache", "launch"})))

@@ -71,9 +71,8 @@ def _premise(loaded: PipelineParams) -> str:
     from stages.results.predictions import read_predictions
     from stages.results.premise import premise
 
-    names = {language: [one.labels for one in its.all] for language, its in loaded.teachers.items()}
     try:
-        gain = premise(loaded.task, names, read_predictions(loaded.task, "baseline")).average
+        gain = premise(loaded.task, loaded.teachers, read_predictions(loaded.task, "baseline")).average
     except (CacheError, StageError) as error:
         return f"not known: {error}"
     return f"{gain.points()}; {gain.reading()}"

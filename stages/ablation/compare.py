@@ -118,7 +118,11 @@ class Compared:
             )
             for language in languages
         }
-        teachers = {name: finished.teachers[name][split] for name in groups.get("supervised", [])}
+        teachers = {
+            name: finished.teachers[name][split]
+            for name in groups.get("supervised", [])
+            if split in finished.teachers[name]
+        }
         entities = {language: finished.entities[language, split] for language in languages}
         return cls(split, [*runs], seeds, groups, right, entities, teachers)
 

@@ -220,5 +220,7 @@ def teachers_of(task: TaskParams) -> dict[str, dict[str, float]]:
         except FileNotFoundError:
             command = f"python -m pipeline teacher label --language {language}"
             raise StageError(f"{path} is not there; write it with: {command}") from None
-        accuracies[language] = {split: one["accuracy"] for split, one in found.items()}
+        # Of a part of the examples alone it would be compared with that of others.
+        whole = {split: one for split, one in found.items() if one.get("coverage", 1) == 1}
+        accuracies[language] = {split: one["accuracy"] for split, one in whole.items()}
     return accuracies

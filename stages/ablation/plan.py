@@ -9,7 +9,8 @@ from stages.ablation.params import AblationParams
 from stages.artifacts import ABLATION, SOFT_LABELS, of_each_teacher, replaced_folder
 from stages.data.task import TaskParams
 from stages.dependencies import departures
-from stages.student.params import DistillParams, StudentSection, Teachers
+from stages.results.teachers import Teachers
+from stages.student.params import DistillParams, StudentSection
 from stages.student.variants import HARD_ONLY, relevant
 
 
@@ -89,5 +90,8 @@ def _soft_labels(language: str, teachers: Teachers) -> list[dict[str, Any]]:
         of_each_teacher(SOFT_LABELS / language, len(teachers.all)), teachers.all, strict=True
     ):
         SoftLabelSet.read(folder, language=language)  # refuses what is not there
-        facts.append({"set": file_digest(folder / "manifest.json"), "labels": teacher.labels})
+        weight = {} if teacher.weight == 1 else {"weight": teacher.weight}
+        facts.append({"set": file_digest(folder / "manifest.json"), "labels": teacher.labels, **weight})
+    if teachers.combine != "average":
+        facts.append({"combine": teachers.combine})
     return facts

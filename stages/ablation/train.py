@@ -18,9 +18,10 @@ from stages.errors import StageError
 from stages.models.encoders import read_note
 from stages.models.pins import model_digests, model_folder
 from stages.results.predictions import validation_accuracy, write_predictions
+from stages.results.teachers import Teachers
 from stages.student.distill import distill
 from stages.student.evaluate import answers
-from stages.student.params import DistillParams, StudentSection, Teachers
+from stages.student.params import DistillParams, StudentSection
 from stages.student.variants import HARD_ONLY
 
 

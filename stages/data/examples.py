@@ -7,9 +7,13 @@ language and split) and ``files`` (their sha256).
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stages.artifacts import DATA
 from stages.data.task import Split, SplitName, TaskParams
@@ -23,12 +27,17 @@ NO_LABEL = -100
 MANIFEST = "manifest.json"
 ENTITY = "entity"
 """Name of the optional column that says what a text is about: equal ones are translations of each other."""
+SOFT_LABEL = "soft_label"
+"""Name of the optional column with a value for each class, null for those that were not named."""
+TEACHER = "teacher"
+"""Name of the optional column that says which teacher is to be asked; null: all of them."""
+OPTIONAL = (ENTITY, SOFT_LABEL, TEACHER)
 
 
 def columns_of(task: TaskParams) -> pa.Schema:
     """Give the columns of ``artifacts/data/<language>/<split>.arrow``; the metadata holds the classes.
 
-    Where the source has it, the column ``entity`` follows.
+    Where the source has them, the columns ``entity``, ``soft_label`` and ``teacher`` follow.
     """
     fields = {name: pa.string() for name in task.text_fields}
     columns = {"example_id": pa.binary(16), **fields, "label": pa.int32()}
@@ -61,8 +70,7 @@ def read_examples(task: TaskParams, language: str, split: SplitName) -> pa.Table
     """
     path = data_file(language, split)
     table = _open(path)
-    if ENTITY in table.column_names:
-        table = table.drop_columns(ENTITY)
+    table = table.drop_columns([name for name in OPTIONAL if name in table.column_names])
     if not table.schema.equals(columns_of(task), check_metadata=True):
         raise StageError(
             f"{path} was written for other text fields or classes than params.yaml names; "
@@ -79,6 +87,59 @@ def read_entities(language: str, split: SplitName) -> list[str | None]:
     """
     table = _open(data_file(language, split))
     return table[ENTITY].to_pylist() if ENTITY in table.column_names else [None] * table.num_rows
+
+
+def read_soft_label_column(task: TaskParams, language: str, split: SplitName) -> pa.Table:
+    """Give the soft labels that stand in the data of one language and split.
+
+    Returns:
+        Columns ``example_id``, ``soft_label`` and ``row``, the example's place from 0; without those that
+        have none.
+
+    Raises:
+        StageError: `prepare` has not written the file.
+    """
+    table = _open(data_file(language, split))
+    if SOFT_LABEL not in table.column_names:
+        cells = pa.nulls(table.num_rows, pa.list_(pa.float64(), len(task.classes)))
+        table = table.append_column(SOFT_LABEL, cells)
+    table = table.select(["example_id", SOFT_LABEL]).append_column("row", pa.array(range(table.num_rows)))
+    return table.filter(table[SOFT_LABEL].is_valid())
+
+
+def read_asked(
+    language: str, splits: Sequence[SplitName], names: Sequence[str | None]
+) -> NDArray[np.int64] | None:
+    """Tell which of a language's teachers is to be asked about each example of some splits.
+
+    Args:
+        language: A supervised one.
+        splits: One behind the other.
+        names: Of the language's teachers.
+
+    Returns:
+        Positions among the names, -1 where all are to be asked, shape ``(N,)``; None: always all.
+
+    Raises:
+        StageError: `prepare` has not written a file, or examples are for teachers that are not there.
+    """
+    tables = [_open(data_file(language, split)) for split in splits]
+    if not any(TEACHER in table.column_names for table in tables):
+        return None
+    places = {name: place for place, name in enumerate(names) if name is not None}
+    asked = []
+    for table in tables:
+        said = table[TEACHER] if TEACHER in table.column_names else pa.nulls(table.num_rows, pa.string())
+        asked += said.to_pylist()
+    strangers = Counter(name for name in asked if name is not None and name not in places)
+    if strangers:
+        (name, count), *others = strangers.most_common()
+        more = f", and {len(others)} more names" if others else ""
+        raise StageError(
+            f"{count:,} examples of '{language}' are for teacher '{name}'{more}; teachers.{language} has: "
+            f"{', '.join(places) or 'none with a name'}"
+        )
+    return np.array([-1 if name is None else places[name] for name in asked], np.int64)
 
 
 def all_examples(task: TaskParams) -> pa.Table | None:

@@ -46,6 +46,8 @@ class Rows:
         file: Where they stand.
         places: Where in the file, such as ``line 7``.
         by_name: Whether labels are class names, and not numbers that may stand for any.
+        soft: What a soft-label column says of each row, by class; None: there is no such column.
+        teachers: Which teacher each row is for; None: there is no such column.
     """
 
     texts: Sequence[list[Any]]
@@ -54,6 +56,8 @@ class Rows:
     file: str
     places: Sequence[str]
     by_name: bool = False
+    soft: list[Any] | None = None
+    teachers: list[Any] | None = None
 
     def at(self, row: int) -> str:
         """Say where a row stands."""
@@ -81,14 +85,32 @@ class _Fields:
     language: str | None
     needed: Sequence[str]
     """Columns that must be there besides the texts."""
+    soft: Mapping[str, str] | str | None = None
+    """The column with soft labels, or that of each class."""
+    teacher: str | None = None
 
     @classmethod
-    def of(cls, source: TableSource, texts: Sequence[str], language: str) -> "_Fields":
+    def of(cls, source: TableSource, task: TaskParams, language: str) -> "_Fields":
+        texts: Sequence[str] = task.text_fields
         named = [*(source.text_fields or texts), source.label_field, source.entity_field or ENTITY]
         *texts, label, entity = (name.replace("{language}", language) for name in named)
         needed = [label, *([entity] if source.entity_field else []), *([source.language_field or label])]
         found = None if entity == label else entity
-        return cls(texts, label, found, source.language_field, list(dict.fromkeys(needed)))
+        needed += [source.teacher_field] if source.teacher_field else []
+        soft: Mapping[str, str] | str | None = source.soft_label_field
+        if isinstance(soft, str):
+            soft = soft.replace("{language}", language)
+            by_class = {name: soft.replace("{class}", name) for name in task.classes}
+            soft = by_class if "{class}" in soft else soft
+            needed += [soft] if isinstance(soft, str) else [*by_class.values()]
+        needed = list(dict.fromkeys(needed))
+        return cls(texts, label, found, source.language_field, needed, soft, source.teacher_field)
+
+    def soft_of(self, row: Mapping[str, Any]) -> Any:
+        """Give what a row says of each class."""
+        if isinstance(self.soft, str):
+            return row[self.soft]
+        return {name: row[column] for name, column in (self.soft or {}).items()}
 
 
 def revision_of(task: TaskParams) -> str | dict[str, str] | None:
@@ -143,14 +165,14 @@ def reader_of(
         commits = revision if isinstance(revision, Mapping) else dict.fromkeys(task.languages, revision)
         return lambda language, split: _read_hub(
             source,
-            _Fields.of(source, task.text_fields, language),
+            _Fields.of(source, task, language),
             language,
             split,
             commits.get(language),
             others,
         )
     return lambda language, split: _read_files(
-        source, _Fields.of(source, task.text_fields, language), language, split, others
+        source, _Fields.of(source, task, language), language, split, others
     )
 
 
@@ -193,7 +215,7 @@ def read_taught(task: TaskParams, revision: Revision, language: str) -> Iterator
     source = task.source
     if isinstance(source, NamesSource):
         return
-    fields = _Fields.of(source, task.text_fields, language)
+    fields = _Fields.of(source, task, language)
     needed = [name for name in fields.needed if name != fields.label]
     fields = replace(fields, label=None, needed=needed)
     if isinstance(source, HubSource):
@@ -350,6 +372,8 @@ def _of_rows(
             [_as_entity(row.get(fields.entity)) if fields.entity else None for _, row in window],
             file,
             [place for place, _ in window],
+            soft=[fields.soft_of(row) for _, row in window] if fields.soft else None,
+            teachers=[row[fields.teacher] for _, row in window] if fields.teacher else None,
         )
 
 
@@ -393,7 +417,14 @@ def _of_table(
         file,
         places,
         by_name=bool(known),
+        soft=_soft_of_table(table, fields) if fields.soft else None,
+        teachers=table[fields.teacher].to_pylist() if fields.teacher else None,
     )
+
+
+def _soft_of_table(table: pa.Table, fields: _Fields) -> list[Any]:
+    names = [fields.soft] if isinstance(fields.soft, str) else [*(fields.soft or {}).values()]
+    return [fields.soft_of(row) for row in table.select(names).to_pylist()]
 
 
 _ENTITY_TYPES = (str, int, float, decimal.Decimal, datetime.date, datetime.time)

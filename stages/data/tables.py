@@ -1,6 +1,7 @@
 """Tables of examples on their way to disk, window by window: laid out, chosen from, written, read again."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -11,19 +12,57 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache import example_ids
-from stages.data.examples import ENTITY, columns_of
+from stages.data.classes import class_key
+from stages.data.examples import ENTITY, SOFT_LABEL, TEACHER, columns_of
+from stages.data.files import shown
 from stages.data.remarks import first_words
 from stages.data.sources import WINDOW, Rows
 from stages.data.task import TaskParams
+from stages.errors import StageError
 
 
 def laid_out(task: TaskParams, rows: Rows, labels: Sequence[int | None]) -> pa.Table:
-    """Lay out a window's examples, with what they are about."""
+    """Lay out a window's examples, with what they are about, and what else the source tells of them.
+
+    Raises:
+        StageError: A soft label is no mapping of classes to numbers.
+    """
     arrays = [example_ids(rows.texts), *rows.texts, labels, rows.entities]
-    schema = columns_of(task).append(pa.field(ENTITY, pa.string()))
+    fields = [*columns_of(task), pa.field(ENTITY, pa.string())]
+    if rows.soft is not None:
+        arrays.append(values_by_class(rows, task.classes))
+        fields.append(pa.field(SOFT_LABEL, pa.list_(pa.float64(), len(task.classes))))
+    if rows.teachers is not None:
+        arrays.append([None if name in (None, "") else str(name) for name in rows.teachers])
+        fields.append(pa.field(TEACHER, pa.string()))
+    schema = pa.schema(fields, metadata=columns_of(task).metadata)
     return pa.Table.from_arrays(
         [pa.array(a, type=f.type) for a, f in zip(arrays, schema, strict=True)], schema=schema
     )
+
+
+def values_by_class(rows: Rows, classes: Sequence[str]) -> list[list[float | None] | None]:
+    """Give each row's soft label as a value for each class; None for classes, and rows, that have none.
+
+    Raises:
+        StageError: It is no mapping of classes to numbers.
+    """
+    places = {class_key(name): place for place, name in enumerate(classes)}
+    found: list[list[float | None] | None] = []
+    for row, said in enumerate(rows.soft or ()):
+        try:
+            by_name = json.loads(said) if isinstance(said, str) and said else said
+            by_name = {} if by_name in (None, "") else dict(by_name)
+            values: list[float | None] = [None] * len(classes)
+            for name, value in by_name.items():
+                values[places[class_key(str(name))]] = None if value in (None, "") else float(value)
+        except (KeyError, RecursionError, TypeError, ValueError):
+            names = ", ".join(classes)
+            raise StageError(
+                f"{rows.at(row)}: the soft label is {shown(said)}, not numbers by class: {names}"
+            ) from None
+        found.append(None if all(value is None for value in values) else values)
+    return found
 
 
 def keys_of(ids: pa.ChunkedArray, entities: Iterable[str | None], purpose: bytes) -> NDArray[np.uint64]:

@@ -33,6 +33,12 @@ class TableSource(Params):
     entity_field: str | None = None
     """The column that says what a text is about; equal values are translations. Null: ``entity``, where there
     is such a column."""
+    soft_label_field: str | None = None
+    """The column with what somebody else's teacher said: a mapping by class; or, with ``{class}`` in it, such
+    as ``votes_{class}``, one column per class. `teachers.<language>.soft_labels` says what the values are."""
+    teacher_field: str | None = None
+    """The column with the name of the teacher that is to be asked about a text, such as the text's domain;
+    where it is empty, all teachers of the language are. Null: all of them, always."""
     language_field: str | None = None
     """The column with a row's language, of which rows of other languages are left out."""
     aligned: bool = False
@@ -139,7 +145,7 @@ class TaskParams(Params):
         for name in self.text_fields:
             if "{language}" in name:
                 raise ValueError(f"{name}: columns with a language in their names go into source.text_fields")
-        for name in ("example_id", "label", "entity"):
+        for name in ("example_id", "label", "entity", "soft_label", "teacher"):
             if name in self.text_fields:
                 raise ValueError(f"no text field may be called {name}, which is a column of our own")
         return self

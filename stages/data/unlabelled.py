@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.data.examples import ENTITY, UNLABELLED, columns_of, data_file
+from stages.data.examples import ENTITY, SOFT_LABEL, TEACHER, UNLABELLED, columns_of, data_file
 from stages.data.remarks import among, first_words
 from stages.data.sources import Revision, read_taught
 from stages.data.tables import entities_of, filtered, keys_of, laid_out, mapped, write_batches
@@ -81,4 +81,7 @@ def _without_labels(task: TaskParams, table: pa.Table) -> pa.Table:
     columns = {name: table[name] for name in table.column_names}
     columns["label"] = pa.nulls(table.num_rows, pa.int32())
     columns.setdefault(ENTITY, pa.nulls(table.num_rows, pa.string()))
-    return pa.table(columns, schema=columns_of(task).append(pa.field(ENTITY, pa.string())))
+    own = columns_of(task)
+    fields = [*own, pa.field(ENTITY, pa.string())]
+    fields += [table.schema.field(name) for name in (SOFT_LABEL, TEACHER) if name in columns]
+    return pa.table(columns, schema=pa.schema(fields, metadata=own.metadata))

@@ -16,7 +16,7 @@ def accuracy(found: Findings) -> list[Figure]:
     result = []
     for kind, languages in found.groups.items():
         marks = dict(zip(models, MARKS.values(), strict=True))
-        if kind == "zero-shot":
+        if kind == "zero-shot" or not models["teacher"]:
             del marks["teacher"]
         rows = {
             name: {model: models[model][name].accuracy for model in marks if name in models[model]}

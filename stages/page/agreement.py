@@ -38,9 +38,11 @@ class Agreement(NamedTuple):
     divergence: Table
 
 
-def agreement(found: Findings) -> Agreement:
-    """Say where student and teacher are right, and where they agree."""
-    pairs = {name: (found.student[name], found.teachers[name].test) for name in found.supervised}
+def agreement(found: Findings) -> Agreement | None:
+    """Say where student and teacher are right, and where they agree; None: no test text has soft labels."""
+    pairs = found.pairs
+    if not pairs:
+        return None
     outcomes = {name: _outcomes(student, teacher) for name, (student, teacher) in pairs.items()}
     title = "Who is right, in percent of the test examples"
     chart = shares_chart(outcomes, colours=[*_OUTCOMES.values()], title=title)
@@ -82,11 +84,11 @@ class Disagreement(NamedTuple):
 
 def disagreements(found: Findings) -> dict[str, list[Disagreement]]:
     """Find the test examples of each language on which student and teacher differ most."""
-    return {name: _disagreements(found, name) for name in found.supervised}
+    return {name: _disagreements(found, *pair) for name, pair in found.pairs.items()}
 
 
-def _disagreements(found: Findings, language: str) -> list[Disagreement]:
-    models = {"teacher": found.teachers[language].test, "student": found.student[language]}
+def _disagreements(found: Findings, student: Result, teacher: Result) -> list[Disagreement]:
+    models = {"teacher": teacher, "student": student}
     probs = {name: result.probabilities() for name, result in models.items()}
     bits = divergence(probs["student"], probs["teacher"])
     labels, classes = models["student"].labels, found.task.classes

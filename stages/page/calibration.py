@@ -25,8 +25,9 @@ class Calibration(NamedTuple):
 
 def calibration(found: Findings) -> Calibration:
     """Compare confidence and accuracy, before and after temperature scaling."""
-    of_student = [(found.student_name, kind) for kind in found.groups]
-    panels = [_panel(found, model, kind) for model, kind in [("teacher", "supervised"), *of_student]]
+    shown = [*([("teacher", "supervised")] if found.models["teacher"] else [])]
+    shown += [(found.student_name, kind) for kind in found.groups]
+    panels = [_panel(found, model, kind) for model, kind in shown]
     return Calibration(panels, [_errors(found, kind) for kind in found.groups])
 
 

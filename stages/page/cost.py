@@ -19,8 +19,9 @@ def cost(found: Findings) -> Table:
         n_bytes = sum(one.n_bytes for one in taught.sets)
         needed = saved = 0
         if found.variant not in ("linear", "finetune"):  # which read no soft labels
-            needed = taught.n_train * found.epochs * len(taught.sets)
-            saved = needed - n_labels
+            run_here = [one for one in taught.sets if one.producers[0].imported is None]
+            needed = taught.n_train * found.epochs * len(run_here)
+            saved = needed - sum(one.n_labels for one in run_here)
         numbers = (sum(found.counts[language].values()), n_labels, n_bytes, needed, saved)
         totals += numbers
         rows.append([language, *_counts(numbers), _operations(taught.sets)])

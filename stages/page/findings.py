@@ -19,6 +19,7 @@ from stages.page.taught import Taught, read_taught
 from stages.results.measures import Bins, by_confidence, fit_temperature
 from stages.results.predictions import Predictions, read_predictions, validation_accuracy
 from stages.results.premise import Premise, premise
+from stages.results.teachers import Teachers
 
 Curve = list[dict[str, float]]
 """Points of a training: ``step``, and what was measured there, by name."""
@@ -44,7 +45,7 @@ class Findings:
         counts: Examples by language and split.
         cut: Test examples that are longer than the student reads, by language; none: it is not known.
         data: Digest of a language's examples of all splits, by language.
-        premise: Teachers and baseline compared on validation data.
+        premise: Teachers and baseline compared on validation data; None where it has no soft labels.
         weights: Sha256 of the weight files of ``student`` and ``baseline``, by path.
     """
 
@@ -63,7 +64,7 @@ class Findings:
     counts: dict[str, dict[SplitName, int]]
     cut: dict[str, int]
     data: dict[str, str]
-    premise: Premise
+    premise: Premise | None
     weights: dict[str, str]
 
     @property
@@ -72,9 +73,21 @@ class Findings:
         return self.groups["supervised"]
 
     @property
+    def pairs(self) -> dict[str, tuple[Result, Result]]:
+        """Student and teachers by supervised language, on the test examples that have soft labels."""
+        found = {}
+        for name in self.supervised:
+            taught, student = self.teachers[name], self.student[name]
+            if taught.test is not None:
+                examples = student.examples.filter(pa.array(taught.has_test))
+                own = Result(examples, student.logits[taught.has_test], student.temperature)
+                found[name] = own, taught.test
+        return found
+
+    @property
     def models(self) -> dict[str, dict[str, Result]]:
         """Test results by the name of a column, and by language."""
-        teachers = {language: taught.test for language, taught in self.teachers.items()}
+        teachers = {language: taught.test for language, taught in self.teachers.items() if taught.test}
         return {"teacher": teachers, "finetune": self.baseline, self.student_name: self.student}
 
     @property
@@ -89,16 +102,17 @@ class Findings:
 
     def bins(self, model: str, languages: Sequence[str], *, calibrated: bool) -> Bins:
         """Put a model's test predictions of several languages into bins by confidence."""
-        results = [self.models[model][name] for name in languages]
+        results = [self.models[model][name] for name in languages if name in self.models[model]]
         probs = np.concatenate([one.probabilities(calibrated=calibrated) for one in results])
         return by_confidence(probs, np.concatenate([one.labels for one in results]))
 
 
-def find(task: TaskParams, params: Mapping[str, Any]) -> Findings:
+def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str, Any]) -> Findings:
     """Read what a finished run left.
 
     Args:
         task: Section `task` of params.yaml.
+        teachers: Section `teachers`.
         params: All of its sections as plain values.
 
     Raises:
@@ -109,13 +123,7 @@ def find(task: TaskParams, params: Mapping[str, Any]) -> Findings:
     student = _results(task, predictions)
     of_baseline = read_predictions(task, "baseline")
     baseline = _results(task, of_baseline)
-    names = {
-        language: [one["labels"] for one in (its, *its["more"])]
-        for language, its in params["teachers"].items()
-    }
-    teachers = {
-        language: read_taught(task, params["teachers"][language], language) for language in task.supervised
-    }
+    taught = {language: read_taught(task, teachers[language], language) for language in task.supervised}
     counts, digests = _data(task)
     by_language = _read_json(PLOTS / "accuracy_by_language.json", "student evaluate")
     by_branch = _read_json(PLOTS / "accuracy_by_branch.json", "student evaluate")
@@ -127,7 +135,7 @@ def find(task: TaskParams, params: Mapping[str, Any]) -> Findings:
         groups=_best_first(task, student),
         student=student,
         baseline=baseline,
-        teachers=teachers,
+        teachers=taught,
         branches={
             (row["language"], row["branch"]): row["accuracy"] for row in by_branch if row["split"] == "test"
         },
@@ -145,7 +153,11 @@ def find(task: TaskParams, params: Mapping[str, Any]) -> Findings:
             if (row["model"], row["split"]) == ("student", "test") and "cut" in row  # since version 0.2
         },
         data=digests,
-        premise=premise(task, names, of_baseline),
+        premise=(
+            premise(task, teachers, of_baseline)
+            if any("validation" in one.accuracy for one in taught.values())
+            else None
+        ),
         weights={
             str(path): file_digest(path)
             for folder, _ in folders.values()

@@ -4,8 +4,10 @@ from stages.page.findings import Findings
 from stages.page.tables import Table, percent
 
 
-def premise(found: Findings) -> Table:
-    """Compare teachers and baseline on validation data, language by language."""
+def premise(found: Findings) -> Table | None:
+    """Compare teachers and baseline on validation data, language by language; None: it has no soft labels."""
+    if found.premise is None:
+        return None
     gains = {**found.premise.languages, "average": found.premise.average}
     rows = [
         [

@@ -59,7 +59,7 @@ def run(found: Findings, params: Mapping[str, Any]) -> Tables:
         Table("Examples by language and split", ["language", *shown, *cut], counts),
         Table(
             "Who wrote the soft labels",
-            ["soft labels", "model", "reads", "class order"],
+            ["soft labels", "teacher", "model", "reads", "class order"],
             [_producer(one) for one in sets],
         ),
         Table("Digests", ["what", "sha256"], [[name, digest] for name, digest in digests.items()]),
@@ -68,10 +68,15 @@ def run(found: Findings, params: Mapping[str, Any]) -> Tables:
 
 
 def _producer(one: LabelSet) -> list[str]:
-    facts = one.producers[0].facts
+    producer = one.producers[0]
+    facts = producer.facts
     kind = clip(str(facts["config"].get("model_type", "–")), 60)
-    reads = f"{facts['max_tokens']} tokens, {facts['dtype']}"
-    return [one.name, kind, reads, clip(", ".join(one.producers[0].classes), 200)]
+    if producer.imported is None:
+        reads = f"{facts['max_tokens']} tokens, {facts['dtype']}"
+    else:  # what was said of who made them, their licence among it
+        said = ", ".join(f"{key}: {value}" for key, value in producer.imported.items())
+        kind, reads = "imported", clip(said or "–", 200)
+    return [one.name, clip(one.title, 100), kind, reads, clip(", ".join(producer.classes), 200)]
 
 
 def _named(one: LabelSet) -> Iterable[tuple[str, Producer]]:

@@ -25,9 +25,10 @@ def summary(found: Findings) -> list[Tile]:
         detail = f"{gain} over finetune ({percent(group['finetune'])})"
         result.append(Tile(f"{kind} accuracy", percent(group["student"]), detail))
     group = by_kind["supervised"]
-    result.append(Tile("teachers’ accuracy", percent(group["teachers"]), "each in its own language"))
-    same = percent(group["same_class"])
-    result.append(Tile("agreement with teachers", same, "same class on supervised test examples"))
+    if "teachers" in group:
+        result.append(Tile("teachers’ accuracy", percent(group["teachers"]), "each in its own language"))
+        same = percent(group["same_class"])
+        result.append(Tile("agreement with teachers", same, "same class on supervised test examples"))
     return result
 
 
@@ -42,9 +43,11 @@ def numbers(found: Findings) -> dict[str, dict[str, float]]:
     for kind, languages in found.groups.items():
         means = {name: found.accuracy(model, languages) for name, model in names.items()}
         values[kind] = {name: mean for name, mean in means.items() if mean is not None}
-    values["supervised"]["teachers_over_finetune_validation"] = found.premise.average.mean
-    same = [found.student[name].same_class(found.teachers[name].test) for name in found.supervised]
-    values["supervised"]["same_class"] = float(np.mean(same))
+    if found.premise is not None:
+        values["supervised"]["teachers_over_finetune_validation"] = found.premise.average.mean
+    same = [student.same_class(teacher) for student, teacher in found.pairs.values()]
+    if same:
+        values["supervised"]["same_class"] = float(np.mean(same))
     for kind, languages in found.groups.items():
         errors = [found.student[name].calibration_error(calibrated=False) for name in languages]
         values[kind]["calibration_error"] = float(np.mean(errors))

@@ -1,20 +1,21 @@
 """What a language's teachers say: their soft labels, read and compared with the hard ones."""
 
 import json
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from cache import Producer, SoftLabelSet, file_digest
-from stages.artifacts import SOFT_LABELS, of_each_teacher
-from stages.data.classes import ClassOrder, match_classes, weigh_class_order
+from cache import Producer, file_digest
+from stages.artifacts import SOFT_LABELS
+from stages.data.classes import ClassOrder, weigh_class_order
 from stages.data.examples import SPLITS, read_examples, taught_splits
 from stages.data.task import Split, TaskParams
 from stages.page.result import Result
-from stages.results.averages import average_teachers
 from stages.results.measures import confusion, entropy, fit_temperature
+from stages.results.teachers import OneSays, Teachers, said_by
 
 
 class LabelSet(NamedTuple):
@@ -22,6 +23,7 @@ class LabelSet(NamedTuple):
 
     Attributes:
         name: Where they lie under ``artifacts/soft_labels``.
+        title: What the teacher is called for people.
         producers: Who wrote them: one, or one for each fold.
         manifest: Sha256 of the set's manifest.
         n_labels: How many there are: one for each distinct text.
@@ -30,6 +32,7 @@ class LabelSet(NamedTuple):
     """
 
     name: str
+    title: str
     producers: list[Producer]
     manifest: str
     n_labels: int
@@ -42,25 +45,31 @@ class Taught(NamedTuple):
 
     Attributes:
         sets: The soft labels of each.
-        test: On the test split.
-        accuracy: By split.
+        has_test: Which test examples have soft labels, shape ``(N,)``.
+        test: On these; None where there are none.
+        accuracy: By split, of those with soft labels.
+        coverage: By split, the share of examples that have soft labels, in [0, 1].
         entropy: Mean over the training split, in bits: what soft labels say beyond one class.
+        outside: The share of probability that imported soft labels give to no class; None: nobody can tell.
         n_train: Examples that the student learns from.
     """
 
     sets: list[LabelSet]
-    test: Result
+    has_test: NDArray[np.bool_]
+    test: Result | None
     accuracy: dict[Split, float]
+    coverage: dict[Split, float]
     entropy: float
+    outside: float | None
     n_train: int
 
 
-def read_taught(task: TaskParams, teachers: Mapping[str, Any], language: str) -> Taught:
+def read_taught(task: TaskParams, teachers: Teachers, language: str) -> Taught:
     """Read the soft labels of a language, and compare them with the hard ones.
 
     Args:
         task: Section `task` of params.yaml.
-        teachers: The language's part of section `teachers`, as plain values.
+        teachers: Section `teachers.<language>`.
         language: One of the supervised ones.
 
     Raises:
@@ -68,35 +77,54 @@ def read_taught(task: TaskParams, teachers: Mapping[str, Any], language: str) ->
         CacheError: The soft labels are not there or not readable.
     """
     tables = {split: read_examples(task, language, split) for split in SPLITS}
-    ids = pa.concat_tables(tables.values())["example_id"].combine_chunks()
     labels = np.concatenate([table["label"].to_numpy() for table in tables.values()])
-    named = [teachers, *teachers["more"]]
-    sets, logits = [], []
-    for folder, teacher in zip(of_each_teacher(SOFT_LABELS / language, len(named)), named, strict=True):
-        label_set = SoftLabelSet.read(folder, language=language)
-        order = match_classes(label_set.classes, task.classes, names=teacher["labels"], language=language)
-        logits.append(label_set.join(ids).logits[:, order].astype(np.float64))
-        shards = [folder / name for name in label_set.shards]
-        sets.append(
-            LabelSet(
-                name=folder.relative_to(SOFT_LABELS).as_posix(),
-                producers=label_set.producers,
-                manifest=file_digest(folder / "manifest.json"),
-                n_labels=json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["examples"],
-                n_bytes=sum(path.stat().st_size for path in shards),
-                order=weigh_class_order(
-                    confusion(labels, logits[-1].argmax(axis=1), n_classes=len(task.classes)).T
-                ),
-            )
-        )
-    ends = np.cumsum([table.num_rows for table in tables.values()])
-    parts = dict(zip(SPLITS, np.split(average_teachers(logits), ends[:-1]), strict=True))
-    by_split = {split: Result(tables[split], part) for split, part in parts.items()}
-    temperature = fit_temperature(parts["validation"], by_split["validation"].labels)
+    said = said_by(task, teachers, language, SPLITS)
+    sets = [
+        _label_set(task, one, teacher.title, labels)
+        for one, teacher in zip(said.each, teachers.all, strict=True)
+    ]
+    outside = [share for one in said.each if (share := one.outside()) is not None]
+    ends = np.cumsum([table.num_rows for table in tables.values()])[:-1]
+    has = dict(zip(SPLITS, np.split(said.has, ends), strict=True))
+    parts = dict(zip(SPLITS, np.split(said.together, np.cumsum(said.has)[ends - 1]), strict=True))
+    by_split = {
+        split: Result(tables[split].filter(pa.array(has[split])), part.astype(np.float64))
+        for split, part in parts.items()
+        if len(part)
+    }
+    temperature = 1.0
+    if "validation" in by_split:
+        temperature = fit_temperature(parts["validation"], by_split["validation"].labels)
     return Taught(
         sets=sets,
-        test=Result(tables["test"], parts["test"], temperature),
+        has_test=has["test"],
+        test=replace(by_split["test"], temperature=temperature) if "test" in by_split else None,
         accuracy={split: result.accuracy for split, result in by_split.items()},
+        coverage={split: float(of_split.mean()) for split, of_split in has.items()},
         entropy=float(entropy(by_split["train"].probabilities()).mean()),
+        outside=float(np.mean(outside)) if outside else None,
         n_train=sum(read_examples(task, language, split).num_rows for split in taught_splits(task, language)),
+    )
+
+
+def _label_set(task: TaskParams, one: OneSays, title: str, labels: NDArray[np.int32]) -> LabelSet:
+    """Describe one teacher's soft labels.
+
+    Args:
+        task: Section `task`.
+        one: What the teacher says of N labelled examples.
+        title: What it is called.
+        labels: Their hard labels, shape ``(N,)``.
+    """
+    manifest = one.folder / "manifest.json"
+    predicted = one.logits[one.has].argmax(axis=1)
+    counts = confusion(labels[one.has], predicted, n_classes=len(task.classes))
+    return LabelSet(
+        name=one.folder.relative_to(SOFT_LABELS).as_posix(),
+        title=title,
+        producers=one.label_set.producers,
+        manifest=file_digest(manifest),
+        n_labels=json.loads(manifest.read_text(encoding="utf-8"))["examples"],
+        n_bytes=sum((one.folder / name).stat().st_size for name in one.label_set.shards),
+        order=weigh_class_order(counts.T),
     )

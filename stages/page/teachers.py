@@ -26,23 +26,30 @@ def teachers(found: Findings) -> TeacherTables:
 
 def _quality(found: Findings) -> Table:
     rows = []
+    all_taught = [found.teachers[language] for language in found.supervised]
+    partly = any(share < 1 for taught in all_taught for share in taught.coverage.values())
+    outside = any(taught.outside is not None for taught in all_taught)
     for language in found.supervised:
         taught = found.teachers[language]
         test = taught.test
         rows.append(
             [
                 language,
-                *(percent(taught.accuracy[split]) for split in SPLITS),
+                *(percent(taught.accuracy.get(split)) for split in SPLITS),
                 f"{taught.entropy:.3f}",
-                percent(test.calibration_error(calibrated=False)),
-                percent(test.calibration_error(calibrated=True)),
-                f"{test.temperature:.2f}",
+                percent(test.calibration_error(calibrated=False) if test else None),
+                percent(test.calibration_error(calibrated=True) if test else None),
+                f"{test.temperature:.2f}" if test else "–",
+                *([percent(taught.coverage[split]) for split in SPLITS] if partly else []),
+                *([percent(taught.outside)] if outside else []),
             ]
         )
     accuracies = [f"accuracy, {split}" for split in SPLITS]
     head = [
         *("language", *accuracies, "entropy, train (bits)"),
         *("calibration error before", "after", "temperature"),
+        *([f"covered, {split}" for split in SPLITS] if partly else []),
+        *(["outside the classes"] if outside else []),
     ]
     return Table("Teachers against the hard labels", head, rows)
 

@@ -1,19 +1,17 @@
 """The premise of distillation: teachers know more than the student's own encoder learns from the labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import SoftLabelSet
-from stages.artifacts import SOFT_LABELS, of_each_teacher
-from stages.data.classes import match_classes
 from stages.data.examples import read_entities, read_examples
 from stages.data.task import Split, TaskParams
-from stages.results.averages import average_teachers
+from stages.errors import StageError
 from stages.results.intervals import interval, numbered_entities
 from stages.results.predictions import Predictions
+from stages.results.teachers import Teachers, said_by
 
 
 class Gain(NamedTuple):
@@ -60,22 +58,19 @@ class Premise(NamedTuple):
     languages: dict[str, Gain]
 
 
-Names = Sequence[Mapping[str, str] | None]
-"""What each teacher of a language calls the task's classes, where it has names of its own."""
-
-
 def premise(
-    task: TaskParams, names: Mapping[str, Names], baseline: Mapping[tuple[str, Split], Predictions]
+    task: TaskParams, teachers: Mapping[str, Teachers], baseline: Mapping[tuple[str, Split], Predictions]
 ) -> Premise:
     """Compare teachers and baseline on the validation split of the supervised languages.
 
     Args:
         task: Section `task` of params.yaml.
-        names: By supervised language.
+        teachers: Section `teachers`.
         baseline: What `stages.results.predictions.read_predictions` gives of the baseline.
 
     Raises:
-        StageError: The data is not there, or a teacher's classes are not the task's.
+        StageError: The data is not there, a teacher's classes are not the task's, or no validation example
+            has soft labels.
         CacheError: The soft labels are not there or not readable.
     """
     known_entities = {language: read_entities(language, "validation") for language in task.supervised}
@@ -83,9 +78,12 @@ def premise(
     right, by_heart = {}, {}
     for language in task.supervised:
         own = baseline[language, "validation"]
-        of_teachers = _teachers_right(task, language, "validation", names[language])
-        right[language] = np.stack([of_teachers, own.predicted == own.labels]).astype(np.int64)
-        by_heart[language] = _teachers_right(task, language, "train", names[language]).mean()
+        has, of_teachers = _teachers_right(task, teachers[language], language, "validation")
+        if not has.any():
+            continue
+        right[language] = np.stack([of_teachers, (own.predicted == own.labels)[has]]).astype(np.int64)
+        entities[language] = entities[language][has]
+        by_heart[language] = _teachers_right(task, teachers[language], language, "train")[1].mean()
 
     def gain(*languages: str) -> Gain:
         accuracies = np.mean([right[name].mean(axis=1) for name in languages], axis=0)
@@ -94,16 +92,16 @@ def premise(
         known = np.mean([by_heart[name] for name in languages])
         return Gain(*map(float, (*accuracies, *bounds, known)))
 
-    return Premise(gain(*task.supervised), {name: gain(name) for name in task.supervised})
+    if not right:
+        raise StageError("no validation text of a supervised language has soft labels")
+    return Premise(gain(*right), {name: gain(name) for name in right})
 
 
-def _teachers_right(task: TaskParams, language: str, split: Split, names: Names) -> NDArray[np.bool_]:
-    """Tell on which examples of a split a language's teachers are right, together, ``(N,)``."""
+def _teachers_right(
+    task: TaskParams, teachers: Teachers, language: str, split: Split
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tell of which examples of a split there are soft labels, ``(N,)``, and which of these are right."""
     examples = read_examples(task, language, split)
-    logits = []
-    for folder, labels in zip(of_each_teacher(SOFT_LABELS / language, len(names)), names, strict=True):
-        label_set = SoftLabelSet.read(folder, language=language)
-        order = match_classes(label_set.classes, task.classes, names=labels, language=language)
-        logits.append(label_set.join(examples["example_id"]).logits[:, order])
-    right: NDArray[np.bool_] = average_teachers(logits).argmax(axis=1) == examples["label"].to_numpy()
-    return right
+    said = said_by(task, teachers, language, [split])
+    right: NDArray[np.bool_] = said.together.argmax(axis=1) == examples["label"].to_numpy()[said.has]
+    return said.has, right

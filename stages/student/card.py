@@ -4,13 +4,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from huggingface_hub import ModelCardData
 from tabulate import tabulate
 
+from cache import file_digest
 from stages.data.task import TaskParams
 from stages.models.configuration_mblm import MBLMConfig
+from stages.results.teachers import OneSays
 from stages.student.params import DistillParams
 from stages.student.variants import relevant
 
@@ -33,11 +35,20 @@ class TeacherFacts:
         name: What params.yaml calls the teacher.
         producer_ids: Of the soft labels: one, or one for each fold.
         soft_labels: Sha256 of the soft-label set's manifest.
+        made_by: What was said of who made them, where they were imported.
     """
 
     name: str
     producer_ids: list[str]
     soft_labels: str
+    made_by: Mapping[str, str]
+
+    @classmethod
+    def of(cls, name: str, says: OneSays) -> Self:
+        """Say where a teacher's soft labels come from."""
+        producers = says.label_set.producers
+        manifest = file_digest(says.folder / "manifest.json")
+        return cls(name, [one.id for one in producers], manifest, producers[0].imported or {})
 
 
 def model_card(
@@ -165,10 +176,17 @@ def _table(accuracy: Mapping[str, float], teachers: Mapping[str, Sequence[Teache
         titles += ["teacher", "producer id of the soft labels", "sha256 of their manifest.json"]
         for row, language in zip(rows, accuracy, strict=True):
             each = [
-                (_plain(one.name), " ".join(one.producer_ids), one.soft_labels) for one in teachers[language]
+                (_plain(_title(one)), " ".join(one.producer_ids), one.soft_labels)
+                for one in teachers[language]
             ]
             row += ["<br>".join(values) for values in zip(*each, strict=True)]
     return tabulate(rows, titles, tablefmt="pipe", disable_numparse=True)
+
+
+def _title(teacher: TeacherFacts) -> str:
+    """Name a teacher, and what was said of who made its soft labels, its licence among it."""
+    said = ", ".join(f"{key}: {value}" for key, value in teacher.made_by.items())
+    return f"{teacher.name} ({said})" if said else teacher.name
 
 
 def _plain(text: str) -> str:

@@ -36,6 +36,7 @@ from stages.models.training import (
     run,
     training_arguments,
 )
+from stages.results.teachers import Teachers
 from stages.student.card import TeacherFacts, model_card
 from stages.student.objective import (
     HiddenStates,
@@ -44,7 +45,7 @@ from stages.student.objective import (
     mixture_weights,
     objective,
 )
-from stages.student.params import DistillParams, Teachers
+from stages.student.params import DistillParams
 from stages.student.sampling import ByLanguage
 from stages.student.taught import n_taught, taught_texts, texts_of
 from stages.student.variants import HARD_ONLY, relevant

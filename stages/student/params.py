@@ -1,8 +1,7 @@
 """Section `student` of params.yaml. Light to import: no torch."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -17,30 +16,6 @@ from stages.params import Keep, MaxTokens, Params, Pooling, ScratchParams, Seed,
 
 Variant = Literal["linear", "finetune", "pseudo", "distill", "branches", "mblm"]
 Trust = Literal["always", "corrected", "right", "probability"]
-
-
-class NamedTeacher(Protocol):
-    """What params.yaml says of a teacher."""
-
-    @property
-    def base(self) -> str:
-        """Hub id or folder."""
-
-    @property
-    def revision(self) -> str | None:
-        """Branch, tag or commit of a Hub id."""
-
-    @property
-    def labels(self) -> Mapping[str, str] | None:
-        """The teacher's class names to the task's."""
-
-
-class Teachers(Protocol):
-    """Section `teachers.<language>` of params.yaml."""
-
-    @property
-    def all(self) -> Sequence[NamedTeacher]:
-        """The language's teachers."""
 
 
 def _numbers_by_name(value: Any) -> dict[str, float] | None:

@@ -2,26 +2,25 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from cache import SoftLabelSet, file_digest
-from stages.artifacts import SOFT_LABELS, of_each_teacher
-from stages.data.classes import match_classes
+from cache import MissingSoftLabelsError, SoftLabelSet
+from stages.artifacts import SOFT_LABELS
 from stages.data.examples import NO_LABEL, examples_digest, read_entities, read_examples, taught_splits
 from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.models.processes import process_index
 from stages.models.texts import Texts
 from stages.progress import say
-from stages.results.averages import average_teachers
+from stages.results.teachers import Teachers, said_by
 from stages.student.card import TeacherFacts
 from stages.student.objective import average_translations, hardened, trusted
-from stages.student.params import DistillParams, Teachers
+from stages.student.params import DistillParams
 from stages.student.variants import HARD_ONLY
 
 _TOP_K_ERROR = 0.01
@@ -59,23 +58,20 @@ def taught_texts(
     logits, states = [], []
     facts: dict[str, list[TeacherFacts]] = {}
     for language, table in tables.items():
-        said = []
-        sets = of_each_teacher(SOFT_LABELS / language, len(teachers[language].all))
-        for folder, teacher in zip(sets, teachers[language].all, strict=True):
-            label_set = SoftLabelSet.read(folder, language=language)
-            _require_small_top_k_change(label_set, params, len(sets))
-            order = match_classes(label_set.classes, task.classes, names=teacher.labels, language=language)
-            soft_labels = label_set.join(table["example_id"])
-            said.append(_OfTeacher(soft_labels.logits[:, order], soft_labels.hidden))
-            name = teacher.base if teacher.revision is None else f"{teacher.base} at {teacher.revision}"
-            manifest = file_digest(folder / "manifest.json")
-            producers = [producer.id for producer in label_set.producers]
-            facts.setdefault(language, []).append(TeacherFacts(name, producers, manifest))
-        together = average_teachers([one.logits for one in said], temperature=params.temperature)
-        logits.append(together.astype(np.float32))
+        said = said_by(task, teachers[language], language, splits[language], temperature=params.temperature)
+        facts[language] = []
+        for one, teacher in zip(said.each, teachers[language].all, strict=True):
+            _require_small_top_k_change(one.label_set, params, len(said.each))
+            facts[language].append(TeacherFacts.of(teacher.title, one))
+        if not said.has.all():
+            n_missing, folder = int((~said.has).sum()), str(SOFT_LABELS / language)
+            raise MissingSoftLabelsError(
+                language=language, missing=n_missing, total=table.num_rows, folder=folder
+            )
+        logits.append(said.together.astype(np.float32))
         digests.append(hashlib.sha256(logits[-1].tobytes()).hexdigest())
         if params.hidden_weight:
-            states.append(_hidden_states([one.hidden for one in said], params, language))
+            states.append(_hidden_states([one.hidden for one in said.each], params, language))
             digests.append(hashlib.sha256(states[-1].tobytes()).hexdigest())
     of_all = np.concatenate(logits)
     if params.average_translations:
@@ -130,13 +126,6 @@ def _require_small_top_k_change(label_set: SoftLabelSet, params: DistillParams, 
             f"set a larger teacher.label.top_k, or null, and write them with: {again}; or lower the "
             "temperature, or set student.distill.allow_top_k_error: true"
         )
-
-
-class _OfTeacher(NamedTuple):
-    """What one teacher said of N examples: logits ``(N, C)``, and hidden states ``(N, H_t)`` where kept."""
-
-    logits: NDArray[np.float32]
-    hidden: NDArray[np.float16] | None
 
 
 def _averaged_translations(

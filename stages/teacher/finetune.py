@@ -38,6 +38,7 @@ from stages.teacher.adapters import save_adapter, with_lora
 from stages.teacher.folds import Fold
 from stages.teacher.labelling.decoders import classifier_of, is_decoder
 from stages.teacher.params import FinetuneParams, OneTeacher, TeacherParams
+from stages.teacher.pin import pin_soft_labels
 
 
 def finetune(
@@ -99,6 +100,9 @@ def _make(
     resume: bool,
 ) -> tuple[str, list[Path]]:
     """Write one model to its folder; returns one line about it, and its checkpoints."""
+    if teacher.base is None:
+        said = pin_soft_labels(teacher, folder, key=key) if process_index() == 0 else ""
+        return f"teacher '{language}': {said}, pinned", []
     if not teacher.finetune:
         if teacher.base == "scratch":
             raise StageError(f"{key}.base is scratch, so {key}.finetune must be true")

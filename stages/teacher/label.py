@@ -12,21 +12,40 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from cache import Index, Lookup, Producer, SoftLabels, SoftLabelSet, Store, TopKChange, write_atomically
+from cache import (
+    Index,
+    Lookup,
+    Producer,
+    SoftLabels,
+    SoftLabelSet,
+    Store,
+    StoreError,
+    TopKChange,
+    write_atomically,
+)
+from cache.commands.name import give_name
+from cache.names import name_of
 from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS, of_each_fold, of_each_teacher
 from stages.data.classes import check_class_order, match_classes
-from stages.data.examples import SPLITS
-from stages.data.task import Split, TaskParams
+from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.models.pins import model_folder
+from stages.progress import say
 from stages.results.averages import average_teachers
+from stages.results.teachers import outside_classes, weights_of
 from stages.teacher.folds import Fold
 from stages.teacher.labelling.examples import Examples, Part
 from stages.teacher.labelling.identity import producer_of
 from stages.teacher.labelling.loop import fill, measured_top_k
 from stages.teacher.params import LabelParams, OneTeacher, TeacherParams
+from stages.teacher.quality import Quality, measure
+from stages.teacher.without_model import take_soft_labels
+
+_Answer = tuple[NDArray[np.bool_], NDArray[np.floating]]
+"""See `stages.teacher.quality.Answer`."""
 
 Engine = Callable[[LabelParams, Store, Path, Examples], tuple[Lookup, int]]
 """What lets a store have all soft labels, as `fill` does on this machine."""
@@ -40,21 +59,19 @@ class Labelled:
         language: Of the examples.
         examples: Soft labels in the language's sets, one set per teacher.
         labelled: Of these, how many went through a teacher now; the others came from the store.
-        accuracy: Per split, the share of examples on which the teacher, or the average of the teachers,
-            agrees with the hard label.
+        quality: How the teacher, or the average of the teachers, compares with the hard labels, in words.
     """
 
     language: str
     examples: int
     labelled: int
-    accuracy: dict[str, float]
+    quality: str
 
     def line(self) -> str:
         """Say it in one line."""
-        accuracies = ", ".join(f"{split} {value:.1%}" for split, value in self.accuracy.items())
         return (
             f"{self.language}: {self.examples:,} soft labels, {self.labelled:,} of them new; "
-            f"the teacher's accuracy: {accuracies}"
+            f"the teacher's {self.quality}"
         )
 
 
@@ -108,47 +125,67 @@ def label(
         CacheError: The store cannot be used.
     """
     examples = Examples.read(task, language)
+    names = [one.name for one in teacher.all]
     places = of_each_teacher(TEACHERS / language, len(teacher.all))
     sets = of_each_teacher(SOFT_LABELS / language, len(teacher.all))
     said: list[list[_OfModel]] = []
     n_labelled = 0
-    for one, place, output in zip(teacher.all, places, sets, strict=True):
-        parts = []
-        changes: dict[str, TopKChange] = {}
-        for model in _models(task, one, params, root, language, place, teacher.folds):
-            its = examples.of_fold(model.fold)
-            if len(its):  # few examples may leave a fold without any
-                lookup, n_asked = engine(params, model.store, model.folder, its)
-                n_labelled += n_asked
-                change = measured_top_k(params, model.store, model.folder, its)
-                changes |= {model.store.producer.id: change} if change else {}
-                parts.append(
-                    _OfModel(model.store.producer, Index(its.ids), lookup.soft_labels(), model.order)
-                )
+    for number, (one, place, output) in enumerate(zip(teacher.all, places, sets, strict=True)):
+        its = examples.of_teacher(number, names)
+        if one.base is None:
+            parts = [_taken(task, one, root, its, place)]
+        else:
+            parts, n_asked = _asked(task, one, params, root, its, place, teacher.folds, engine)
+            n_labelled += n_asked
+        if parts:  # examples may be for other teachers
+            _require_class_order(its, parts, complete=one.base is not None)
         said.append(parts)
-        counts = _confusion(examples, said[-1:])
-        confusion = np.sum(list(counts.values()), axis=0)
-        names = [parts[0].producer.classes[position] for position in parts[0].order]
-        check_class_order(confusion, classes=task.classes, names=names, language=language)
         SoftLabelSet.write(
             output,
             language=language,
             parts=[(part.producer, part.soft_labels) for part in parts],
-            top_k_changes=changes,
+            top_k_changes={part.producer.id: part.change for part in parts if part.change},
             format_=params.format,
         )
     for left_over in set((SOFT_LABELS / language).glob("more-*")) - set(sets):
         shutil.rmtree(left_over)
-    if len(said) > 1:
-        counts = _confusion(examples, said)
-    accuracy: dict[str, float] = {
-        split: float(np.trace(of_split) / of_split.sum()) for split, of_split in counts.items()
-    }
-    write_atomically(
-        METRICS / "teachers" / f"{language}.json",
-        json.dumps({split: {"accuracy": value} for split, value in accuracy.items()}).encode(),
+    quality = _quality(examples, teacher, said)
+    write_atomically(METRICS / "teachers" / f"{language}.json", json.dumps(quality.metrics).encode())
+    n_said = sum(len(part.soft_labels) for parts in said for part in parts)
+    left = [share for parts in said for part in parts if (share := part.outside()) is not None]
+    return Labelled(
+        language, n_said, n_labelled, quality.line(outside=float(np.mean(left)) if left else None)
     )
-    return Labelled(language, len(teacher.all) * len(examples), n_labelled, accuracy)
+
+
+def _asked(
+    task: TaskParams,
+    teacher: OneTeacher,
+    params: LabelParams,
+    root: str,
+    examples: Examples,
+    place: Path,
+    n_folds: int,
+    engine: Engine,
+) -> tuple[list["_OfModel"], int]:
+    """Let a teacher's models label; gives what they say, and how many examples went through them."""
+    parts, n_labelled = [], 0
+    for model in _models(task, teacher, params, root, examples.language, place, n_folds):
+        its = examples.of_fold(model.fold)
+        if len(its):  # few examples may leave a fold without any
+            lookup, n_asked = engine(params, model.store, model.folder, its)
+            n_labelled += n_asked
+            change = measured_top_k(params, model.store, model.folder, its)
+            soft_labels = lookup.soft_labels()
+            parts.append(_OfModel(model.store.producer, Index(its.ids), soft_labels, model.order, change))
+    return parts, n_labelled
+
+
+def _taken(task: TaskParams, teacher: OneTeacher, root: str, examples: Examples, place: Path) -> "_OfModel":
+    """Give what a teacher without a model says."""
+    taken = take_soft_labels(task, teacher, root, examples, place)
+    index = Index(taken.soft_labels.ids)
+    return _OfModel(taken.producer, index, taken.soft_labels, taken.order, taken.top_k_change)
 
 
 def label_part(
@@ -168,9 +205,12 @@ def label_part(
     examples = Examples.read(task, language, part)
     n_stored = n_labelled = 0
     places = of_each_teacher(TEACHERS / language, len(teacher.all))
-    for one, place in zip(teacher.all, places, strict=True):
+    for number, (one, place) in enumerate(zip(teacher.all, places, strict=True)):
+        if one.base is None:
+            continue
+        its = examples.of_teacher(number, [each.name for each in teacher.all])
         for model in _models(task, one, params, root, language, place, teacher.folds):
-            lookup, n_asked = fill(params, model.store, model.folder, examples.of_fold(model.fold))
+            lookup, n_asked = fill(params, model.store, model.folder, its.of_fold(model.fold))
             n_stored += int(lookup.found.sum())
             n_labelled += n_asked
     return LabelledPart(language, part, n_stored, n_labelled)
@@ -217,8 +257,22 @@ def _models(
         producer = producer_of(folder, task, params)
         order = match_classes(producer.classes, task.classes, names=teacher.labels, language=language)
         store = Store(root, producer)
-        store.note_use(teacher=teacher.base, language=language)
+        store.note_use(teacher=teacher.title, language=language)
+        _give_name(root, producer.id, teacher.name, Fold(index, n_folds))
         yield _Model(folder, store, order, Fold(index, n_folds))
+
+
+def _give_name(root: str, producer_id: str, name: str | None, fold: Fold) -> None:
+    """Let the store call a producer as params.yaml does; a name that another one has stays with it."""
+    if name is None:
+        return
+    name = name if fold.of == 1 else f"{name}/fold-{fold.index}"
+    if name_of(root, producer_id) == name:
+        return
+    try:
+        give_name(root, producer_id, name)
+    except (StoreError, OSError) as error:  # a store that may only be read serves all the same
+        say(f"{error}; {producer_id[:12]} goes without this name")
 
 
 class _OfModel(NamedTuple):
@@ -229,37 +283,85 @@ class _OfModel(NamedTuple):
         positions: Where each example's soft label is.
         soft_labels: Of N examples.
         order: Where the task's classes are among the model's, shape ``(C,)``.
+        change: What top-k changes, where it was measured.
     """
 
     producer: Producer
     positions: Index
     soft_labels: SoftLabels
     order: NDArray[np.int64]
+    change: TopKChange | None
+
+    def outside(self) -> float | None:
+        """Give the share of probability that it gives to no class, on average; None: nobody can tell."""
+        return outside_classes(self.producer, self.soft_labels.logits) if self.producer.imported else None
 
 
-def _confusion(examples: Examples, teachers: Sequence[Sequence[_OfModel]]) -> dict[Split, NDArray[np.int64]]:
-    """Count, by split, what teachers say and what the hard label is; several say what they say on average.
+def _require_class_order(examples: Examples, parts: Sequence[_OfModel], *, complete: bool) -> None:
+    """Stop where another permutation of the classes makes a teacher clearly more accurate.
 
-    Returns:
-        Shape ``(C, C)``: row, the teachers' class; column, the hard label.
+    Args:
+        examples: That it was to label.
+        parts: What its models say.
+        complete: Whether they say something of each.
+
+    Raises:
+        StageError: It does, or the data changed meanwhile.
+    """
+    index = Index(examples.ids)
+
+    def answer(ids: pa.FixedSizeBinaryArray) -> _Answer:
+        logits, has = _looked_up(parts, ids, len(examples.task.classes))
+        if complete and (has != (index.positions(ids) >= 0)).any():
+            raise examples.changed()
+        return has, logits[has]
+
+    quality = measure(examples.task, examples.language, answer)
+    names = [parts[0].producer.classes[position] for position in parts[0].order]
+    classes = examples.task.classes
+    if quality.metrics:
+        check_class_order(quality.together, classes=classes, names=names, language=examples.language)
+
+
+def _quality(examples: Examples, teachers: TeacherParams, said: Sequence[Sequence[_OfModel]]) -> Quality:
+    """Compare what a language's teachers say together with the hard labels.
+
+    Args:
+        examples: Of the language.
+        teachers: Section `teachers.<language>`.
+        said: What each of them says.
 
     Raises:
         StageError: The data changed meanwhile.
     """
-    n_classes = len(examples.task.classes)
-    counts: dict[Split, NDArray[np.int64]] = {
-        split: np.zeros((n_classes, n_classes), np.int64) for split in SPLITS
-    }
-    for split, labels, ids in examples.labels():
-        logits = np.zeros((len(teachers), len(labels), n_classes), np.float32)
-        n_said = np.zeros((len(teachers), len(labels)), np.int64)
-        for teacher, parts in enumerate(teachers):
-            for part in parts:
-                positions = part.positions.positions(ids)
-                has = positions >= 0
-                logits[teacher, has] = part.soft_labels.take(positions[has]).logits[:, part.order]
-                n_said[teacher] += has
-        if (n_said != 1).any():
+    index = Index(examples.ids)
+    asked = examples.asked([one.name for one in teachers.all])
+
+    def answer(ids: pa.FixedSizeBinaryArray) -> _Answer:
+        places = index.positions(ids)
+        if (places < 0).any():
             raise examples.changed()
-        np.add.at(counts[split], (average_teachers(logits).argmax(axis=1), labels), 1)
-    return counts
+        weights = weights_of(teachers, None if asked is None else asked[places], len(ids))
+        found = [_looked_up(parts, ids, len(examples.task.classes)) for parts in said]
+        has = np.logical_and.reduce([one | (w == 0) for (_, one), w in zip(found, weights, strict=True)])
+        together = average_teachers(
+            [logits[has] for logits, _ in found],
+            weights=weights[:, has],
+            by_confidence=teachers.combine == "confidence",
+        )
+        return has, together
+
+    return measure(examples.task, examples.language, answer)
+
+
+def _looked_up(
+    parts: Sequence[_OfModel], ids: pa.FixedSizeBinaryArray, n_classes: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Give a teacher's logits in the task's class order, ``(n, C)``, and of which examples it has any."""
+    logits, has = np.zeros((len(ids), n_classes), np.float32), np.zeros(len(ids), bool)
+    for part in parts:
+        positions = part.positions.positions(ids)
+        found = positions >= 0
+        logits[found] = part.soft_labels.take(positions[found]).logits[:, part.order]
+        has |= found
+    return logits, has

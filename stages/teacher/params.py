@@ -1,8 +1,8 @@
 """Sections `teacher` and `teachers` of params.yaml. Light to import: no torch."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from stages.data.task import Quoting
 from stages.params import Keep, MaxTokens, Params, Pooling, Precision, ScratchParams, Share, TrainingParams
@@ -28,11 +28,46 @@ class ValuesParams(Params):
     """The least probability: less, as zero, counts as this. Logits have none."""
 
 
-class OneTeacher(Params):
-    """Where a teacher comes from."""
+def _as_file(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
 
-    base: str
+
+class SoftLabelsParams(ValuesParams):
+    """Section `teachers.<language>.soft_labels`: what somebody else's teacher said."""
+
+    file: Annotated[str, Field(pattern="^data/")] | None = None
+    """Parquet, JSONL, CSV or TSV with the task's text fields, below ``data/``, which DVC watches; null: the
+    column `task.source.soft_label_field` of the task's own data."""
+    facts: dict[str, str] = {}
+    """Who made them, such as name, version and licence; they are shown wherever the teacher is."""
+
+    @model_validator(mode="after")
+    def _a_column_is_described_where_it_is(self) -> Self:
+        set_here = {"field", "classes", "text_fields", "quoting", "delimiter"} & self.model_fields_set
+        if self.file is None and set_here:
+            raise ValueError(
+                f"{sorted(set_here)[0]} describes a file; name it with file, or say "
+                "task.source.soft_label_field"
+            )
+        if self.file is None and self.values is None:
+            raise ValueError("say values: logits, log_probabilities, probabilities or votes; or name a file")
+        return self
+
+
+class OneTeacher(Params):
+    """Where a teacher comes from: one of `base`, `soft_labels` and `producer`."""
+
+    base: str | None = None
     """Hub id or local folder of an encoder, or ``scratch`` for a small one built here."""
+    soft_labels: Annotated[SoftLabelsParams | None, BeforeValidator(_as_file)] = None
+    """Soft labels that somebody else made, in a file or a column: there is no model then."""
+    producer: str | None = None
+    """Whose soft labels are taken out of the store, as it has them: a name, or the beginning of an id."""
+    name: Annotated[str, Field(pattern=r"^[^\W_][\w@.:/+-]{0,89}$")] | None = None
+    """What people call the teacher, such as ``de@2026.11-large``, in the store and wherever it is shown; it
+    decides nothing, but where `task.source.teacher_field` asks for it."""
+    weight: PositiveFloat = 1.0
+    """How much it counts in the average of several teachers."""
     revision: str | None = None
     """Branch, tag or commit of a Hub id; null takes the newest, whose commit is then pinned."""
     finetune: bool = True
@@ -40,12 +75,34 @@ class OneTeacher(Params):
     labels: dict[str, str] | None = None
     """The teacher's class names to the task's, where they differ."""
 
+    @model_validator(mode="after")
+    def _it_comes_from_one_place(self) -> Self:
+        given = [key for key in ("base", "soft_labels", "producer") if getattr(self, key) is not None]
+        if len(given) != 1:
+            what = f"{' and '.join(given)} are both given" if given else "none is given"
+            raise ValueError(f"a teacher is one of base, soft_labels and producer, and {what}")
+        return self
+
+    @property
+    def title(self) -> str:
+        """What the teacher is called for people."""
+        return self.name or " at ".join(
+            filter(None, (self.base or self.producer or self._file, self.revision))
+        )
+
+    @property
+    def _file(self) -> str:
+        return (self.soft_labels and self.soft_labels.file) or "a column of the data"
+
 
 class TeacherParams(OneTeacher):
     """Section `teachers.<language>`: the language's teacher, and others that are asked as well."""
 
     more: list[OneTeacher] = []
     """Further teachers; the student learns the average of all teachers' probabilities."""
+    combine: Literal["average", "confidence"] = "average"
+    """What several teachers say together: the ``average`` of their probabilities, each with its `weight`; or,
+    with ``confidence``, also by how sure each is of the text: 1 less its entropy's share of the largest."""
     folds: PositiveInt = 1
     """Cross-fitting: above 1, each teacher is so many models, each fine-tuned without one fold of the
     examples, which it then labels; a model's soft labels of what it was trained on say little more than
@@ -53,11 +110,19 @@ class TeacherParams(OneTeacher):
 
     @model_validator(mode="after")
     def _folds_are_of_teachers_that_are_made_here(self) -> Self:
-        if self.folds > 1 and not all(one.finetune for one in self.all):
+        if self.folds > 1 and not all(one.finetune and one.base for one in self.all):
             raise ValueError(
-                f"folds is {self.folds}, but a teacher with finetune: false has seen nobody knows what; "
-                "set folds: 1, or finetune: true"
+                f"folds is {self.folds}, but nobody knows what a teacher has seen that is not fine-tuned "
+                "here; set folds: 1, or give it a base and finetune: true"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_of_one_teacher(self) -> Self:
+        names = [one.name for one in self.all if one.name]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two teachers are called '{name}'")
         return self
 
     @property

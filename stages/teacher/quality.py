@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
-from cache import Index, Producer, SoftLabels
+from cache import Index, SoftLabels
 from stages.data.examples import SPLITS, UNLABELLED, has_split, read_examples, taught_splits
 from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
@@ -55,8 +54,8 @@ class Quality:
                 }
         return found
 
-    def line(self) -> str:
-        """Say it in a part of a line."""
+    def line(self, *, outside: float | None = None) -> str:
+        """Say it in a part of a line, and what share of probability was given to no class, if any."""
         metrics = self.metrics
         if not metrics:
             return "no labelled example has one"
@@ -69,7 +68,9 @@ class Quality:
             for split, n in self.examples.items()
             if n and (split not in metrics or metrics[split]["coverage"] < 1)
         ]
-        return "; ".join([*parts, *([f"covered: {', '.join(partly)}"] if partly else [])])
+        parts += [f"covered: {', '.join(partly)}"] if partly else []
+        parts += [f"outside the classes: {outside:.1%}"] if outside else []
+        return "; ".join(parts)
 
 
 def measure(task: TaskParams, language: str, answer: Answer) -> Quality:
@@ -102,22 +103,6 @@ def measure(task: TaskParams, language: str, answer: Answer) -> Quality:
         n = np.maximum(sums[0], 1)
         bins[split] = Bins(sums[0].astype(np.int64), sums[1] / n, sums[2] / n)
     return Quality(confusion, examples, bins)
-
-
-def outside_classes(producer: Producer, soft_labels: SoftLabels) -> float | None:
-    """Give the share of probability that was given to no class, on average; None: nobody could tell.
-
-    Args:
-        producer: Of the soft labels.
-        soft_labels: At least one. Only logarithms of probabilities that were imported leave anything.
-    """
-    imported = producer.facts.get("imported")
-    if not isinstance(imported, dict) or imported.get("values") != "log_probabilities":
-        return None
-    if "logits" not in soft_labels.columns:
-        return 0.0  # classes that were not named have it
-    inside = np.exp(logsumexp(soft_labels.columns["logits"].astype(np.float64), axis=1))
-    return float(np.maximum(1 - inside, 0).mean())
 
 
 def require_language(

@@ -26,6 +26,8 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "task.source.text_fields": (["other"], ("prepare", *EVALUATE)),
     "task.source.label_field": ("other", ("prepare", *EVALUATE)),
     "task.source.entity_field": ("other", ("prepare", *EVALUATE)),
+    "task.source.soft_label_field": ("other", ("prepare", *EVALUATE)),
+    "task.source.teacher_field": ("other", ("prepare", *EVALUATE)),
     "task.source.language_field": ("other", ("prepare", *EVALUATE)),
     "task.source.splits": ({"test": "other"}, ("prepare", *EVALUATE)),
     "task.source.aligned": (True, ("prepare", *EVALUATE)),
@@ -44,6 +46,9 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "teachers.de.base": ("./other", (*FINETUNE, *DISTILL)),
     "teachers.de.revision": ("main", (*FINETUNE, *DISTILL)),
     "teachers.de.finetune": (False, (*FINETUNE, *DISTILL)),
+    "teachers.de.name": ("de@2026", (*LABEL, *DISTILL)),
+    "teachers.de.weight": (2.0, (*LABEL, *DISTILL)),
+    "teachers.de.combine": ("confidence", (*LABEL, *DISTILL)),
     "teachers.de.labels": ({"tier": "animal"}, (*LABEL, *DISTILL)),
     "teachers.de.more": ([{"base": "./other"}], (*FINETUNE, *LABEL, *DISTILL)),
     "teachers.de.folds": (3, (*FINETUNE, *LABEL, *DISTILL)),
@@ -190,6 +195,7 @@ def test_every_parameter_concerns_the_stages_that_it_decides_and_no_other(
     run: Run, complete: dict[str, Any]
 ) -> None:
     keys = set(leaves(complete)) - {"task.source.kind", "task.supervised"}
+    keys -= {"teachers.de.producer", "teachers.de.soft_labels"}  # which stand in the place of a base
     keys = {key for key in keys if not key.startswith("teachers.en")}
     assert keys == set(CHANGES)
     before = planned(run, complete)

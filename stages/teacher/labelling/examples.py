@@ -1,7 +1,8 @@
 """The examples that a teacher is asked about: their ids are in memory, their texts stay on disk."""
 
 import re
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, id_words
 from stages.artifacts import DATA
-from stages.data.examples import SPLITS, read_examples, taught_splits
-from stages.data.task import Split, SplitName, TaskParams
+from stages.data.examples import read_asked, read_examples, taught_splits
+from stages.data.task import SplitName, TaskParams
 from stages.errors import StageError
 from stages.teacher.folds import Fold
 
@@ -85,6 +86,27 @@ class Examples:
         kept = np.flatnonzero(fold.holds(self.ids))
         return replace(self, ids=self.ids.take(pa.array(kept)), rows=self.rows[kept])
 
+    def of_teacher(self, place: int, names: Sequence[str | None]) -> Self:
+        """Leave the examples that a teacher is to be asked about.
+
+        Args:
+            place: Its place among the language's teachers.
+            names: Of all of them.
+
+        Raises:
+            StageError: Examples are for teachers that are not there.
+        """
+        asked = self.asked(names)
+        if asked is None:
+            return self
+        kept = np.flatnonzero(np.isin(asked, (-1, place)))
+        return replace(self, ids=self.ids.take(pa.array(kept)), rows=self.rows[kept])
+
+    def asked(self, names: Sequence[str | None]) -> NDArray[np.int64] | None:
+        """Tell which teacher each example is for, as `read_asked`, by the first of rows with one text."""
+        asked = read_asked(self.language, _splits_of(self.task, self.language), names)
+        return None if asked is None else asked[self.rows]
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -128,6 +150,27 @@ class Examples:
             raise self.changed()
         return fields
 
+    def require(self, has: NDArray[np.bool_], what: str) -> None:
+        """Refuse a teacher that does not say something of every text that teaches the student.
+
+        Args:
+            has: Of which of the N examples it does, shape ``(N,)``.
+            what: The teacher, for the message.
+
+        Raises:
+            StageError: It lacks some.
+        """
+        splits = taught_splits(self.task, self.language)
+        n_rows = sum(read_examples(self.task, self.language, split).num_rows for split in splits)
+        taught = self.rows < n_rows
+        missing = np.flatnonzero(taught & ~has)
+        if len(missing):
+            text = reprlib.repr(" | ".join(texts[0] for texts in self.texts(missing[:1])))
+            raise StageError(
+                f"{what} has no soft label for {len(missing):,} of the {int(taught.sum()):,} texts of "
+                f"'{self.language}' that teach the student, such as {text}"
+            )
+
     def changed(self) -> StageError:
         """Say that the data is no longer that whose ids were read."""
         return StageError(
@@ -142,16 +185,6 @@ class Examples:
             table = read_examples(self.task, self.language, split)
             yield first, table
             first += table.num_rows
-
-    def labels(self) -> Iterator[tuple[Split, NDArray[np.int64], pa.FixedSizeBinaryArray]]:
-        """Give the hard labels of each split, a block of examples at a time, with their ids.
-
-        A block has few enough examples for the logits of thousands of classes to be in memory.
-        """
-        for split in SPLITS:
-            table = read_examples(self.task, self.language, split)
-            for batch in table.select(["example_id", "label"]).to_batches(max_chunksize=1 << 13):
-                yield split, batch["label"].to_numpy().astype(np.int64), batch["example_id"]
 
 
 def _splits_of(task: TaskParams, language: str) -> list[SplitName]:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, Outputs, Producer, SoftLabels, example_ids
 from stages.data.classes import class_key
+from stages.data.examples import read_soft_label_column, taught_splits
 from stages.data.files import Input, instead_of, shown
 from stages.data.rows import Window, column, placed_rows, windows
-from stages.data.task import TaskParams
+from stages.data.task import SplitName, TaskParams
 from stages.errors import StageError
 from stages.progress import Bar
 from stages.teacher.labelling.values import BadValueError, as_logits, keep_named, outputs_of, widened
@@ -99,10 +100,62 @@ def read_soft_labels(
             bar.update(len(where))
     if layout is None:
         raise StageError(f"{path} holds no examples")
+    return _together(path, parts, places, classes, layout.kind, how.floor)
+
+
+def read_column(task: TaskParams, language: str, how: ValuesParams) -> Imported:
+    """Read the soft labels that stand in the data itself: `task.source.soft_label_field`.
+
+    Args:
+        task: Section `task` of params.yaml.
+        language: A supervised language.
+        how: What the values are.
+
+    Raises:
+        StageError: There is no such column, or a value is not what it is said to be.
+    """
+    assert how.values is not None  # held by the validation of params.yaml
+    splits: list[SplitName] = [*taught_splits(task, language), "validation", "test"]
+    parts, places = [], []
+    for split in splits:
+        table = read_soft_label_column(task, language, split)
+        for start in range(0, len(table), _WINDOW):
+            some = table.slice(start, _WINDOW)
+            cells = some["soft_label"].combine_chunks()
+            values, named = _of_array(cells.flatten())
+            where = [f"{split} text {row + 1}" for row in some["row"].to_pylist()]
+            try:
+                logits = as_logits(
+                    values.reshape(len(some), -1),
+                    named.reshape(len(some), -1),
+                    kind=how.values,
+                    floor=how.floor,
+                )
+            except BadValueError as error:
+                raise StageError(f"'{language}', {where[error.row]}: {error.reason}") from None
+            parts.append(keep_named(some["example_id"].combine_chunks(), logits.logits, logits.named))
+            places += where
+    if not parts:
+        raise StageError(
+            f"no text of '{language}' has a soft label; name their column: task.source.soft_label_field"
+        )
+    name = f"the data of '{language}'"
+    return _together(Path(name), parts, places, task.classes, how.values, how.floor)
+
+
+def _together(
+    path: Path,
+    parts: Sequence[SoftLabels],
+    places: Sequence[str],
+    classes: list[str],
+    kind: str,
+    floor: float,
+) -> Imported:
+    """Put the windows of what was read together."""
     k = max(outputs_of(part).top_k or len(classes) for part in parts)
     together = SoftLabels.concatenate([widened(part, k) for part in parts])
     soft_labels, repeated = _distinct(path, together, places)
-    made = {"values": layout.kind, **({} if layout.kind == "logits" else {"floor": how.floor})}
+    made = {"values": kind, **({} if kind == "logits" else {"floor": floor})}
     return Imported(path, soft_labels, classes, made, outputs_of(together), repeated)
 
 

@@ -19,9 +19,10 @@ from cache.names import require_name
 from stages.data.classes import check_class_order, match_classes
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
+from stages.results.teachers import outside_classes
 from stages.teacher.labelling.from_files import Imported, read_soft_labels
 from stages.teacher.params import LabelParams, OneTeacher, ValuesParams
-from stages.teacher.quality import Quality, measure, outside_classes, require_language
+from stages.teacher.quality import measure, require_language
 
 
 class ImportOptions(NamedTuple):
@@ -128,7 +129,7 @@ def import_file(
     Store(root, producer).note_use(teacher=name or str(file), language=language)
     if name is not None:
         give_name(root, producer.id, name)
-    outside = outside_classes(producer, found.soft_labels)
+    outside = outside_classes(producer, found.soft_labels.logits)
     return ImportedFile(
         producer.id,
         name,
@@ -139,7 +140,7 @@ def import_file(
         found.repeated,
         quality.metrics,
         outside,
-        summary(quality, outside),
+        quality.line(outside=outside),
     )
 
 
@@ -153,11 +154,6 @@ def answer_of(found: Imported, order: NDArray[np.int64]) -> Any:
         return has, found.soft_labels.take(positions[has]).logits[:, order]
 
     return answer
-
-
-def summary(quality: Quality, outside: float | None) -> str:
-    """Say how good soft labels are, and what they leave to no class."""
-    return quality.line() + (f"; outside the classes: {outside:.1%}" if outside else "")
 
 
 def _values(values: Mapping[str, Any]) -> ValuesParams:

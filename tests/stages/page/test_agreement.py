@@ -12,8 +12,9 @@ from stages.page.findings import find
 
 def test_examples_are_those_on_which_student_and_teacher_differ_most(varied: Path) -> None:
     params = load_params(Path("params.yaml"))
-    one = find(params.task, params.model_dump(exclude={"cache"}))
+    one = find(params.task, params.teachers, params.model_dump(exclude={"cache"}))
     student, teacher = one.student["de"], one.teachers["de"].test
+    assert teacher is not None
     pairs = zip(student.probabilities(), teacher.probabilities(), strict=True)
     bits = [jensenshannon(p, q, base=2) ** 2 for p, q in pairs]
     texts = student.examples["text"].to_pylist()

@@ -30,7 +30,8 @@ def test_several_teachers_are_one_in_the_mean_of_their_probabilities(varied: Pat
     teacher = {"base": "scratch", "revision": None, "finetune": True, "labels": None}
     assert run("report", "--set", f"teachers.de.more=[{json.dumps(teacher)}]").code == 0
     params = load_params(Path("params.yaml"), [f"teachers.de.more=[{json.dumps(teacher)}]"])
-    test = find(params.task, params.model_dump()).teachers["de"].test
+    test = find(params.task, params.teachers, params.model_dump()).teachers["de"].test
+    assert test is not None
     each = [
         probabilities(part.join(ids).logits) for part in (first, SoftLabelSet.read(folder, language="de"))
     ]

@@ -85,7 +85,7 @@ def hostile(finished: Path, run: Run) -> Path:
     classes = ["<script>document.title='run'</script>", "a\"b'c&d", "\u202eRTL" + "long " * 99]
     task = params.task.model_copy(update={"classes": classes})
     values = params.model_dump(exclude={"cache"}) | {"<script>": {"</td>": "<b>\u202e" + "y" * 999}}
-    page = _page(dataclasses.replace(find(params.task, values), task=task), values)
+    page = _page(dataclasses.replace(find(params.task, params.teachers, values), task=task), values)
     PAGE.write_text(page, encoding="utf-8")
     return finished
 

@@ -25,7 +25,7 @@ def test_the_page_compares_them_first_of_all(varied: Path) -> None:
     assert list(rows) == [*params.task.supervised, "average"]
     baseline = read_predictions(params.task, "baseline")
     for language in params.task.supervised:
-        taught = read_taught(params.task, params.teachers[language].model_dump(), language)
+        taught = read_taught(params.task, params.teachers[language], language)
         own = baseline[language, "validation"]
         row = rows[language]
         assert row["teachers"] == percent(taught.accuracy["validation"])
@@ -53,8 +53,8 @@ def test_the_interval_of_one_language_is_that_of_a_paired_t_test(varied: Path) -
             guessed = generator.integers(len(task.classes), size=len(one.logits))
             said[language, split] = one._replace(logits=np.eye(len(task.classes), dtype=np.float32)[guessed])
     write_predictions(task, "baseline", said.values())
-    gains = premise(task, {"de": [None], "en": [None]}, read_predictions(task, "baseline"))
-    taught = read_taught(task, params.teachers["de"].model_dump(), "de")
+    gains = premise(task, params.teachers, read_predictions(task, "baseline"))
+    taught = read_taught(task, params.teachers["de"], "de")
     assert taught.accuracy["validation"] == 1  # so that a difference is 1 where the baseline is wrong
     own = said["de", "validation"]
     differences = 1.0 - (own.predicted == labels["de"])

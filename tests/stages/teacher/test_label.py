@@ -233,7 +233,7 @@ def test_folds_need_a_teacher_that_is_made_here(finished: Path, run: Run) -> Non
     done = run(*LABEL)
     assert done.code == 1
     assert (
-        "teachers.de: folds is 2, but a teacher with finetune: false has seen nobody knows what" in done.err
+        "teachers.de: folds is 2, but nobody knows what a teacher has seen that is not fine-tuned" in done.err
     )
 
 

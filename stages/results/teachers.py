@@ -1,0 +1,171 @@
+"""What a language's teachers say: each one's soft labels, read from disk, and all of them together."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from cache import Producer, SoftLabelSet
+from stages.artifacts import SOFT_LABELS, of_each_teacher
+from stages.data.classes import match_classes
+from stages.data.examples import read_asked, read_examples
+from stages.data.task import SplitName, TaskParams
+from stages.results.averages import average_teachers
+
+
+class NamedTeacher(Protocol):
+    """What params.yaml says of a teacher."""
+
+    @property
+    def name(self) -> str | None:
+        """By which examples ask for it."""
+
+    @property
+    def title(self) -> str:
+        """What the teacher is called for people."""
+
+    @property
+    def labels(self) -> Mapping[str, str] | None:
+        """The teacher's class names to the task's."""
+
+    @property
+    def weight(self) -> float:
+        """How much it counts in the average."""
+
+
+class Teachers(Protocol):
+    """Section `teachers.<language>` of params.yaml."""
+
+    @property
+    def all(self) -> Sequence[NamedTeacher]:
+        """The language's teachers."""
+
+    @property
+    def combine(self) -> str:
+        """How they speak together."""
+
+
+class OneSays(NamedTuple):
+    """What one teacher says of N examples.
+
+    Attributes:
+        folder: Where its soft labels lie.
+        label_set: Its soft labels.
+        has: Of which examples there are any, shape ``(N,)``.
+        logits: In the task's class order, shape ``(N, C)``; 0 where there are none.
+        hidden: Its hidden states, shape ``(N, H)``, where kept and of all examples.
+    """
+
+    folder: Path
+    label_set: SoftLabelSet
+    has: NDArray[np.bool_]
+    logits: NDArray[np.float32]
+    hidden: NDArray[np.float16] | None
+
+    def outside(self) -> float | None:
+        """Give the share of probability that it gives to no class, on average; None: nobody can tell."""
+        producer = self.label_set.producers[0]
+        return outside_classes(producer, self.logits[self.has]) if self.has.any() else None
+
+
+def outside_classes(producer: Producer, logits: NDArray[np.float32]) -> float | None:
+    """Give the share of probability that was given to no class, on average.
+
+    Args:
+        producer: Of soft labels. Only imported logarithms of probabilities tell.
+        logits: At least one example's, shape ``(N, C)``.
+
+    Returns:
+        In [0, 1]; None: nobody can tell.
+    """
+    imported = producer.facts.get("imported")
+    if not isinstance(imported, dict) or imported.get("values") != "log_probabilities":
+        return None
+    if producer.outputs.top_k is not None:
+        return 0.0  # what was left went to the classes that were not named
+    return float(np.maximum(1 - np.exp(logsumexp(logits.astype(np.float64), axis=1)), 0).mean())
+
+
+class Said(NamedTuple):
+    """What a language's teachers say of N examples.
+
+    Attributes:
+        each: What each one says.
+        has: Of which examples all have soft labels that are to be asked, shape ``(N,)``.
+        together: What they say together of those examples, as logits of one teacher, shape ``(n, C)``.
+    """
+
+    each: list[OneSays]
+    has: NDArray[np.bool_]
+    together: NDArray[np.floating]
+
+
+def said_by(
+    task: TaskParams,
+    teachers: Teachers,
+    language: str,
+    splits: Sequence[SplitName],
+    *,
+    temperature: float = 1.0,
+) -> Said:
+    """Read what a language's teachers say of the N examples of some splits, one behind the other.
+
+    Args:
+        task: Section `task` of params.yaml.
+        teachers: Section `teachers.<language>`.
+        language: A supervised language.
+        splits: Those of the language.
+        temperature: τ at which their probabilities are averaged.
+
+    Raises:
+        StageError: The data is not there, a teacher's classes are not the task's, or an example is for a
+            teacher that is not there.
+        CacheError: The soft labels are not there or not readable.
+    """
+    tables = [read_examples(task, language, split) for split in splits]
+    ids = pa.concat_tables(tables)["example_id"].combine_chunks()
+    asked = read_asked(language, splits, [teacher.name for teacher in teachers.all])
+    each = []
+    folders = of_each_teacher(SOFT_LABELS / language, len(teachers.all))
+    for folder, teacher in zip(folders, teachers.all, strict=True):
+        label_set = SoftLabelSet.read(folder, language=language)
+        order = match_classes(label_set.classes, task.classes, names=teacher.labels, language=language)
+        has, soft_labels = label_set.find(ids)
+        logits = soft_labels.logits[:, order]
+        hidden = soft_labels.hidden
+        if not has.all():
+            wide = np.zeros((len(has), len(order)), np.float32)
+            wide[has] = logits
+            logits, hidden = wide, None
+        each.append(OneSays(folder, label_set, has, logits, hidden))
+    weights = weights_of(teachers, asked, len(ids))
+    has = np.logical_and.reduce([one.has | (of_one == 0) for one, of_one in zip(each, weights, strict=True)])
+    together = average_teachers(
+        [one.logits if has.all() else one.logits[has] for one in each],
+        temperature=temperature,
+        weights=weights[:, has],
+        by_confidence=teachers.combine == "confidence",
+    )
+    return Said(each, has, together)
+
+
+def weights_of(teachers: Teachers, asked: NDArray[np.int64] | None, n: int) -> NDArray[np.float64]:
+    """Say how much each teacher counts for each example.
+
+    Args:
+        teachers: M of them.
+        asked: Which one an example is for, -1 for all, shape ``(N,)``; None: always all.
+        n: N.
+
+    Returns:
+        Shape ``(M, N)``; 0 for who is not asked.
+    """
+    own = np.array([[teacher.weight] for teacher in teachers.all])
+    if asked is None:
+        return np.broadcast_to(own, (len(own), n))
+    is_asked = np.arange(len(own))[:, None] == asked
+    return np.where(asked < 0, own, is_asked)

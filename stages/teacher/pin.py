@@ -1,0 +1,46 @@
+"""Teachers without a model have their place among the others: it says which soft labels they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cache import file_digest, write_atomically
+from stages.errors import StageError
+from stages.teacher.params import OneTeacher
+
+PIN = "soft_labels.json"
+"""In the teacher's folder."""
+
+
+def pin_soft_labels(teacher: OneTeacher, folder: Path, *, key: str) -> str:
+    """Write down which soft labels a teacher is, so that a change of the file is one.
+
+    Args:
+        teacher: One without a base.
+        folder: Where to.
+        key: The teacher's place in params.yaml.
+
+    Returns:
+        What they are, in words.
+
+    Raises:
+        StageError: The file is not there.
+    """
+    if teacher.soft_labels is None:
+        pinned: dict[str, Any] = {"producer": teacher.producer}
+        said = f"the soft labels of '{teacher.producer}' in the store"
+    elif teacher.soft_labels.file is None:
+        pinned, said = {"column": "task.source.soft_label_field"}, "the soft labels in its data"
+    else:
+        file = Path(teacher.soft_labels.file)
+        if not file.is_file():
+            raise StageError(f"{key}.soft_labels is {file}, which is not there")
+        pinned, said = file_pin(file), f"the soft labels in {file}"
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / PIN, json.dumps(pinned, indent=2).encode())
+    return said
+
+
+def file_pin(file: Path) -> dict[str, str]:
+    """Give what stands for a file of soft labels: its place and its content."""
+    return {"file": str(file), "sha256": file_digest(file)}
