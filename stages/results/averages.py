@@ -33,7 +33,7 @@ def average_teachers(
         alone: NDArray[Any] = logits[0]
         return alone
     each = np.stack([log_softmax(one.astype(np.float64) / temperature, axis=1) for one in logits])
-    if (weights is None or np.ptp(weights) == 0) and not by_confidence:
+    if (weights is None or (weights == weights[:1]).all()) and not by_confidence:
         alike: NDArray[np.float64] = temperature * (logsumexp(each, axis=0) - np.log(len(each)))
         return alike
     counted = np.ones(each.shape[:2]) if weights is None else weights

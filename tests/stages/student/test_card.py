@@ -59,10 +59,7 @@ def card_of(*, params: dict[str, Any] | None = None, **task: Any) -> str:
             "pooling": None,
         },
         accuracy=dict.fromkeys(languages, 0.5),
-        teachers={
-            name: [TeacherFacts(HOSTILE[i] * 2, ["ab"], "cd", {})]
-            for i, name in enumerate(languages)
-        },
+        teachers={name: [TeacherFacts(HOSTILE[i] * 2, ["ab"], "cd", {})] for i, name in enumerate(languages)},
         data="some/data at 0123",
     )
 
