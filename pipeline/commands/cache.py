@@ -318,6 +318,7 @@ _IMPORT = "cache import soft.parquet --language de --values probabilities --fact
 def name(
     producer: OneProducer,
     new: Annotated[str, typer.Argument(metavar="NAME", help="What this store is to call it.")],
+    as_json: AsJson = False,
     store: Elsewhere = None,
     params: ParamsFile = _DEFAULT,
     changes: Changes = [],  # noqa: B006
@@ -329,7 +330,10 @@ def name(
     root = _root(store, params, changes)
     found = find_producer(root, producer)
     give_name(root, found, new)
-    print_line(f"{found[:12]} is {new}")
+    if as_json:
+        print_json({"producer": found, "name": new})
+    else:
+        print_line(f"{found[:12]} is {new}")
 
 
 @app.command("import", epilog=f"Example: `python -m pipeline {_IMPORT}`")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tiny import LABEL, ROOT, Run, examples, set_bias, use_ready_teacher, write_
 from unreadable import fail_to_read, needs_proc, pipeline_where_modes_hold
 from warm import warm_python
 
-from cache import Outputs, SoftLabelSet, Store, UnreadableError, example_id, example_ids
+from cache import Outputs, SoftLabels, SoftLabelSet, Store, UnreadableError, example_id, example_ids
 from cache.commands.gc import delete, plan
 from cache.commands.verify import differing
 from cache.store import LAST_USE, LastUse
@@ -196,11 +197,35 @@ def test_verify_notices_that_a_teacher_no_longer_says_what_the_store_says(finish
     # Well-made shards with wrong numbers, which no digest can tell.
     store = Store.open(finished / "store", producer_of("de"))
     ((name, shard),) = store.read(store.shards())
-    store.append(type(shard)(shard.ids, {"logits": shard.columns["logits"][:, ::-1]}, 3))
+    wrong = replace(shard, columns={"logits": shard.columns["logits"][:, ::-1]})
+    store.append(wrong)
     store.folder.delete(name)
     done = run("cache", "verify", "--sample", "10")
     assert done.code == 1
     assert "the teacher of de no longer gives the logits in the store" in done.err
+    assert "de: those that differ were computed with the same libraries and device as here" in done.out
+    ((name, _),) = store.read(store.shards())
+    (record,) = map(json.loads, shard.made_with)
+    store.append(replace(wrong, made_with=(json.dumps(record | {"torch": "1.0", "device": "an abacus"}),)))
+    store.folder.delete(name)
+    done = run("cache", "verify", "--sample", "10")
+    assert "device an abacus (here cpu), torch 1.0 (here " in done.out
+
+
+def test_what_computed_a_shard_is_noted_in_the_store_alone(finished: Path) -> None:
+    store = Store.open(finished / "store", producer_of("de"))
+    ((_, shard),) = store.read(store.shards())
+    (record,) = map(json.loads, shard.made_with)
+    assert set(record) == {"torch", "transformers", "tokenizers", "device", "precision"}
+    copied = SoftLabelSet.read(Path("artifacts/soft_labels/de"), language="de")
+    for name in copied.shards:  # which must not depend on the machine
+        assert b"made_with" not in Path("artifacts/soft_labels/de", name).read_bytes()
+    other = replace(soft_labels(texts(3)), made_with=('{"torch":"1"}',))
+    together = SoftLabels.concatenate([other, replace(other, made_with=('{"torch":"2"}',)), other])
+    mixed = Store(finished / "store", producer())
+    mixed.append(together)
+    ((_, read),) = mixed.read(mixed.shards())
+    assert read.made_with == ('{"torch":"1"}', '{"torch":"2"}')
 
 
 def test_a_broken_producer_json_is_reported_and_the_others_are_checked(finished: Path, run: Run) -> None:
