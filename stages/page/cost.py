@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from stages.page.findings import Findings
-from stages.page.tables import Table
+from stages.page.tables import Table, percent
 from stages.page.taught import LabelSet
 
 
 def cost(found: Findings) -> Table:
     """Count what has soft labels, and the teachers' forward passes that reading them saves."""
     rows = []
-    totals = np.zeros(5, np.int64)
+    totals = np.zeros(6, np.int64)
     for language in found.supervised:
         taught = found.teachers[language]
         n_labels = sum(one.n_labels for one in taught.sets)
@@ -22,7 +22,10 @@ def cost(found: Findings) -> Table:
             run_here = [one for one in taught.sets if one.producers[0].imported is None]
             needed = taught.n_train * found.epochs * len(run_here)
             saved = needed - sum(one.n_labels for one in run_here)
-        numbers = (sum(found.counts[language].values()), n_labels, n_bytes, needed, saved)
+        counts = found.counts[language]
+        n_without = sum(round((1 - share) * counts[split]) for split, share in taught.coverage.items())
+        n_examples = sum(counts.values())
+        numbers = (n_examples, n_examples - n_without, n_labels, n_bytes, needed, saved)
         totals += numbers
         rows.append([language, *_counts(numbers), _operations(taught.sets)])
     rows.append(["together", *_counts(totals.tolist()), ""])
@@ -44,8 +47,9 @@ def cost(found: Findings) -> Table:
 
 
 def _counts(numbers: Sequence[int]) -> list[str]:
-    first, *others = (f"{number:,}" for number in numbers)
-    return [first, "100 %", *others]  # an example without a soft label is an error, and there is no page
+    n_examples, n_covered, *others = numbers
+    covered = "100 %" if n_covered == n_examples else percent(n_covered / n_examples)
+    return [f"{n_examples:,}", covered, *(f"{number:,}" for number in others)]
 
 
 def _operations(sets: Sequence[LabelSet]) -> str:

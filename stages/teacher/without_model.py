@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,8 +71,9 @@ def take_soft_labels(
         has = positions >= 0
         examples.require(has, what)
         soft_labels = found.soft_labels.take(positions[has])
-        facts = teacher.soft_labels.facts or {"sha256": _digest(found.soft_labels)}
-        producer = found.producer(facts, task.text_fields)
+        facts = teacher.soft_labels.facts
+        content = {} if facts else {"content": _digest(found.soft_labels)}
+        producer = replace(found, made={**found.made, **content}).producer(facts, task.text_fields)
     order = match_classes(producer.classes, task.classes, names=teacher.labels, language=examples.language)
     return Taken(producer, soft_labels, order, change)
 

@@ -14,6 +14,7 @@ from tiny import CLASSES, SIZES, Run, examples, tiny_params, write_jsonl, write_
 from cache import SoftLabelSet, example_ids
 from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS
+from stages.page.tables import percent
 from stages.results.averages import average_teachers
 from stages.student.taught import taught_texts
 
@@ -90,6 +91,9 @@ def test_a_file_of_training_texts_alone_is_enough(finished: Path, run: Run) -> N
         "0.0 %",
         "–",
     )
+    cost = read_page().table("Soft labels, and forward passes of the teachers")["de"]
+    assert cost["of them with a soft label"] == percent(SIZES["train"] / sum(SIZES.values()))
+    assert cost["passes without the cache"] == "0"
     assert set(read_page().table("Teachers and finetune on validation data")) == {"en", "average"}
     assert set(read_page().table("Student and teacher")) == {"en"}
 
