@@ -104,8 +104,9 @@ def _plain_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Plac
 
 def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Placed:
     objects = _array_objects if _begins_an_array(file) else _line_objects
+    name_of_source = source.name
     for place, row, text in objects(source, file):
-        where = f"{source.name}, {place}"
+        where = f"{name_of_source}, {place}"
         if not isinstance(row, dict):
             raise StageError(f"{where}: {text.strip()[:40]} is no JSON object")
         try:
@@ -113,7 +114,7 @@ def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Place
                 json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
         except UnicodeEncodeError as error:
             raise StageError(f"{where}: not Unicode ({error.reason})") from error
-        for name in row:
+        for name in row if reserved else ():
             source.require_free(name, reserved, where)
         source.require_texts(row, where)
         yield place, row

@@ -6,9 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, rel_entr, softmax
-from scipy.stats import binomtest
-from scipy.stats import entropy as shannon_entropy
-from sklearn.metrics import confusion_matrix
 
 N_BINS = 15
 """Bins of confidence, each as wide as the others, as Guo et al. (2017) take them."""
@@ -38,6 +35,8 @@ def probabilities(logits: NDArray[Any], *, temperature: float = 1.0) -> NDArray[
 
 def confusion(labels: NDArray[Any], predicted: NDArray[Any], *, n_classes: int) -> NDArray[np.int64]:
     """Count examples by hard label (rows) and predicted class (columns); shape ``(C, C)``."""
+    from sklearn.metrics import confusion_matrix  # slow import
+
     counts: NDArray[np.int64] = confusion_matrix(labels, predicted, labels=range(n_classes))
     return counts
 
@@ -114,11 +113,15 @@ def divergence(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[
 
 def entropy(probs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give the entropy of each example's distribution ``(N, C)`` in bits, shape ``(N,)``."""
+    from scipy.stats import entropy as shannon_entropy  # slow import
+
     bits: NDArray[np.float64] = shannon_entropy(probs, base=2, axis=1)
     return bits
 
 
 def interval(n_right: int, n: int) -> tuple[float, float]:
     """Give the 95 % interval of a share of `n_right` in `n` examples (Wilson, 1927)."""
+    from scipy.stats import binomtest  # slow import
+
     found = binomtest(n_right, n).proportion_ci(method="wilson")
     return float(found.low), float(found.high)

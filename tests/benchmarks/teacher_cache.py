@@ -4,7 +4,9 @@ All figures are of one run on one machine. Memory and everything that needs torc
 their own.
 """
 
+import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +18,13 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import typer
 from labels import CLASS_NAMES, FORMATS, producer
 from measure import Spent, apart, extra_memory, heading, number, progress, row, spent, spent_each
 from numpy.typing import NDArray
+from tiny import CLASSES
 
 from cache import ID_TYPE, Lookup, SoftLabels, SoftLabelSet, Store, example_ids
 from cache.soft_labels import id_bytes
@@ -28,6 +32,7 @@ from cache.soft_labels import id_bytes
 ROOT = Path(__file__).parents[2]
 SHARD = 65_536  # examples
 MIB = 2**20
+GIB = 2**30
 
 JOINED = 2_000_000
 PER_EXAMPLE = 2_000
@@ -36,11 +41,12 @@ LABELLED = 20_000
 CACHED = 400_000
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 SHARDS, SMALL_SHARD = 1_000, 1_000
+IMPORTED = 1_000_000
 
 
 def main() -> None:
     """Print one table per question."""
-    for part in (disk_and_batches, join, overhead, rerun, growth, many_shards):
+    for part in (disk_and_batches, join, overhead, rerun, growth, many_shards, importing):
         with TemporaryDirectory(prefix="mblm-bench-") as folder:
             part(Path(folder))
 
@@ -355,6 +361,46 @@ def many_shards(folder: Path) -> None:
     row("listing its shards", listed.wall, "s")
     row(f"looking up {len(ids):,} examples", found.wall, "s", at_most=1)
     row(f"looking up {len(few):,} examples", found_few.wall, "s", at_most=1)
+
+
+def importing(folder: Path) -> None:
+    """Time `cache import`, as a person meets it: from the start of Python."""
+    progress(f"writing {IMPORTED:,} soft labels in three formats")
+    apart(write_cached_work, folder, 1_000)
+    apart(write_soft_labels, folder, IMPORTED)
+    heading(f"python -m pipeline cache import, {IMPORTED:,} texts with probabilities of 3 classes")
+    for file in ("soft.parquet", "soft.csv", "soft.jsonl"):
+        progress(f"importing {file}")
+        took, memory = apart(import_file, folder, file)
+        row(f"{file}, from start to end", took, "s", at_most=10)
+        row(f"{file}, peak memory", memory / GIB, "GiB", at_most=1)
+
+
+def write_soft_labels(folder: Path, n: int) -> None:
+    """Write made-up probabilities, a column per class or, in JSONL, a mapping."""
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet([0.5] * len(CLASSES), size=n).round(5)
+    texts = [f"{number} {text}" for number, text in enumerate(make_texts(n, rng))]
+    columns = {f"p_{name}": probs[:, place] for place, name in enumerate(CLASSES)}
+    table = pa.table({"text": texts, **columns})
+    pa.parquet.write_table(table, folder / "soft.parquet")
+    pa.csv.write_csv(table, folder / "soft.csv")
+    with (folder / "soft.jsonl").open("w", encoding="utf-8") as file:
+        for text, values in zip(texts, probs.tolist(), strict=True):
+            by_class = dict(zip(CLASSES, values, strict=True))
+            file.write(json.dumps({"text": text, "probabilities": by_class}) + "\n")
+
+
+def import_file(folder: Path, file: str) -> tuple[float, int]:
+    """Import a file into a new store; gives the seconds and the bytes of memory that it takes."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline", "cache", "import", file]
+    command += ["--language", "de", "--keep-unknown", "--store", f"store-{file}", "--fact", "name=made-up"]
+    command += ["--field", "p_{class}", "--values", "probabilities"] * (file != "soft.jsonl")
+    took = spent(
+        lambda: subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    )
+    return took.wall, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
