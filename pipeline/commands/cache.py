@@ -187,7 +187,10 @@ def repair(
     else:
         for producer, count in labelled.items():
             print_line(f"{producer[:12]}: {count:,} examples of the current data labelled")
-        if len(found) > len(labelled):
+        imported = [done.producer for done in found if _is_imported(root, done.producer)]
+        for producer in imported:
+            print_line(f"{producer[:12]}: it was imported, so import its file again")
+        if len(found) > len(labelled) + len(imported):
             print_line("other experiments label again what they miss when they run next")
     _require_none(unreadable, "; nothing of its producer was set aside")
 
@@ -444,6 +447,15 @@ def _repair_each(root: str, ids: Sequence[str]) -> "tuple[list[Repaired], list[U
         except UnreadableError as error:
             unreadable.append(error)
     return [done for done in found if done.damaged], unreadable
+
+
+def _is_imported(root: str, producer_id: str) -> bool:
+    """Tell whether nobody here can label again what a producer said, as far as its facts are there."""
+    from cache import CacheError, Store
+
+    with suppress(CacheError):
+        return Store.open(root, producer_id).producer.imported is not None
+    return False
 
 
 _LISTED = ("producer", "name", "teacher", "language", "examples>", "shards>", "size>", "last use (UTC)")

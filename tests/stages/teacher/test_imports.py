@@ -412,6 +412,15 @@ def test_a_killed_import_goes_on(
     assert run("cache", "verify").code == 0
 
 
+def test_what_was_imported_is_imported_again_after_damage(prepared: Path, run: Run, tmp_path: Path) -> None:
+    write_jsonl(Path("soft.jsonl"), by_class(likely()))
+    assert run("cache", "import", "soft.jsonl", *BY).code == 0
+    (shard,) = shard_files(tmp_path / "store")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert "it was imported, so import its file again" in run("cache", "repair").out
+    assert "57 of them new" in run("cache", "import", "soft.jsonl", *BY).out
+
+
 # There and back
 
 
