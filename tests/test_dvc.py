@@ -111,7 +111,7 @@ def test_one_new_example_labels_one(reproduced: Path) -> None:
     path = reproduced / "data/de/train.jsonl"
     before = path.read_text(encoding="utf-8")
     write_jsonl(path, [*examples("de", "train"), {"text": "Hund 99999", "label": "animal"}])
-    assert stages_run(dvc(reproduced, "repro", "prepare")) == {"prepare"}
+    assert stages_run(dvc(reproduced, "repro", "prepare")) == {"plan", "prepare"}
     output = dvc(reproduced, "repro", "--single-item", "teacher-label@de")
     assert "58 soft labels, 1 of them new" in output
     manifest = json.loads((reproduced / "artifacts/soft_labels/de/manifest.json").read_text())

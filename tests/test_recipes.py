@@ -278,5 +278,5 @@ def test_a_recipe_runs_from_its_data_to_its_report(here: Path, run: Run, name: s
     table = Path("artifacts/report/accuracy.md").read_text()
     assert all(f"| {language} " in table for language in task.languages)
     if name == "xnli":  # the ready teacher always says entailment, which half of the examples are
-        accuracy = json.loads(Path("artifacts/metrics/teachers/en.json").read_text())
-        assert accuracy == {split: {"accuracy": 0.5} for split in SPLITS}
+        metrics = json.loads(Path("artifacts/metrics/teachers/en.json").read_text())
+        assert {split: one["accuracy"] for split, one in metrics.items()} == dict.fromkeys(SPLITS, 0.5)
