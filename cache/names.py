@@ -2,12 +2,14 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
-from cache.errors import StoreError
+from cache.errors import StoreError, UnreadableError
 from cache.folder import Folder
 from cache.store import MAX_JSON, NAME, producer_ids
 
+_ID = re.compile("[0-9a-f]{64}")
 _NAME = re.compile(r"[^\W_][\w@.:/+-]{0,99}")
 
 
@@ -25,24 +27,26 @@ def name_of(root: str | Path, producer_id: str) -> str | None:
 
 
 def names(root: str | Path) -> dict[str, str]:
-    """Give the producers of a store that have a name, by it.
-
-    Raises:
-        UnreadableError: A name cannot be read.
-    """
-    found = {one: name_of(root, one) for one in producer_ids(root)}
-    return {name: one for one, name in found.items() if name is not None}
+    """Give the producers of a store that have a name, by it; one that cannot be read here is left out."""
+    found = {}
+    for one in producer_ids(root):
+        with suppress(UnreadableError):
+            if (name := name_of(root, one)) is not None:
+                found[name] = one
+    return found
 
 
 def find_producer(root: str | Path, called: str) -> str:
-    """Find a producer by its name, or by the beginning of its id.
+    """Find a producer by its id, its name, or the beginning of its id, in this order.
 
     Raises:
         StoreError: None has the name, and none or several begin like this.
     """
     ids = producer_ids(root)
-    found = [one for one in ids if name_of(root, one) == called] if _NAME.fullmatch(called) else []
-    found = found or [one for one in ids if one.startswith(called)]
+    if called in ids:
+        return called
+    named = names(root).get(called)
+    found = [named] if named is not None else [one for one in ids if one.startswith(called)]
     if len(found) != 1:
         what = "no producer" if not found else f"{len(found)} producers"
         raise StoreError(
@@ -60,8 +64,12 @@ def require_name(root: str | Path, producer_id: str, name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise StoreError(
-            f"'{name}' is no name for a producer: at most 100 letters, digits and _@.:/+-, as in de@2026.11"
+            f"'{name}' is no name for a producer; name it with at most 100 letters, digits and _@.:/+-"
         )
+    hidden = [one for one in producer_ids(root) if one != producer_id and one.startswith(name)]
+    if hidden or _ID.fullmatch(name):
+        whose = f"the beginning of producer {hidden[0][:12]}'s id" if hidden else "what an id looks like"
+        raise StoreError(f"'{name}' is {whose} in {root}; choose another name")
     owner = names(root).get(name, producer_id)
     if owner != producer_id:
         raise StoreError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -60,7 +60,7 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         _require_alignment(task, n_rows)
     manifest = {
         "schema": 1,
-        "source": task.source.model_dump(),
+        "source": _source_of(task),
         "revision": revision,
         "examples": work.done.examples,
         "files": {
@@ -70,6 +70,13 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     return work.done
+
+
+def _source_of(task: TaskParams) -> dict[str, Any]:
+    """Give section `task.source` as version 0.1 wrote it: newer parameters that are not set are left out."""
+    newer = ("soft_label_field", "teacher_field")
+    values = task.source.model_dump()
+    return {key: value for key, value in values.items() if value is not None or key not in newer}
 
 
 class _Work(NamedTuple):

@@ -50,7 +50,7 @@ ARROWS = {
         "cache cache.commands stages stages.data stages.models stages.results stages.teacher.labelling"
     ),
     "stages.teacher.labelling": (
-        "cache cache.commands stages stages.data stages.models stages.results stages.teacher"
+        "cache cache.commands cache.identity stages stages.data stages.models stages.results stages.teacher"
     ),
     "stages.student": "cache stages stages.data stages.models stages.results",
     "stages.ablation": "cache stages stages.data stages.models stages.results stages.student",

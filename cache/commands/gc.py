@@ -43,6 +43,7 @@ def plan(
     unused_for: timedelta | None,
     max_size: int | None,
     referenced: Set[str] | None,
+    imported: bool = False,
 ) -> list[Victim]:
     """Choose the producers to delete.
 
@@ -52,6 +53,7 @@ def plan(
         max_size: Then also choose the longest unused ones until the store has at most so many bytes.
         referenced: Never choose these producers; without `unused_for` and `max_size`, choose all others that
             nobody used within ``GRACE``.
+        imported: Choose among producers, too, that were imported: nobody can compute their soft labels again.
 
     Raises:
         UnreadableError: It is not known when a producer was used last, or one of those that would go has
@@ -60,6 +62,7 @@ def plan(
     now = datetime.now(UTC)
     listed = ls(root)
     candidates = [one for one in reversed(listed) if referenced is None or one.producer not in referenced]
+    candidates = [one for one in candidates if imported or not _is_imported(root, one.producer)]
     victims = {}
     for one in candidates:
         age = now - one.last_use
@@ -76,6 +79,12 @@ def plan(
     for producer in victims:
         _require_readable(root, producer)
     return list(victims.values())
+
+
+def _is_imported(root: str | Path, producer: str) -> bool:
+    with suppress(ProducerError, UnreadableError):  # who would delete it looks again, and says so
+        return Store.open(root, producer).producer.imported is not None
+    return False
 
 
 def _require_readable(root: str | Path, producer: str) -> None:

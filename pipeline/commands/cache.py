@@ -208,6 +208,9 @@ def gc(
         list[Path] | None,
         typer.Option(help="Keep what any experiment of this clone refers to; may be repeated."),
     ] = None,
+    imported: Annotated[
+        bool, typer.Option("--imported", help="Also what was imported, which nobody here can compute again.")
+    ] = False,
     ignore_missing: Annotated[
         bool,
         typer.Option(
@@ -239,6 +242,7 @@ def gc(
             if clone
             else None
         ),
+        imported=imported,
     )
     if as_json and not (dry_run or yes):
         raise typer.BadParameter("--json asks no question: add --dry-run or --yes")
@@ -531,14 +535,14 @@ def _require_good(root: str, found: "list[Verified]", again: "list[Rechecked]") 
 def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title: str) -> None:
     from cache import CacheError, UnreadableError
     from cache.commands.transfer import compare, copy
-    from cache.store import LAST_USE
+    from cache.store import LAST_USE, NAME
 
     plan = compare(source, target, ids)
     with bytes_bar(title, plan.size) as on_bytes:
         failed, vanished = copy(source, target, plan, on_bytes=on_bytes)
     unreadable = [error for error in failed if isinstance(error, UnreadableError)]
     damaged = [error for error in failed if not isinstance(error, UnreadableError)]
-    n_copied = plan.shards - sum(not e.path.endswith(LAST_USE) for e in failed) - len(vanished)
+    n_copied = plan.shards - sum(not e.path.endswith((LAST_USE, NAME)) for e in failed) - len(vanished)
     if as_json:
         paths = {"damaged": [e.path for e in damaged], "unreadable": [e.path for e in unreadable]}
         print_json({"copied": n_copied, "present": plan.present, **paths})

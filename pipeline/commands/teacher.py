@@ -1,11 +1,15 @@
 """The commands ``teacher …``: stage one."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.options import Changes, Engine, ParamsFile, Resume, launch, load
+
+if TYPE_CHECKING:
+    from pipeline.params import PipelineParams
+    from stages.teacher.params import OneTeacher, TeacherParams
 
 app = typer.Typer(no_args_is_help=True, help="Stage one: teachers and their soft labels.")
 
@@ -21,7 +25,7 @@ def finetune(
 ) -> None:
     """Make a language's teacher, or pin the one that params.yaml names."""
     loaded = load(params, changes)
-    teacher = loaded.teacher_of(language)
+    teacher = _with_whole_ids(loaded.teacher_of(language), loaded)
     launch(loaded)
     from stages.teacher.finetune import finetune as run
 
@@ -64,3 +68,17 @@ def label(
         label_jobs.label_all(loaded, options, ["--params", str(params), *(f"--set={c}" for c in changes)])
     else:
         typer.echo(label_jobs.label_one(loaded, options))
+
+
+def _with_whole_ids(teacher: "TeacherParams", loaded: "PipelineParams") -> "TeacherParams":
+    """Find out which producers of the store are meant today by names and beginnings of ids."""
+    from cache import store_root
+    from cache.names import find_producer
+
+    root = store_root(loaded.cache.root)
+
+    def found(one: "OneTeacher") -> dict[str, str]:
+        return {"producer": find_producer(root, one.producer)} if one.producer is not None else {}
+
+    more = [one.model_copy(update=found(one)) for one in teacher.more]
+    return teacher.model_copy(update={**found(teacher), "more": more})

@@ -27,9 +27,9 @@ NO_LABEL = -100
 MANIFEST = "manifest.json"
 ENTITY = "entity"
 """Name of the optional column that says what a text is about: equal ones are translations of each other."""
-SOFT_LABEL = "soft_label"
+SOFT_LABEL = "_soft_label"
 """Name of the optional column with a value for each class, null for those that were not named."""
-TEACHER = "teacher"
+TEACHER = "_teacher"
 """Name of the optional column that says which teacher is to be asked; null: all of them."""
 OPTIONAL = (ENTITY, SOFT_LABEL, TEACHER)
 
@@ -37,7 +37,7 @@ OPTIONAL = (ENTITY, SOFT_LABEL, TEACHER)
 def columns_of(task: TaskParams) -> pa.Schema:
     """Give the columns of ``artifacts/data/<language>/<split>.arrow``; the metadata holds the classes.
 
-    Where the source has them, the columns ``entity``, ``soft_label`` and ``teacher`` follow.
+    Where the source has them, the columns ``entity``, ``_soft_label`` and ``_teacher`` follow.
     """
     fields = {name: pa.string() for name in task.text_fields}
     columns = {"example_id": pa.binary(16), **fields, "label": pa.int32()}
@@ -93,7 +93,7 @@ def read_soft_label_column(task: TaskParams, language: str, split: SplitName) ->
     """Give the soft labels that stand in the data of one language and split.
 
     Returns:
-        Columns ``example_id``, ``soft_label`` and ``row``, the example's place from 0; without those that
+        Columns ``example_id``, ``_soft_label`` and ``row``, the example's place from 0; without those that
         have none.
 
     Raises:
@@ -109,8 +109,8 @@ def read_soft_label_column(task: TaskParams, language: str, split: SplitName) ->
 
 def read_asked(
     language: str, splits: Sequence[SplitName], names: Sequence[str | None]
-) -> NDArray[np.int64] | None:
-    """Tell which of a language's teachers is to be asked about each example of some splits.
+) -> NDArray[np.bool_] | None:
+    """Tell which of a language's teachers are to be asked about each example of some splits.
 
     Args:
         language: A supervised one.
@@ -118,7 +118,7 @@ def read_asked(
         names: Of the language's teachers.
 
     Returns:
-        Positions among the names, -1 where all are to be asked, shape ``(N,)``; None: always all.
+        Whether each of the M teachers is to be asked about each example, shape ``(M, N)``; None: always all.
 
     Raises:
         StageError: `prepare` has not written a file, or examples are for teachers that are not there.
@@ -139,7 +139,9 @@ def read_asked(
             f"{count:,} examples of '{language}' are for teacher '{name}'{more}; teachers.{language} has: "
             f"{', '.join(places) or 'none with a name'}"
         )
-    return np.array([-1 if name is None else places[name] for name in asked], np.int64)
+    positions = np.array([-1 if name is None else places[name] for name in asked], np.int64)
+    is_asked: NDArray[np.bool_] = (positions == np.arange(len(names))[:, None]) | (positions < 0)
+    return is_asked
 
 
 def all_examples(task: TaskParams) -> pa.Table | None:

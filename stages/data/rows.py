@@ -266,6 +266,8 @@ _DECODERS = {
     )
     for as_written in (True, False)
 }
+DECODER = _DECODERS[False]
+"""Reads JSON strictly: no NaN, and no name twice in an object."""
 
 
 def _csv_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Placed:

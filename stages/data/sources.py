@@ -90,27 +90,26 @@ class _Fields:
     teacher: str | None = None
 
     @classmethod
-    def of(cls, source: TableSource, task: TaskParams, language: str) -> "_Fields":
+    def of(cls, source: TableSource, task: TaskParams, language: str, split: SplitName) -> "_Fields":
         texts: Sequence[str] = task.text_fields
         named = [*(source.text_fields or texts), source.label_field, source.entity_field or ENTITY]
         *texts, label, entity = (name.replace("{language}", language) for name in named)
         needed = [label, *([entity] if source.entity_field else []), *([source.language_field or label])]
         found = None if entity == label else entity
-        needed += [source.teacher_field] if source.teacher_field else []
+        needed += [source.teacher_field] if source.teacher_field and split == "train" else []
         soft: Mapping[str, str] | str | None = source.soft_label_field
         if isinstance(soft, str):
             soft = soft.replace("{language}", language)
             by_class = {name: soft.replace("{class}", name) for name in task.classes}
             soft = by_class if "{class}" in soft else soft
-            needed += [soft] if isinstance(soft, str) else [*by_class.values()]
         needed = list(dict.fromkeys(needed))
         return cls(texts, label, found, source.language_field, needed, soft, source.teacher_field)
 
     def soft_of(self, row: Mapping[str, Any]) -> Any:
-        """Give what a row says of each class."""
+        """Give what a row says of each class; a file need not have such a column."""
         if isinstance(self.soft, str):
-            return row[self.soft]
-        return {name: row[column] for name, column in (self.soft or {}).items()}
+            return row.get(self.soft)
+        return {name: row.get(column) for name, column in (self.soft or {}).items()}
 
 
 def revision_of(task: TaskParams) -> str | dict[str, str] | None:
@@ -165,14 +164,14 @@ def reader_of(
         commits = revision if isinstance(revision, Mapping) else dict.fromkeys(task.languages, revision)
         return lambda language, split: _read_hub(
             source,
-            _Fields.of(source, task, language),
+            _Fields.of(source, task, language, split),
             language,
             split,
             commits.get(language),
             others,
         )
     return lambda language, split: _read_files(
-        source, _Fields.of(source, task, language), language, split, others
+        source, _Fields.of(source, task, language, split), language, split, others
     )
 
 
@@ -215,7 +214,7 @@ def read_taught(task: TaskParams, revision: Revision, language: str) -> Iterator
     source = task.source
     if isinstance(source, NamesSource):
         return
-    fields = _Fields.of(source, task, language)
+    fields = _Fields.of(source, task, language, UNLABELLED)
     needed = [name for name in fields.needed if name != fields.label]
     fields = replace(fields, label=None, needed=needed)
     if isinstance(source, HubSource):
@@ -373,7 +372,7 @@ def _of_rows(
             file,
             [place for place, _ in window],
             soft=[fields.soft_of(row) for _, row in window] if fields.soft else None,
-            teachers=[row[fields.teacher] for _, row in window] if fields.teacher else None,
+            teachers=[row.get(fields.teacher) for _, row in window] if fields.teacher else None,
         )
 
 
@@ -418,13 +417,20 @@ def _of_table(
         places,
         by_name=bool(known),
         soft=_soft_of_table(table, fields) if fields.soft else None,
-        teachers=table[fields.teacher].to_pylist() if fields.teacher else None,
+        teachers=_teachers_of_table(table, fields.teacher) if fields.teacher else None,
     )
+
+
+def _teachers_of_table(table: pa.Table, field: str) -> list[Any]:
+    return table[field].to_pylist() if field in table.column_names else [None] * table.num_rows
 
 
 def _soft_of_table(table: pa.Table, fields: _Fields) -> list[Any]:
     names = [fields.soft] if isinstance(fields.soft, str) else [*(fields.soft or {}).values()]
-    return [fields.soft_of(row) for row in table.select(names).to_pylist()]
+    there = table.select([name for name in names if name in table.column_names])
+    return (
+        [fields.soft_of(row) for row in there.to_pylist()] if there.num_columns else [None] * table.num_rows
+    )
 
 
 _ENTITY_TYPES = (str, int, float, decimal.Decimal, datetime.date, datetime.time)

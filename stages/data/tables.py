@@ -54,12 +54,14 @@ def values_by_class(rows: Rows, classes: Sequence[str]) -> list[list[float | Non
             by_name = json.loads(said) if isinstance(said, str) and said else said
             by_name = {} if by_name in (None, "") else dict(by_name)
             values: list[float | None] = [None] * len(classes)
+            if len({class_key(str(name)) for name in by_name}) < len(by_name):
+                raise ValueError("two names of one class")
             for name, value in by_name.items():
                 values[places[class_key(str(name))]] = None if value in (None, "") else float(value)
-        except (KeyError, RecursionError, TypeError, ValueError):
+        except (KeyError, OverflowError, RecursionError, TypeError, ValueError):
             names = ", ".join(classes)
             raise StageError(
-                f"{rows.at(row)}: the soft label is {shown(said)}, not numbers by class: {names}"
+                f"{rows.at(row)}: the soft label is {shown(said)}, not a number for each class: {names}"
             ) from None
         found.append(None if all(value is None for value in values) else values)
     return found

@@ -145,7 +145,7 @@ class TaskParams(Params):
         for name in self.text_fields:
             if "{language}" in name:
                 raise ValueError(f"{name}: columns with a language in their names go into source.text_fields")
-        for name in ("example_id", "label", "entity", "soft_label", "teacher"):
+        for name in ("example_id", "label", "entity", "_soft_label", "_teacher"):
             if name in self.text_fields:
                 raise ValueError(f"no text field may be called {name}, which is a column of our own")
         return self

@@ -153,19 +153,16 @@ def said_by(
     return Said(each, has, together)
 
 
-def weights_of(teachers: Teachers, asked: NDArray[np.int64] | None, n: int) -> NDArray[np.float64]:
+def weights_of(teachers: Teachers, asked: NDArray[np.bool_] | None, n: int) -> NDArray[np.float64]:
     """Say how much each teacher counts for each example.
 
     Args:
         teachers: M of them.
-        asked: Which one an example is for, -1 for all, shape ``(N,)``; None: always all.
+        asked: Whether each is asked about each example, shape ``(M, N)``; None: always.
         n: N.
 
     Returns:
         Shape ``(M, N)``; 0 for who is not asked.
     """
     own = np.array([[teacher.weight] for teacher in teachers.all])
-    if asked is None:
-        return np.broadcast_to(own, (len(own), n))
-    is_asked = np.arange(len(own))[:, None] == asked
-    return np.where(asked < 0, own, is_asked)
+    return np.broadcast_to(own, (len(own), n)) if asked is None else own * asked

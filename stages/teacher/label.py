@@ -16,13 +16,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache import (
+    CacheError,
     Index,
     Lookup,
     Producer,
     SoftLabels,
     SoftLabelSet,
     Store,
-    StoreError,
     TopKChange,
     write_atomically,
 )
@@ -132,13 +132,17 @@ def label(
     n_labelled = 0
     for number, (one, place, output) in enumerate(zip(teacher.all, places, sets, strict=True)):
         its = examples.of_teacher(number, names)
+        if not len(its):
+            raise StageError(
+                f"no text of '{language}' is for teacher '{one.title}', by task.source.teacher_field; "
+                f"take it out of teachers.{language}"
+            )
         if one.base is None:
             parts = [_taken(task, one, root, its, place)]
         else:
             parts, n_asked = _asked(task, one, params, root, its, place, teacher.folds, engine)
             n_labelled += n_asked
-        if parts:  # examples may be for other teachers
-            _require_class_order(its, parts, complete=one.base is not None)
+        _require_class_order(its, parts, complete=one.base is not None)
         said.append(parts)
         SoftLabelSet.write(
             output,
@@ -267,11 +271,10 @@ def _give_name(root: str, producer_id: str, name: str | None, fold: Fold) -> Non
     if name is None:
         return
     name = name if fold.of == 1 else f"{name}/fold-{fold.index}"
-    if name_of(root, producer_id) == name:
-        return
     try:
-        give_name(root, producer_id, name)
-    except (StoreError, OSError) as error:  # a store that may only be read serves all the same
+        if name_of(root, producer_id) != name:
+            give_name(root, producer_id, name)
+    except (CacheError, OSError) as error:  # a store that may only be read serves all the same
         say(f"{error}; {producer_id[:12]} goes without this name")
 
 
@@ -294,7 +297,9 @@ class _OfModel(NamedTuple):
 
     def outside(self) -> float | None:
         """Give the share of probability that it gives to no class, on average; None: nobody can tell."""
-        return outside_classes(self.producer, self.soft_labels.logits) if self.producer.imported else None
+        if self.producer.imported is None:
+            return None
+        return outside_classes(self.producer, self.soft_labels.logits)
 
 
 def _require_class_order(examples: Examples, parts: Sequence[_OfModel], *, complete: bool) -> None:
@@ -341,7 +346,7 @@ def _quality(examples: Examples, teachers: TeacherParams, said: Sequence[Sequenc
         places = index.positions(ids)
         if (places < 0).any():
             raise examples.changed()
-        weights = weights_of(teachers, None if asked is None else asked[places], len(ids))
+        weights = weights_of(teachers, None if asked is None else asked[:, places], len(ids))
         found = [_looked_up(parts, ids, len(examples.task.classes)) for parts in said]
         has = np.logical_and.reduce([one | (w == 0) for (_, one), w in zip(found, weights, strict=True)])
         together = average_teachers(

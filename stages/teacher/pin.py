@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from cache import file_digest, write_atomically
 from stages.errors import StageError
@@ -16,7 +15,7 @@ def pin_soft_labels(teacher: OneTeacher, folder: Path, *, key: str) -> str:
     """Write down which soft labels a teacher is, so that a change of the file is one.
 
     Args:
-        teacher: One without a base.
+        teacher: One without a base; its producer is a whole id.
         folder: Where to.
         key: The teacher's place in params.yaml.
 
@@ -26,10 +25,10 @@ def pin_soft_labels(teacher: OneTeacher, folder: Path, *, key: str) -> str:
     Raises:
         StageError: The file is not there.
     """
-    if teacher.soft_labels is None:
-        pinned: dict[str, Any] = {"producer": teacher.producer}
-        said = f"the soft labels of '{teacher.producer}' in the store"
-    elif teacher.soft_labels.file is None:
+    if teacher.producer is not None:
+        pinned = {"producer": teacher.producer}
+        said = f"the soft labels of producer {teacher.producer[:12]} in the store"
+    elif teacher.soft_labels is None or teacher.soft_labels.file is None:
         pinned, said = {"column": "task.source.soft_label_field"}, "the soft labels in its data"
     else:
         file = Path(teacher.soft_labels.file)
@@ -39,6 +38,15 @@ def pin_soft_labels(teacher: OneTeacher, folder: Path, *, key: str) -> str:
     folder.mkdir(exist_ok=True)
     write_atomically(folder / PIN, json.dumps(pinned, indent=2).encode())
     return said
+
+
+def read_pin(place: Path) -> dict[str, str]:
+    """Give what `pin_soft_labels` wrote; nothing where it has not run."""
+    try:
+        pinned: dict[str, str] = json.loads((place / PIN).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return pinned
 
 
 def file_pin(file: Path) -> dict[str, str]:

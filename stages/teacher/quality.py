@@ -125,6 +125,10 @@ def require_language(
     """
     if language not in task.languages:
         raise StageError(f"--language {language} is none of the task's: {', '.join(task.languages)}")
+    if not has_split(language, "test"):
+        raise StageError(
+            f"there is no data of '{language}' to compare with; write it: python -m pipeline prepare"
+        )
     index, n = Index(soft_labels.ids), len(soft_labels)
     known = {one: _n_known(task, one, index) for one in (language, *task.languages)}
     n_unknown = n - known[language]

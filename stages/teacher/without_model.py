@@ -1,7 +1,6 @@
 """Teachers without a model: what they say is in a file, in a column of the data, or in the store."""
 
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import Index, Producer, SoftLabels, Store, TopKChange
-from cache.names import find_producer
 from cache.soft_labels import id_bytes
 from stages.data.classes import match_classes
 from stages.data.task import TaskParams
@@ -18,7 +16,7 @@ from stages.errors import StageError
 from stages.teacher.labelling.examples import Examples
 from stages.teacher.labelling.from_files import Imported, read_column, read_soft_labels
 from stages.teacher.params import OneTeacher
-from stages.teacher.pin import PIN, file_pin
+from stages.teacher.pin import file_pin, read_pin
 
 
 class Taken(NamedTuple):
@@ -56,9 +54,14 @@ def take_soft_labels(
     """
     change = None
     if teacher.producer is not None:
-        store = Store.open(root, find_producer(root, teacher.producer))
+        pinned = read_pin(place).get("producer")
+        if pinned is None:
+            raise StageError(f"{place} is no producer that was pinned; {_pin_again(examples.language)}")
+        store = Store.open(root, pinned)
         lookup = store.look_up(examples.ids)
         store.require_readable()
+        for error in store.damaged.values():
+            raise StageError(f"{error}; mend with: python -m pipeline cache repair --store {root}")
         producer, has, what = store.producer, lookup.found, f"producer '{teacher.producer}' in {root}"
         examples.require(has, what)
         soft_labels = lookup.some(has)
@@ -74,6 +77,8 @@ def take_soft_labels(
         facts = teacher.soft_labels.facts
         content = {} if facts else {"content": _digest(found.soft_labels)}
         producer = replace(found, made={**found.made, **content}).producer(facts, task.text_fields)
+    if not has.any():
+        raise StageError(f"{what} has no soft label for any text of '{examples.language}' that is for it")
     order = match_classes(producer.classes, task.classes, names=teacher.labels, language=examples.language)
     return Taken(producer, soft_labels, order, change)
 
@@ -85,16 +90,13 @@ def _read(task: TaskParams, teacher: OneTeacher, language: str, place: Path) -> 
     if how.file is None:
         return read_column(task, language, how), f"the column task.source.soft_label_field of '{language}'"
     file = Path(how.file)
-    try:
-        pinned = json.loads((place / PIN).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        pinned = {}
-    if not file.is_file() or pinned != file_pin(file):
-        raise StageError(
-            f"{file} is not the file that was pinned; pin it again with: "
-            f"python -m pipeline teacher finetune --language {language}"
-        )
+    if not file.is_file() or read_pin(place) != file_pin(file):
+        raise StageError(f"{file} is not the file that was pinned; {_pin_again(language)}")
     return read_soft_labels(file, how, task, names=teacher.labels), str(file)
+
+
+def _pin_again(language: str) -> str:
+    return f"pin it again with: python -m pipeline teacher finetune --language {language}"
 
 
 def _digest(soft_labels: SoftLabels) -> str:

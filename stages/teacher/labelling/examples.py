@@ -99,13 +99,28 @@ class Examples:
         asked = self.asked(names)
         if asked is None:
             return self
-        kept = np.flatnonzero(np.isin(asked, (-1, place)))
+        kept = np.flatnonzero(asked[place])
         return replace(self, ids=self.ids.take(pa.array(kept)), rows=self.rows[kept])
 
-    def asked(self, names: Sequence[str | None]) -> NDArray[np.int64] | None:
-        """Tell which teacher each example is for, as `read_asked`, by the first of rows with one text."""
-        asked = read_asked(self.language, _splits_of(self.task, self.language), names)
-        return None if asked is None else asked[self.rows]
+    def asked(self, names: Sequence[str | None]) -> NDArray[np.bool_] | None:
+        """Tell which teachers are to be asked about each example: those that any row with its text asks for.
+
+        Returns:
+            Shape ``(M, N)``; None: always all.
+
+        Raises:
+            StageError: Examples are for teachers that are not there.
+        """
+        splits = _splits_of(self.task, self.language)
+        asked = read_asked(self.language, splits, names)
+        if asked is None:
+            return None
+        tables = [read_examples(self.task, self.language, split) for split in splits]
+        places = Index(self.ids).positions(pa.concat_tables(tables)["example_id"].combine_chunks())
+        found = np.zeros((len(names), len(self)), bool)
+        for teacher, of_rows in enumerate(asked):
+            found[teacher, places[of_rows & (places >= 0)]] = True
+        return found
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, Outputs, Producer, SoftLabels, example_ids
+from cache.identity.columns import SCALAR, Column
 from stages.data.classes import class_key
-from stages.data.examples import read_soft_label_column, taught_splits
+from stages.data.examples import SOFT_LABEL, read_soft_label_column, taught_splits
 from stages.data.files import Input, instead_of, shown
-from stages.data.rows import Window, column, placed_rows, windows
+from stages.data.rows import DECODER, Window, column, placed_rows, windows
 from stages.data.task import SplitName, TaskParams
 from stages.errors import StageError
 from stages.progress import Bar
@@ -46,6 +47,7 @@ class Imported:
         made: How values became logits, or which producer they were exported from: facts of the producer.
         outputs: What there is of the answers.
         repeated: Rows that say the same of the same text again.
+        facts: What the file itself says of who made them.
     """
 
     path: Path
@@ -54,11 +56,16 @@ class Imported:
     made: dict[str, Any]
     outputs: Outputs
     repeated: int
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     def producer(self, facts: Mapping[str, str], text_fields: Sequence[str]) -> Producer:
         """Identify who made them, by what is said of them."""
         return Producer.of_imported(
-            facts, classes=self.classes, text_fields=text_fields, made=self.made, outputs=self.outputs
+            {**self.facts, **facts},
+            classes=self.classes,
+            text_fields=text_fields,
+            made=self.made,
+            outputs=self.outputs,
         )
 
 
@@ -80,15 +87,21 @@ def read_soft_labels(
     """
     fields = how.text_fields or task.text_fields
     source = Input(path, None, fields, None, how.quoting, how.delimiter, as_written=False)
-    if source.format == "parquet" and how.field is None and (told := _told(path)) is not None:
+    _require_fields(fields, task)
+    plain = how.values or how.field or how.classes or how.text_fields
+    if source.format == "parquet" and not plain and (told := _told(path)) is not None:
         return _read_exported(path, told, task.text_fields)
     of_file = {name: theirs for theirs, name in (names or {}).items()}
     classes = how.classes or [of_file.get(name, name) for name in task.classes]
     parts, places = [], []
     layout: _Layout | None = None
+    seen: dict[str, None] = {}  # rows of JSON need not have the same columns
     with Bar(total=source.count(), desc=f"read {path.name}", unit="example", delay=2) as bar:
         for where, window in _windows(source, max(1, min(_WINDOW, _CELLS // len(classes)))):
-            layout = layout or _Layout.of(_names_of(window), how, classes, source)
+            names_here = _names_of(window)
+            if layout is None or not names_here.keys() <= seen.keys():
+                seen |= names_here
+                layout = _Layout.of([*seen], how, classes, source)
             try:
                 values, named = layout.read(window)
                 logits = as_logits(values, named, kind=layout.kind, floor=how.floor)
@@ -121,7 +134,7 @@ def read_column(task: TaskParams, language: str, how: ValuesParams) -> Imported:
         table = read_soft_label_column(task, language, split)
         for start in range(0, len(table), _WINDOW):
             some = table.slice(start, _WINDOW)
-            cells = some["soft_label"].combine_chunks()
+            cells = some[SOFT_LABEL].combine_chunks()
             values, named = _of_array(cells.flatten())
             where = [f"{split} text {row + 1}" for row in some["row"].to_pylist()]
             try:
@@ -172,8 +185,24 @@ def _windows(source: Input, size: int) -> Iterator[tuple[list[str], Window]]:
         yield [place for place, _ in window], [row for _, row in window]
 
 
-def _names_of(window: Window) -> list[str]:
-    return list(window[0]) if isinstance(window, list) else window.column_names
+def _names_of(window: Window) -> dict[str, None]:
+    """Give the names of all columns that a row has, in their order."""
+    if not isinstance(window, list):
+        return dict.fromkeys(window.column_names)
+    names: dict[str, None] = {}
+    for row in window:
+        if not row.keys() <= names.keys():
+            names |= dict.fromkeys(row)
+    return names
+
+
+def _require_fields(fields: Sequence[str], task: TaskParams) -> None:
+    """Refuse text fields that cannot be those of the task."""
+    if len(fields) != len(task.text_fields) or len(set(fields)) < len(fields):
+        raise StageError(
+            f"the file's text fields are {' and '.join(fields)}, but an example has {len(task.text_fields)}: "
+            f"{' and '.join(task.text_fields)}; name each of them (cache import: --text-field)"
+        )
 
 
 class _Layout(NamedTuple):
@@ -251,17 +280,21 @@ class _Layout(NamedTuple):
                     raise BadValueError(row, f"{lengths[row]} values for {len(self.classes)} classes")
                 values, named = _of_array(cells.flatten())
                 return values.reshape(len(window), -1), named.reshape(len(window), -1)
-        return self._of_cells(column(window, self.field))
+        is_map = not isinstance(window, list) and pa.types.is_map(window.schema.field(self.field).type)
+        return self._of_cells(column(window, self.field), is_map=is_map)
 
-    def _of_cells(self, cells: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        rows = []
+    def _of_cells(
+        self, cells: Sequence[Any], *, is_map: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        rows: list[list[Any]] = []
         index: dict[str, int] = {name: place for place, name in enumerate(self.classes)}
+        exact = set(index)
         for row, cell in enumerate(cells):
             if isinstance(cell, str):
                 cell = _from_json(cell, row)
-            if isinstance(cell, Mapping) or (cell and isinstance(cell, list) and isinstance(cell[0], tuple)):
-                cell = dict(cell)
-                if not cell.keys() <= index.keys():
+            if is_map or isinstance(cell, Mapping):
+                cell = _as_mapping(cell, row)
+                if not cell.keys() <= exact:  # names of another spelling
                     index |= _places_of(cell, self.classes, row)
                 values: list[Any] = [None] * len(self.classes)
                 for name, value in cell.items():
@@ -274,7 +307,7 @@ class _Layout(NamedTuple):
                 rows.append(cell)
             else:
                 raise BadValueError(row, f"{self.field} is {shown(cell)}, not a list or a mapping of numbers")
-        numbers = _floats(rows, lambda row: rows[row])
+        numbers = _floats(rows, 1)
         named = ~np.isnan(numbers)
         if not named.all():  # a class that is not named, or a NaN
             named = np.array([[value is not None for value in values] for values in rows])
@@ -300,7 +333,13 @@ def _columns_of_classes(
     before, _, after = field.partition(_CLASS)
     alike = [name for name in names if name.startswith(before) and name.endswith(after)]
     alike = [name for name in alike if len(name) > len(before) + len(after)]
-    by_key = {class_key(name[len(before) : len(name) - len(after)]): name for name in alike}
+    by_key: dict[str, str] = {}
+    known = {class_key(name) for name in classes}
+    for name in alike:
+        key = class_key(name[len(before) : len(name) - len(after)])
+        if key in by_key and key in known:
+            raise StageError(f"{source.name} has two columns of one class: {by_key[key]} and {name}")
+        by_key[key] = name
     found = [by_key.get(class_key(name)) for name in classes]
     if not any(found):
         raise StageError(
@@ -322,7 +361,10 @@ def _places_of(names: Any, classes: Sequence[str], row: int) -> dict[str, int]:
     for name in names:
         if class_key(str(name)) not in places:
             raise BadValueError(row, f"{shown(name)} is none of the classes: {', '.join(classes)}")
-    return {name: places[class_key(str(name))] for name in names}
+    found = {name: places[class_key(str(name))] for name in names}
+    if len(set(found.values())) < len(found):
+        raise BadValueError(row, f"two names of one class among {', '.join(map(str, found))}")
+    return found
 
 
 def _side_by_side(
@@ -341,34 +383,55 @@ def _numbers(window: Window, name: str) -> tuple[NDArray[np.float64], NDArray[np
     cells = [row.get(name) for row in window]
     there = np.array([cell is not None and cell != "" for cell in cells])
     filled = [cell if is_there else None for cell, is_there in zip(cells, there, strict=True)]
-    return _floats(filled, lambda row: filled[row]), there
+    return _floats(filled, 0), there
 
 
 def _of_array(array: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Give Arrow's numbers, and which are there."""
+    if pa.types.is_null(array.type):
+        return np.zeros(len(array)), np.zeros(len(array), bool)
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     if not any(is_kind(array.type) for is_kind in kinds):
         raise BadValueError(0, f"{array.type} where a number must be")
-    values = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
+    values = pc.fill_null(array.cast(pa.float64(), safe=False), 0.0).to_numpy(zero_copy_only=False)
     return values, array.is_valid().to_numpy(zero_copy_only=False)
 
 
-def _floats(rows: Sequence[Any], row_of: Any) -> NDArray[np.float64]:
-    """Make an array of numbers, some of which may be absent, and find the row that has something else."""
+def _floats(rows: Sequence[Any], depth: int) -> NDArray[np.float64]:
+    """Make an array of numbers, some of which may be absent, and find the row that has something else.
+
+    Args:
+        rows: Of a number each, or of a list of numbers.
+        depth: 0 for numbers, 1 for lists.
+    """
     try:
-        return np.array(rows, dtype=np.float64)
-    except (TypeError, ValueError):
-        for row in range(len(rows)):
-            try:
-                np.array(row_of(row), dtype=np.float64)
-            except (TypeError, ValueError):
-                raise BadValueError(row, f"{shown(row_of(row))} where a number must be") from None
-        raise
+        numbers = np.array(rows, dtype=np.float64)
+        if numbers.ndim == depth + 1 or not len(rows):
+            return numbers
+    except (OverflowError, TypeError, ValueError):
+        pass
+    for row, cell in enumerate(rows):
+        try:
+            fits = np.array(cell, dtype=np.float64).ndim == depth
+        except (OverflowError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise BadValueError(row, f"{shown(cell)} where {'numbers' if depth else 'a number'} must be")
+    raise BadValueError(0, "rows of different lengths")
+
+
+def _as_mapping(cell: Any, row: int) -> Mapping[Any, Any]:
+    """Give a mapping by class, which Arrow's maps are only once their keys are found to differ."""
+    pairs = [*cell.items()] if isinstance(cell, Mapping) else [*(cell or ())]
+    by_class = dict(pairs)
+    if len(by_class) < len(pairs):
+        raise BadValueError(row, "a class is named twice")
+    return by_class
 
 
 def _from_json(cell: str, row: int) -> Any:
     try:
-        return json.loads(cell)
+        return DECODER.decode(cell)
     except (RecursionError, ValueError):
         raise BadValueError(row, f"{shown(cell)} is no list or mapping in JSON") from None
 
@@ -415,16 +478,16 @@ def _read_exported(path: Path, told: Mapping[str, Any], text_fields: Sequence[st
         raise StageError(f"{path} says that it was exported, but has no column '{missing[0]}'")
     with_texts = all(name in file.schema_arrow.names for name in text_fields)
     parts, start = [], 0
-    wanted = ["example_id", *columns, *(text_fields if with_texts else [])]
-    for batch in file.iter_batches(_WINDOW, columns=wanted):
+    for batch in file.iter_batches(
+        _WINDOW, columns=["example_id", *columns, *(text_fields if with_texts else [])]
+    ):
         ids = batch["example_id"].cast(ID_TYPE)
         if with_texts:
             _require_own_texts(path, start, ids, [batch[name] for name in text_fields])
-        arrays = {}
-        for name in columns:
-            is_list = pa.types.is_fixed_size_list(batch[name].type)
-            flat = (batch[name].flatten() if is_list else batch[name]).to_numpy(zero_copy_only=False)
-            arrays[name] = flat.reshape(batch.num_rows, -1) if is_list else flat
+        arrays = {
+            name: _exported_column(path, start, batch[name], name, wanted, len(original.classes))
+            for name, wanted in columns.items()
+        }
         parts.append(SoftLabels(ids, arrays, len(original.classes)))
         start += batch.num_rows
     if not parts:
@@ -432,8 +495,39 @@ def _read_exported(path: Path, told: Mapping[str, Any], text_fields: Sequence[st
     together = SoftLabels.concatenate(parts)
     places = [f"row {number}" for number in range(1, len(together) + 1)]
     soft_labels, repeated = _distinct(path, together, places)
-    made = {"exported_from": original.id}
-    return Imported(path, soft_labels, original.classes, made, original.outputs, repeated)
+    imported = original.facts.get("imported") if original.imported is not None else {}
+    how = {key: value for key, value in (imported or {}).items() if key != "facts"}
+    made = {**how, "exported_from": original.id}
+    facts = original.imported or {}
+    return Imported(path, soft_labels, original.classes, made, original.outputs, repeated, facts)
+
+
+def _exported_column(
+    path: Path, start: int, array: pa.Array, name: str, wanted: Column, n_classes: int
+) -> NDArray[Any]:
+    """Give a column of an exported file as it was, whatever wrote the file since.
+
+    Raises:
+        StageError: It is none of this type and width, or holds a NaN.
+    """
+    try:
+        if wanted.width == SCALAR:
+            flat = array.cast(wanted.dtype)
+            values: NDArray[Any] | None = flat.to_numpy(zero_copy_only=False)
+        else:
+            flat = array.flatten().cast(wanted.dtype)
+            values = flat.to_numpy(zero_copy_only=False).reshape(len(array), wanted.width or -1)
+    except (AttributeError, ValueError, pa.ArrowException):
+        values = None
+    if values is None or flat.null_count or array.null_count:
+        width = "" if wanted.width == SCALAR else f", {wanted.width or 'equally many'} in each row"
+        raise StageError(f"{path}: the column '{name}' does not hold {wanted.dtype}{width}, as exported")
+    broken = ~np.isfinite(values).reshape(len(array), -1).all(axis=1)
+    if broken.any():
+        raise StageError(f"{path}, row {start + int(broken.argmax()) + 1}: {name} is NaN or infinite")
+    if name == "top_classes" and len(values) and values.max() >= n_classes:
+        raise StageError(f"{path}: the column '{name}' names classes that do not exist")
+    return values
 
 
 def _require_own_texts(path: Path, start: int, ids: pa.Array, texts: Sequence[pa.Array]) -> None:

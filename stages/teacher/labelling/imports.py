@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from cache import Index, Store
+from cache import Index, Store, StoreError
 from cache.commands.import_ import import_
 from cache.commands.name import give_name
-from cache.names import require_name
+from cache.names import name_of, require_name
 from stages.data.classes import check_class_order, match_classes
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
@@ -107,16 +107,18 @@ def import_file(
         CacheError: The store says otherwise of a text, has the name already, or cannot be used.
     """
     facts = _facts(options)
-    names = teacher.labels if teacher else None
+    # A teacher that is a model has names of its own, which are not the file's.
+    names = teacher.labels if teacher and teacher.base is None else None
     found = read_soft_labels(file, _values(options.values), task, names=names)
     if not facts and "exported_from" not in found.made:
         raise StageError(
             "who made these soft labels? say so: --fact name=… --fact version=…, or --facts FILE"
         )
     producer = found.producer(facts, task.text_fields)
-    name = options.name or "@".join(facts[key] for key in ("name", "version") if facts.get(key)) or None
+    own = options.name or "@".join(facts[key] for key in ("name", "version") if facts.get(key))
+    name = options.name or name_of(root, producer.id) or own or None  # one that was given is left
     if name is not None:
-        require_name(root, producer.id, name)
+        _require_name(root, producer.id, name, given=options.name is not None)
     order = match_classes(found.classes, task.classes, names=names, language=language)
     n_unknown = require_language(
         task, language, found.soft_labels, name=str(file), keep_unknown=options.keep_unknown
@@ -127,7 +129,7 @@ def import_file(
         check_class_order(quality.together, classes=task.classes, names=named, language=language)
     done = import_(root, producer, found.soft_labels, format_=params.format)
     Store(root, producer).note_use(teacher=name or str(file), language=language)
-    if name is not None:
+    if name is not None and name != name_of(root, producer.id):
         give_name(root, producer.id, name)
     outside = outside_classes(producer, found.soft_labels.logits)
     return ImportedFile(
@@ -156,6 +158,13 @@ def answer_of(found: Imported, order: NDArray[np.int64]) -> Any:
     return answer
 
 
+def _require_name(root: str, producer_id: str, name: str, *, given: bool) -> None:
+    try:
+        require_name(root, producer_id, name)
+    except StoreError as error:
+        raise StageError(str(error) if given else f"{error}; or name it here: --name") from None
+
+
 def _values(values: Mapping[str, Any]) -> ValuesParams:
     try:
         return ValuesParams(**values)
@@ -176,10 +185,11 @@ def _facts(options: ImportOptions) -> dict[str, str]:
             told = YAML(typ="safe").load(options.facts.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, YAMLError) as error:
             raise StageError(f"cannot read --facts {options.facts}: {str(error).splitlines()[0]}") from error
-        if not isinstance(told, dict) or not all(
-            isinstance(value, str | int | float) for value in told.values()
-        ):
-            raise StageError(f"--facts {options.facts} is no mapping of names to texts or numbers")
+        if not isinstance(told, dict):
+            raise StageError(f"--facts {options.facts} is no mapping of names to texts")
+        for key, value in told.items():
+            if not isinstance(value, str | int) or isinstance(value, bool):  # 2026.10 would become 2026.1
+                raise StageError(f"--facts {options.facts}: {key} is {value}, which is no text; quote it")
         facts |= {str(key): str(value) for key, value in told.items()}
     for one in options.fact:
         key, mark, value = one.partition("=")

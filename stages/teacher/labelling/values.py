@@ -57,9 +57,11 @@ def as_logits(values: NDArray[np.float64], named: NDArray[np.bool_], *, kind: st
     _refuse(np.isnan(given).any(axis=1), "a value is NaN")
     _refuse(~named.any(axis=1), "it names no class")
     if kind == "logits":
-        _refuse(~np.isfinite(given).all(axis=1), "a logit is infinite")
+        with np.errstate(over="ignore"):  # too large for float32 is infinite
+            logits = np.where(named, values, 0.0).astype(np.float32)
+        _refuse(~np.isfinite(logits).all(axis=1), "a logit is infinite, or too large for 32 bits")
         _refuse(~named.all(axis=1), "logits of some classes are missing, and nobody knows the others' share")
-        return Logits(values.astype(np.float32), named)
+        return Logits(logits, named)
     if kind == "log_probabilities":
         _refuse((given > np.log1p(P_TOLERANCE)).any(axis=1), "the logarithm of a probability is above 0")
         probs = np.where(named, np.exp(np.minimum(values, 0.0)), 0.0)
@@ -80,11 +82,11 @@ def as_logits(values: NDArray[np.float64], named: NDArray[np.bool_], *, kind: st
         _refuse(too_little, f"probabilities add up to less than 1 by over {SUM_TOLERANCE}")
     share = np.maximum(left, 0.0) / np.maximum(n_unnamed, 1)
     probs = np.maximum(np.where(named, probs, share[:, None]), floor)
-    logits = np.log(probs)
+    logs = np.log(probs)
     if kind == "log_probabilities":  # as they are, not as they become by way of probabilities
         kept = named & (values >= np.log(floor)) & (values <= 0)
-        logits = np.where(kept, values, logits)
-    return Logits(logits.astype(np.float32), named)
+        logs = np.where(kept, values, logs)
+    return Logits(logs.astype(np.float32), named)
 
 
 def _refuse(bad: Any, reason: str) -> None:

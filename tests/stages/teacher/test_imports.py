@@ -17,12 +17,14 @@ from labels import producer, shard_files, soft_labels
 from ruamel.yaml import YAML
 from scipy.special import softmax
 from tiny import CLASSES, Run, examples, write_jsonl
+from unreadable import fail_to_read, needs_proc
 
 from cache import Outputs, Store, example_ids
 from cache.commands import import_ as store_import
 from cache.commands.name import give_name
 from cache.names import find_producer, name_of
 from pipeline.params import load_params
+from stages.errors import StageError
 from stages.teacher.labelling.from_files import read_soft_labels
 from stages.teacher.params import ValuesParams
 
@@ -222,6 +224,36 @@ def test_more_classes_named_later_on_widen_what_came_before(
         assert found.outputs.top_k == k
 
 
+def test_rows_of_json_need_not_have_the_same_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.teacher.labelling.from_files._ROWS", 2)
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "v_number": 1},
+        {"text": "b", "v_animal": 1, "v_number": 3},
+        {"text": "c", "v_colour": 4, "v_animal": 1},
+    ]
+    how = ValuesParams(values="votes", field="v_{class}")
+    expected = np.array([[0, 0, 1], [0.25, 0, 0.75], [0.2, 0.8, 0]])
+    for some in (rows, rows[::-1]):
+        write_jsonl(tmp_path / "a.jsonl", some)
+        found = read_soft_labels(tmp_path / "a.jsonl", how, TASK).soft_labels.take(
+            np.argsort([r["text"] for r in some])
+        )
+        np.testing.assert_allclose(softmax(found.logits, axis=1), expected, atol=2e-7)
+    write_jsonl(tmp_path / "a.jsonl", [*rows, {"text": "d", "v_verb": 1}])
+    with pytest.raises(StageError, match="has a column 'v_verb', and no class is called so"):
+        read_soft_labels(tmp_path / "a.jsonl", how, TASK)
+
+
+def test_a_class_that_nobody_voted_for_may_be_a_column_of_nulls(tmp_path: Path) -> None:
+    columns = {"v_animal": [2, 1], "v_colour": pa.nulls(2), "v_number": [None, 3]}
+    pq.write_table(pa.table({"text": ["a", "b"], **columns}), tmp_path / "a.parquet")
+    how = ValuesParams(values="votes", field="v_{class}")
+    found = read_soft_labels(tmp_path / "a.parquet", how, TASK).soft_labels
+    np.testing.assert_allclose(
+        softmax(found.logits, axis=1), np.array([[1, 0, 0], [0.25, 0, 0.75]]), atol=2e-7
+    )
+
+
 # What is refused
 
 
@@ -236,10 +268,14 @@ def test_more_classes_named_later_on_widen_what_came_before(
         ({"probabilities": [0.5, 0.3, 0.2]}, "name the classes in its order"),
         ({"probabilities": {}}, "it names no class"),
         ({"probabilities": None}, "probabilities is null, not a list or a mapping"),
-        ({"probabilities": {"animal": "much"}}, "where a number must be"),
+        ({"probabilities": {"animal": "much"}}, "where numbers must be"),
         ({"votes": {"animal": 0, "colour": 0}}, "nobody voted"),
         ({"votes": {"animal": -1, "colour": 2}}, "votes are negative"),
         ({"logits": {"animal": 1.0, "colour": 2.0}}, "logits of some classes are missing"),
+        ({"logits": {"animal": -1e300, "colour": 2.0, "number": 1.0}}, "too large for 32 bits"),
+        ({"logits": {"animal": 1.0, "Animal": 9.0, "colour": 2.0, "number": 1.0}}, "two names of one class"),
+        ({"votes": {"animal": [1], "colour": 2, "number": 1}}, "where numbers must be"),
+        ({"votes": {"animal": 10**400, "colour": 2.0}}, "where numbers must be"),
         ({"log_probabilities": {"animal": 0.5}}, "the logarithm of a probability is above 0"),
         ({"log_probabilities": {"animal": -0.1, "colour": -0.2}}, "more than 1 by over 0.01"),
     ],
@@ -258,7 +294,10 @@ def test_a_row_that_cannot_be_is_named(prepared: Path, run: Run, row: dict[str, 
 
 
 def test_nan_and_infinity_of_parquet_are_refused(prepared: Path, run: Run) -> None:
-    for value, said in ((np.nan, "a value is NaN"), (np.inf, "a logit is infinite")):
+    for value, said in (
+        (np.nan, "a value is NaN"),
+        (np.inf, "a logit is infinite, or too large for 32 bits"),
+    ):
         table = {"text": ["a", "b"], **{name: [0.0, value] for name in CLASSES}}
         pq.write_table(pa.table(table), "soft.parquet")
         done = run("cache", "import", "soft.parquet", *BY, "--values", "logits")
@@ -288,6 +327,11 @@ def test_nan_and_infinity_of_parquet_are_refused(prepared: Path, run: Run) -> No
             [{"text": "a", "p_dog": 1}],
             ("--field", "p_{class}", "--values", "votes"),
             "has no column p_{class} of a class: animal, colour, number",
+        ),
+        (
+            [{"text": "a", "votes": {"animal": 1}}],
+            ("--text-field", "text", "--text-field", "x"),
+            "an example has 1: text",
         ),
         ([{"sentence": "a", "votes": {}}], (), "has no column 'text'; there are: sentence, votes"),
         (
@@ -339,6 +383,9 @@ def test_facts_are_needed_and_may_stand_in_a_file(prepared: Path, run: Run, tmp_
     assert "'crowd@4'" in done.out
     opened = Store.open(tmp_path / "store", find_producer(tmp_path / "store", "crowd@4"))
     assert opened.producer.imported == {"name": "crowd", "version": "4", "licence": "CC0"}
+    Path("facts.yaml").write_text("version: 2026.10")
+    done = run("cache", "import", "soft.jsonl", "--language", "de", "--facts", "facts.yaml")
+    assert "version is 2026.1, which is no text; quote it" in done.err
     Path("facts.yaml").write_text("- a list")
     done = run("cache", "import", "soft.jsonl", "--language", "de", "--facts", "facts.yaml")
     assert "--facts facts.yaml is no mapping" in done.err
@@ -450,6 +497,38 @@ def test_what_was_exported_comes_back_bit_for_bit(
         assert found.columns[name].tobytes() == values.tobytes()
 
 
+def test_facts_travel_with_an_exported_file(prepared: Path, run: Run, tmp_path: Path) -> None:
+    values = np.log(likely()) - 0.1  # a tenth goes to no class
+    write_jsonl(Path("soft.jsonl"), by_class(values, field="log_probabilities"))
+    first = run("cache", "import", "soft.jsonl", *BY, "--fact", "licence=CC0")
+    assert "outside the classes: 9.5%" in first.out
+    assert run("cache", "export", "gpt@2", "soft.parquet").code == 0
+    back = run("cache", "import", "soft.parquet", "--language", "de", "--name", "back")
+    assert "outside the classes: 9.5%" in back.out
+    assert re.search(r"licence +CC0\n", run("cache", "show", "back").out)
+
+
+def test_an_exported_file_may_have_been_rewritten(prepared: Path, run: Run, tmp_path: Path) -> None:
+    made = producer(text_fields=["text"]).with_facts(
+        {"config": {"id2label": {str(i): name for i, name in enumerate(CLASSES)}}}
+    )
+    Store(tmp_path / "store", made).append(soft_labels(texts()[:20]))
+    assert run("cache", "export", made.id[:12], "soft.parquet").code == 0
+    table = pq.read_table("soft.parquet")
+    place = table.schema.get_field_index("logits")
+
+    def rewritten(column: Any) -> str:
+        pq.write_table(table.set_column(place, "logits", column), "again.parquet")
+        return run("cache", "import", "again.parquet", "--language", "de", "--name", "back").err
+
+    rows = table["logits"].to_pylist()
+    assert rewritten(pa.array(rows, pa.list_(pa.float64()))) == ""
+    np.testing.assert_array_equal(logits_in(tmp_path / "store", "back", texts()[:20]), np.array(rows, "f4"))
+    assert "'logits' does not hold float32, 3 in each row" in rewritten(pa.array([row[:2] for row in rows]))
+    rows[4][1] = float("nan")
+    assert rewritten(pa.array(rows)) == "error: again.parquet, row 5: logits is NaN or infinite\n"
+
+
 def test_an_exported_file_that_was_changed_is_refused(prepared: Path, run: Run, tmp_path: Path) -> None:
     made = producer(text_fields=["text"])
     store = Store(tmp_path / "store", made)
@@ -489,6 +568,39 @@ def test_names_are_of_one_producer_and_travel_with_it(tmp_path: Path, run: Run, 
     rows = run("cache", "ls", "--store", there).out.splitlines()
     assert rows[0].split()[:2] == ["producer", "name"]
     assert {row.split()[0]: row.split()[1] for row in rows[1:3]} == {ids[0][:12]: "de", ids[1][:12]: "–"}
+
+
+def test_an_id_finds_its_producer_whatever_names_there_are(tmp_path: Path, run: Run, workspace: Path) -> None:
+    stores = [Store(tmp_path / "store", producer(weights=str(n))) for n in range(2)]
+    for store in stores:
+        store.append(soft_labels(["x"]))
+    one, other = (store.producer.id for store in stores)
+    assert f"is the beginning of producer {other[:12]}'s id" in run("cache", "name", one, other[:6]).err
+    assert f"is the beginning of producer {other[:12]}'s id" in run("cache", "name", one, other).err
+    assert "is what an id looks like" in run("cache", "name", one, "0" * 64).err
+    assert run("cache", "name", one, "de").code == 0
+
+
+@needs_proc
+def test_a_producer_that_may_not_be_read_is_in_nobodys_way(tmp_path: Path) -> None:
+    stores = [Store(tmp_path / "store", producer(weights=str(n))) for n in range(2)]
+    for store in stores:
+        store.append(soft_labels(["x"]))
+    one, other = (store.producer.id for store in stores)
+    give_name(tmp_path / "store", one, "de")
+    give_name(tmp_path / "store", other, "en")
+    fail_to_read(tmp_path / "store" / other / "name.json")
+    assert find_producer(tmp_path / "store", "de") == one
+    assert find_producer(tmp_path / "store", one[:12]) == one
+    give_name(tmp_path / "store", one, "fr")
+
+
+def test_gc_leaves_what_nobody_can_compute_again(prepared: Path, run: Run, tmp_path: Path) -> None:
+    write_jsonl(Path("soft.jsonl"), by_class(likely()))
+    assert run("cache", "import", "soft.jsonl", *BY).code == 0
+    old = ("cache", "gc", "--unused-for", "0h", "--yes")
+    assert "nothing to delete" in run(*old).out
+    assert "deleted 1 producer" in run(*old, "--imported").out
 
 
 def test_a_producer_knows_whether_it_was_imported() -> None:
