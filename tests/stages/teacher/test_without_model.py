@@ -9,6 +9,7 @@ import pytest
 from page_reader import read_page
 from scipy.special import log_softmax, logsumexp, softmax
 from scipy.stats import entropy
+from tables import write
 from tiny import CLASSES, SIZES, Run, examples, tiny_params, write_jsonl, write_params
 
 from cache import SoftLabelSet, example_ids
@@ -233,8 +234,14 @@ def test_the_store_calls_a_teacher_as_params_do(finished: Path, run: Run) -> Non
 # A column of the data
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 @pytest.mark.parametrize("field", ["votes", "votes_{class}"])
-def test_a_column_of_the_data_is_a_teacher(workspace: Path, run: Run, field: str) -> None:
+def test_a_column_of_the_data_is_a_teacher(workspace: Path, run: Run, field: str, suffix: str) -> None:
+    for language in ("en", "nl"):
+        for path in Path("data", language).glob("*.jsonl"):
+            write(
+                path.with_suffix(f".{suffix}"), [json.loads(line) for line in path.read_text().splitlines()]
+            )
     for split in SIZES:
         rows = []
         for row in examples("de", split):
@@ -243,8 +250,9 @@ def test_a_column_of_the_data_is_a_teacher(workspace: Path, run: Run, field: str
                 {"votes": votes} if field == "votes" else {f"votes_{name}": n for name, n in votes.items()}
             )
             rows.append(row | (extra if split == "train" else {}))  # other files need no such column
-        write_jsonl(Path(f"data/de/{split}.jsonl"), rows)
-    set_german({"soft_labels": {"values": "votes"}}, source={"soft_label_field": field})
+        write(Path(f"data/de/{split}.{suffix}"), rows)
+    source = {"soft_label_field": field, "pattern": f"data/{{language}}/{{split}}.{suffix}"}
+    set_german({"soft_labels": {"values": "votes"}}, source=source)
     assert run("prepare").code == 0
     assert run(*FINETUNE).out == "teacher 'de': the soft labels in its data, pinned\n"
     assert "36 soft labels" in run(*LABEL).out
