@@ -86,6 +86,7 @@ def test_two_processes_have_the_loss_curves_of_one_and_leave_what_one_leaves(
     without_dropout("student.distill")
     command = ["student", "distill", "--set", "student.distill.hidden_weight=30"]
     command += ["--set", "student.distill.class_weights={animal: 5, colour: 1, number: 0.2}"]
+    command += ["--set", "student.distill.average=4"]
     one = run(*command)
     assert one.code == 0, one.err
     alone, validation, left = losses(), Path("artifacts/student/validation.json").read_text(), files()

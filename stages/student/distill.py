@@ -20,6 +20,7 @@ from stages.data.origin import data_source
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
+from stages.models.averages import MeanInMemory
 from stages.models.checkpoints import BestInMemory, Checkpoints, checkpoints_of
 from stages.models.cut import say_cut
 from stages.models.encoders import read_note
@@ -220,9 +221,16 @@ def _fit(
     best = BestInMemory(checkpoints.folder, names=task.supervised, patience=params.patience)
     if params.keep == "best" or params.patience:
         trainer.add_callback(best)
+    mean = MeanInMemory(checkpoints.folder, n=params.average, n_steps=trainer.args.max_steps)
+    if params.average > 1:
+        trainer.add_callback(mean)
     history = _train(trainer, task, title=f"student ({params.variant})")
     if params.keep == "best":
         best.restore(model)
+    if params.average > 1:
+        mean.restore(model)
+        trainer.evaluate()  # in the place of what the last weights saw
+        history = trainer.state.log_history
     kept = best.step if params.keep == "best" else None
     steps = trainer.state.global_step
     return _Fitted(model, tokenizer, history, steps, kept, facts_of_teachers, checkpoints)

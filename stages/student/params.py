@@ -132,6 +132,9 @@ class DistillParams(TrainingParams):
     keep: Keep = "last"
     """Whose weights are kept: the ``last``, or those of the epoch with the ``best`` validation accuracy, on
     average over the supervised languages."""
+    average: Annotated[int, Field(ge=1, le=10)] = 1
+    """How many of the training's last checkpoints the student is the mean of, of ten, one after each tenth of
+    the steps; 1: it is what the last step made."""
     start: Literal["encoder", "baseline"] = "encoder"
     """What the student starts as: the ``encoder``, or the ``baseline``, which is the encoder fine-tuned on
     the hard labels; that is then done first, for as many steps."""
@@ -166,6 +169,16 @@ class DistillParams(TrainingParams):
     or the divergence at `temperature` by more than 1 % of what a student that knows nothing has to learn."""
     save_steps: PositiveInt = 1000
     """Optimizer steps between checkpoints, from which a killed run goes on."""
+
+    @model_validator(mode="after")
+    def _checkpoints_are_the_last_ones(self) -> Self:
+        if self.average > 1 and (self.keep == "best" or self.patience):
+            other = "keep: last" if self.keep == "best" else "patience: null"
+            raise ValueError(
+                f"average is {self.average}, which is of the last checkpoints, however good they are; "
+                f"set {other}, or average to 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _states_are_compared_within_a_whole_batch(self) -> Self:

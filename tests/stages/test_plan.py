@@ -109,6 +109,7 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "epochs": 9,
             "sampling_temperature": 9.0,
             "keep": "best",
+            "average": 3,
             **TRAINING,
             "class_weights": "balanced",
         }.items()

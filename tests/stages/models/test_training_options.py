@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from stages.errors import StageError
+from stages.models.averages import MeanInMemory
 from stages.models.checkpoints import BestInMemory
 from stages.models.layers import freeze, learning_rate
 from stages.models.texts import Texts
@@ -350,3 +351,71 @@ def test_a_killed_training_that_keeps_its_best_epoch_ends_as_if_it_had_not(
     assert "going on from" in done.err
     assert done.out == "mblm: 36 steps; validation accuracy: de 90.0%, en 70.0%\n"
     assert_close(weights(), alone)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, Tensor]]:
+    """Note the student's weights after each step from which they are averaged."""
+    noted: dict[int, dict[str, Tensor]] = {}
+    on_step_end = MeanInMemory.on_step_end
+
+    def note(self: MeanInMemory, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        noted[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
+        on_step_end(self, args, state, control, model, **kwargs)
+
+    monkeypatch.setattr(MeanInMemory, "on_step_end", note)
+    return noted
+
+
+def test_a_student_is_the_mean_of_the_trainings_last_checkpoints(
+    finished: Path, run: Run, seen: dict[int, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "head.classifier.out_proj.weight"
+    validated: list[Tensor] = []
+    evaluate = TextTrainer.evaluate
+
+    def note(self: TextTrainer, *args: Any, **kwargs: Any) -> Any:
+        validated.append(self.model.state_dict()[name].clone())  # type: ignore[union-attr]
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(TextTrainer, "evaluate", note)
+    done = run(*DISTILL, *changes("student.distill", average=3, epochs=2))
+    assert done.code == 0, done.err
+    made, expected = weights(), [seen[step] for step in (14, 16, 18)]  # of 18: 8, 9 and 10 tenths
+    assert_close(made, {each: torch.stack([step[each] for step in expected]).mean(0) for each in made})
+    assert not torch.equal(made[name], seen[18][name])
+    assert torch.equal(validated[-1], made[name])
+    curve = json.loads(Path("artifacts/student/validation.json").read_text())
+    assert [row["step"] for row in curve] == [9, 18]
+
+
+def test_a_killed_training_that_averages_ends_as_if_it_had_not(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = changes("student.distill", average=4, epochs=2, save_steps=5, freeze="embeddings")
+    assert run(*DISTILL, *options).code == 0
+    alone = weights()
+    step = TextTrainer.training_step
+
+    def stop(self: TextTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        if self.state.global_step == 17:  # of 13, 14, 16 and 18; it goes on from 15
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextTrainer, "training_step", stop)
+        assert run(*DISTILL, *options).code == 130
+    done = run(*DISTILL, *options)
+    assert "going on from" in done.err
+    assert_close(weights(), alone)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"), [({"keep": "best"}, "keep: last"), ({"patience": 2}, "patience: null")]
+)
+def test_a_mean_of_the_last_checkpoints_is_no_choice_among_them(
+    other: dict[str, Any], said: str, finished: Path, run: Run
+) -> None:
+    done = run(*DISTILL, *changes("student.distill", average=3, **other))
+    assert done.code == 1
+    assert f"average is 3, which is of the last checkpoints, however good they are; set {said}" in done.err
