@@ -161,3 +161,17 @@ def export(
 
     done = run(folder, loaded.student.distill, model=model or STUDENT, onnx=onnx, overwrite=overwrite)
     typer.echo(done.line())
+
+
+@app.command(epilog="Example: `python -m pipeline student average students/0 students/1 --output student`")
+def average(
+    students: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Students, two or more.")],
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the folder if it is there.")
+    ] = False,
+) -> None:
+    """Make one student of several that began alike: the mean of their weights."""
+    from stages.student.average import average as run
+
+    typer.echo(run(students, output=output, overwrite=overwrite))

@@ -1,5 +1,7 @@
-"""The mean of a training's weights: what its last checkpoints have in common."""
+"""Means of weights: of a training's last checkpoints, and of several trainings."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,47 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainingArguments
 
 from cache import write_atomically
+from stages.errors import StageError
 from stages.models.processes import process_index
 
+_START = "start.json"
 N_CHECKPOINTS = 10
 """Of a training: what it has learned after each tenth of its steps."""
 
 
+class RunningMean:
+    """The mean of models' weights, of which it keeps one copy, however many they are.
+
+    Attributes:
+        weights: By name, on the CPU; empty before the first model. What is frozen is left out.
+        n: Of how many models they are the mean.
+    """
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+        self.n = 0
+
+    def add(self, model: nn.Module) -> None:
+        """Let a model's weights count as much as those of each one before."""
+        self.n += 1
+        for name, weights in _trained(model).items():
+            mean = self.weights.setdefault(name, torch.zeros_like(weights, device="cpu"))
+            mean.lerp_(weights.cpu(), 1 / self.n)
+
+    def give_to(self, model: nn.Module) -> None:
+        """Put the mean in the place of a model's weights."""
+        for name, weights in _trained(model).items():
+            weights.copy_(self.weights[name])
+
+
 class MeanInMemory(TrainerCallback):
-    """Keeps the mean of the last checkpoints' weights in memory, one copy, however many they are.
+    """Keeps the mean of a training's last checkpoints in memory.
 
     Such a mean makes zero-shot transfer better and steadier (Schmidt et al. 2023, arXiv 2305.16834), and no
     validation data need to choose it.
+
+    Attributes:
+        mean: What it is so far.
     """
 
     def __init__(self, folder: Path, *, n: int, n_steps: int) -> None:
@@ -31,35 +63,29 @@ class MeanInMemory(TrainerCallback):
             n_steps: Optimizer steps of the training.
         """
         tenths = range(N_CHECKPOINTS - n + 1, N_CHECKPOINTS + 1)
+        self.mean = RunningMean()
         self._steps = sorted({max(1, round(tenth * n_steps / N_CHECKPOINTS)) for tenth in tenths})
         self._folder = folder
-        self._mean: dict[str, Tensor] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: Any, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take up what an interrupted run had at the checkpoint from which this one goes on."""
         file = self._file(state.global_step)
-        self._mean = load_file(file) if file.is_file() else {}
+        if file.is_file():
+            self.mean.weights = load_file(file)
+            self.mean.n = sum(step <= state.global_step for step in self._steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: Any, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Let the step's weights into the mean; write it where the Trainer writes a checkpoint next."""
         if state.global_step in self._steps:
-            share = 1 / (self._steps.index(state.global_step) + 1)
-            for name, weights in _trained(model).items():
-                mean = self._mean.setdefault(name, torch.zeros_like(weights, device="cpu"))
-                mean.lerp_(weights.cpu(), share)
-        if control.should_save and self._mean and process_index() == 0:
-            write_atomically(self._file(state.global_step), save(self._mean))
+            self.mean.add(model)
+        if control.should_save and self.mean.n and process_index() == 0:
+            write_atomically(self._file(state.global_step), save(self.mean.weights))
             for file in self._files()[:-3]:  # the Trainer keeps two checkpoints, and a third while it writes
                 file.unlink()
-
-    def restore(self, model: nn.Module) -> None:
-        """Give a model the mean in the place of its weights."""
-        for name, weights in _trained(model).items():
-            weights.copy_(self._mean[name])
 
     def _file(self, step: int) -> Path:
         return self._folder / f"mean-{step}.safetensors"
@@ -67,6 +93,40 @@ class MeanInMemory(TrainerCallback):
     def _files(self) -> list[Path]:
         """List what is written, in the order of the steps."""
         return sorted(self._folder.glob("mean-*"), key=lambda path: int(path.stem.split("-")[1]))
+
+
+def note_start(folder: Path, digest: str) -> None:
+    """Note beside a model what its training began with: only means of models that began alike are of use.
+
+    Args:
+        folder: The model's.
+        digest: As `weights_digest` gives it.
+    """
+    (folder / _START).write_text(json.dumps({"weights": digest}), encoding="utf-8")
+
+
+def read_start(folder: Path) -> str:
+    """Read what `note_start` noted.
+
+    Raises:
+        StageError: There is no such note.
+    """
+    try:
+        return str(json.loads((folder / _START).read_bytes())["weights"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StageError(
+            f"{folder} does not say which weights its training began with, as {_START} of a student does; "
+            "train it again"
+        ) from None
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hash a model's weights; sha256."""
+    digest = hashlib.sha256()
+    for name, weights in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+        digest.update(weights.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from stages.data.origin import data_source
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
-from stages.models.averages import MeanInMemory
+from stages.models.averages import MeanInMemory, RunningMean, note_start, weights_digest
 from stages.models.checkpoints import BestInMemory, Checkpoints, checkpoints_of
 from stages.models.cut import say_cut
 from stages.models.encoders import read_note
@@ -58,18 +58,23 @@ class Trained:
 
     Attributes:
         variant: Which of the variants was trained.
-        steps: Optimizer steps.
+        runs: How many trainings the student is the mean of.
+        steps: Optimizer steps of each.
         accuracy: On the validation split, by supervised language, each through its own branch.
     """
 
     variant: str
+    runs: int
     steps: int
     accuracy: dict[str, float]
 
     def line(self) -> str:
         """Say it in one line."""
         accuracies = ", ".join(f"{name} {value:.1%}" for name, value in self.accuracy.items())
-        return f"{self.variant}: {self.steps} steps; validation accuracy: {accuracies}"
+        steps = (
+            f"the mean of {self.runs} runs of {self.steps} steps" if self.runs > 1 else f"{self.steps} steps"
+        )
+        return f"{self.variant}: {steps}; validation accuracy: {accuracies}"
 
 
 def distill(
@@ -100,15 +105,16 @@ def distill(
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
     start = None
     if params.start == "baseline" and params.variant not in HARD_ONLY:
-        finetune = params.model_copy(update={"variant": "finetune"})
+        finetune = params.model_copy(update={"variant": "finetune", "runs": 1})
         start = _fit(task, teachers, finetune, encoder, name=f"student-{output.name}-start", resume=resume)
-    fitted = _fit(task, teachers, params, encoder, name=f"student-{output.name}", resume=resume, start=start)
+    fitted = _fit_all(task, teachers, params, encoder, f"student-{output.name}", resume=resume, start=start)
     end_all_but_the_first()
     with replaced_folder(output) as folder:
         fitted.model.save_pretrained(folder)
         fitted.tokenizer.model_max_length = params.max_tokens  # what it was trained on; `pipeline` cuts there
         fitted.tokenizer.save_pretrained(folder)
-        last = _write_curves(fitted.history, task.supervised, folder, fitted.kept)
+        note_start(folder, fitted.began_with)
+        last = _write_curves(fitted.trainer.state.log_history, task.supervised, folder, fitted.kept)
         card = model_card(
             task,
             params,
@@ -118,12 +124,12 @@ def distill(
             accuracy=last,
             teachers=fitted.teachers,
             data=data_source(task),
-            went_on_over=fitted.checkpoints.went_on_over,
+            went_on_over=list(dict.fromkeys(o for one in fitted.checkpoints for o in one.went_on_over)),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
-    for done in (fitted, *([start] if start else [])):
-        shutil.rmtree(done.checkpoints.folder, ignore_errors=True)
-    return Trained(params.variant, fitted.steps, last)
+    for checkpoints in [*fitted.checkpoints, *(start.checkpoints if start else [])]:
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    return Trained(params.variant, params.runs, fitted.trainer.state.global_step, last)
 
 
 class _Fitted(NamedTuple):
@@ -132,20 +138,50 @@ class _Fitted(NamedTuple):
     Attributes:
         model: The student.
         tokenizer: The encoder's.
-        history: The Trainer's log history.
-        steps: Optimizer steps.
-        kept: After which of them its weights were the best; None: they are the last.
+        trainer: Of its training, or of the last one; knows what was logged.
+        began_with: Digest of the weights before the training.
+        kept: After which of its steps the weights were the best; None: they are the last.
         teachers: Where the soft labels come from.
-        checkpoints: What an interrupted run would have gone on from.
+        checkpoints: Of each training, what it would have gone on from.
     """
 
     model: MBLMForSequenceClassification
     tokenizer: Any
-    history: list[dict[str, Any]]
-    steps: int
+    trainer: TextTrainer
+    began_with: str
     kept: int | None
     teachers: dict[str, list[TeacherFacts]]
-    checkpoints: Checkpoints
+    checkpoints: list[Checkpoints]
+
+
+def _fit_all(
+    task: TaskParams,
+    teachers: Mapping[str, Teachers],
+    params: DistillParams,
+    encoder: Path,
+    name: str,
+    *,
+    resume: bool,
+    start: _Fitted | None,
+) -> _Fitted:
+    """Train as many students as there are to be runs, and make the last one their mean.
+
+    A run that is finished leaves its last checkpoint until all are, so that none is trained again.
+    """
+    if params.runs == 1:
+        return _fit(task, teachers, params, encoder, name=name, resume=resume, start=start)
+    mean, checkpoints = RunningMean(), []
+    init_seed = params.seed if params.init_seed is None else params.init_seed
+    for index in range(params.runs):
+        seed = (params.seed * params.runs + index) % 2**32
+        one = params.model_copy(update={"seed": seed, "init_seed": init_seed, "runs": 1})
+        its, title = f"{name}-run-{index + 1}", f", run {index + 1} of {params.runs}"
+        fitted = _fit(task, teachers, one, encoder, name=its, resume=resume, start=start, title=title)
+        mean.add(fitted.model)
+        checkpoints += fitted.checkpoints
+    mean.give_to(fitted.model)
+    fitted.trainer.evaluate()  # in the place of what the last run saw
+    return fitted._replace(checkpoints=checkpoints)
 
 
 def _fit(
@@ -157,6 +193,7 @@ def _fit(
     name: str,
     resume: bool,
     start: _Fitted | None = None,
+    title: str = "",
 ) -> _Fitted:
     """Train a student, or go on with an interrupted training, whose checkpoints have this name.
 
@@ -168,6 +205,7 @@ def _fit(
         name: Of the training.
         resume: As in `distill`.
         start: A student with one branch, whose weights it starts with; None: with the encoder's.
+        title: What the bar says beside the variant.
     """
     train, digests, facts_of_teachers = taught_texts(task, teachers, params)
     pretrained = model_folder(encoder, command="student pretrain")
@@ -176,10 +214,9 @@ def _fit(
     facts += [digests, model_digests(pretrained)]
     facts += [note["pooling"]] if note["pooling"] else []
     n_texts = n_taught(task)
-    n_steps = -(-n_texts // params.batch_size)
     facts += [n_texts] if n_texts != len(train) else []
     checkpoints = checkpoints_of(name, facts, file=__file__, resume=resume)
-    set_seed(params.seed)
+    set_seed(params.seed if params.init_seed is None else params.init_seed)
     what = f"the encoder in {pretrained}"
     with loading(f"{what} as a student"):
         tokenizer = AutoTokenizer.from_pretrained(pretrained)
@@ -194,15 +231,42 @@ def _fit(
         say_cut(tokenizer, train.fields, params.max_tokens, key=key)
     if not params.subword_dropout:
         train.keep_tokens(tokenizer, params.max_tokens, checkpoints.folder)
+    began_with = weights_digest(model)
+    trainer = _trainer(task, params, model, train, n_texts, checkpoints.folder, tokenizer)
+    kept = _train(trainer, task, checkpoints.folder, title=f"student ({params.variant}){title}")
+    return _Fitted(model, tokenizer, trainer, began_with, kept, facts_of_teachers, [checkpoints])
+
+
+def _trainer(
+    task: TaskParams,
+    params: DistillParams,
+    model: MBLMForSequenceClassification,
+    train: Texts,
+    n_texts: int,
+    folder: Path,
+    tokenizer: Any,
+) -> "_DistillTrainer":
+    """Make the Trainer of a student.
+
+    Args:
+        task: As in `distill`.
+        params: Likewise.
+        model: The student.
+        train: What teaches it.
+        n_texts: How many texts teach the variants to which the most do: one pass over these is an epoch.
+        folder: For its checkpoints.
+        tokenizer: The encoder's.
+    """
     if params.variant == "linear":
         params = params.model_copy(update={"freeze": model.config.num_hidden_layers})
-    trainer = _DistillTrainer(
+    n_steps = -(-n_texts // params.batch_size)
+    return _DistillTrainer(
         params,
         _class_weights(task, params, train),
         model=model,
         args=training_arguments(
             params,
-            checkpoints.folder,
+            folder,
             max_steps=params.epochs * n_steps,
             # After each pass over all that teaches a student, whatever share of it has labels.
             eval_strategy="epoch" if n_texts == len(train) else "steps",
@@ -218,22 +282,6 @@ def _fit(
         data_collator=Collator(tokenizer, params.max_tokens),
         compute_metrics=accuracy,
     )
-    best = BestInMemory(checkpoints.folder, names=task.supervised, patience=params.patience)
-    if params.keep == "best" or params.patience:
-        trainer.add_callback(best)
-    mean = MeanInMemory(checkpoints.folder, n=params.average, n_steps=trainer.args.max_steps)
-    if params.average > 1:
-        trainer.add_callback(mean)
-    history = _train(trainer, task, title=f"student ({params.variant})")
-    if params.keep == "best":
-        best.restore(model)
-    if params.average > 1:
-        mean.restore(model)
-        trainer.evaluate()  # in the place of what the last weights saw
-        history = trainer.state.log_history
-    kept = best.step if params.keep == "best" else None
-    steps = trainer.state.global_step
-    return _Fitted(model, tokenizer, history, steps, kept, facts_of_teachers, checkpoints)
 
 
 def _class_weights(task: TaskParams, params: DistillParams, train: Texts) -> Tensor | None:
@@ -284,9 +332,10 @@ def _student(
 class _DistillTrainer(TextTrainer):
     """The Trainer with the objective of stage two; logs each part of the loss under its own name."""
 
+    params: DistillParams
+
     def __init__(self, params: DistillParams, class_weights: Tensor | None, **kwargs: Any) -> None:
         super().__init__(params, **kwargs)
-        self._params = params
         self._class_weights = None if class_weights is None else class_weights.to(self.args.device)
         self._languages: list[str] = kwargs["model"].config.languages
         self._n_branches: int = kwargs["model"].config.n_branches
@@ -294,7 +343,7 @@ class _DistillTrainer(TextTrainer):
         self._n_steps = 0.0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        temperature = self._params.sampling_temperature
+        temperature = self.params.sampling_temperature
         if temperature == 1:
             return super()._get_train_sampler(train_dataset)
         return ByLanguage(self.train_dataset, temperature=temperature, **self.order_options())
@@ -322,10 +371,10 @@ class _DistillTrainer(TextTrainer):
             class_weights=self._class_weights,
             trust=self.whole_batch(trust),
             # What was softened for an average keeps the class that is most probable, and no shares.
-            temperature=1.0 if self._params.variant == "pseudo" else self._params.temperature,
+            temperature=1.0 if self.params.variant == "pseudo" else self.params.temperature,
             mixture_weight=self._mixture_loss_weight(),
-            hard_label_weight=self._params.hard_label_weight,
-            hidden_weight=self._params.hidden_weight,
+            hard_label_weight=self.params.hard_label_weight,
+            hidden_weight=self.params.hidden_weight,
         )
         for name, loss in losses.items():
             if name != "loss":
@@ -334,8 +383,8 @@ class _DistillTrainer(TextTrainer):
         return losses["loss"]
 
     def _mixture_weights(self, language_ids: Tensor) -> Tensor | None:
-        mixture = self._params.mixture
-        if self._params.variant != "mblm":
+        mixture = self.params.mixture
+        if self.params.variant != "mblm":
             return None
         weights = mixture.weights
         return mixture_weights(
@@ -347,7 +396,7 @@ class _DistillTrainer(TextTrainer):
 
     def _mixture_loss_weight(self) -> float:
         """Give λ of this step."""
-        mixture = self._params.mixture
+        mixture = self.params.mixture
         n_ramp = mixture.ramp_share * self.state.max_steps
         return mixture.loss_weight * min(1.0, self.state.global_step / n_ramp if n_ramp else 1.0)
 
@@ -380,14 +429,33 @@ class _DistillTrainer(TextTrainer):
             return None, model(**inputs).logits, labels
 
 
-def _train(trainer: TextTrainer, task: TaskParams, *, title: str) -> list[dict[str, Any]]:
-    """Train to the end, the last validation included; gives the Trainer's log history."""
+def _train(trainer: "_DistillTrainer", task: TaskParams, folder: Path, *, title: str) -> int | None:
+    """Train to the end, the last validation included; says after which step the weights were those kept.
+
+    Args:
+        trainer: Of the student.
+        task: As in `distill`.
+        folder: Of its checkpoints.
+        title: Of the bar.
+    """
+    params: DistillParams = trainer.params
+    model: Any = trainer.model
+    best = BestInMemory(folder, names=task.supervised, patience=params.patience)
+    if params.keep == "best" or params.patience:
+        trainer.add_callback(best)
+    last = MeanInMemory(folder, n=params.average, n_steps=trainer.args.max_steps)
+    if params.average > 1:
+        trainer.add_callback(last)
     history = run(trainer, title=title)
     last_step = [log for log in history if log["step"] == trainer.state.global_step]
     if not any(f"eval_{task.supervised[-1]}_accuracy" in log for log in last_step):
         trainer.evaluate()  # the run was killed between its last step and its last validation
-        history = trainer.state.log_history
-    return history
+    if params.keep == "best":
+        best.restore(model)
+    if params.average > 1:
+        last.mean.give_to(model)
+        trainer.evaluate()  # in the place of what the last weights saw
+    return best.step if params.keep == "best" else None
 
 
 def _write_curves(

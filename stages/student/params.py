@@ -132,6 +132,12 @@ class DistillParams(TrainingParams):
     keep: Keep = "last"
     """Whose weights are kept: the ``last``, or those of the epoch with the ``best`` validation accuracy, on
     average over the supervised languages."""
+    init_seed: Seed | None = None
+    """Draws the weights of a new classifier; null: `seed` does. Students that are to be averaged begin with
+    the same."""
+    runs: PositiveInt = 1
+    """How many trainings the student is the mean of. They begin with the same weights and see the examples in
+    another order; their seeds are those from `seed` times `runs`."""
     average: Annotated[int, Field(ge=1, le=10)] = 1
     """How many of the training's last checkpoints the student is the mean of, of ten, one after each tenth of
     the steps; 1: it is what the last step made."""

@@ -110,6 +110,8 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "sampling_temperature": 9.0,
             "keep": "best",
             "average": 3,
+            "init_seed": 9,
+            "runs": 3,
             **TRAINING,
             "class_weights": "balanced",
         }.items()

@@ -1,0 +1,82 @@
+"""The mean of several students that began with the same weights."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cache import file_digest
+from stages.artifacts import replaced_folder
+from stages.errors import StageError
+from stages.models.averages import RunningMean, note_start, read_start
+from stages.models.configuration_mblm import MBLMConfig
+from stages.models.students import load_student
+from stages.progress import Bar
+
+
+def average(folders: Sequence[Path], *, output: Path, overwrite: bool = False) -> str:
+    """Write a student whose weights are the mean of others', which adds nothing to what classifying costs.
+
+    Models that saw the same examples in another order find weights whose mean transfers better than each of
+    them, as long as they begin with the same ones, those of the new classifier too (Schmidt et al. 2023,
+    arXiv 2305.16834).
+
+    Args:
+        folders: The students, as `student distill` wrote them.
+        output: The folder to write.
+        overwrite: Whether it may be there.
+
+    Returns:
+        One line.
+
+    Raises:
+        StageError: There are fewer than two students, one is named twice, they cannot be averaged, or the
+            folder to write is there.
+    """
+    if len(folders) < 2:
+        raise StageError("a mean is of two students or more; name their folders")
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise StageError(f"{folder} is named twice")
+    if output.exists() and not overwrite:
+        raise StageError(f"{output} is there; replace it with --overwrite, or choose another --output")
+    mean = RunningMean()
+    first = None
+    for folder in Bar(folders, desc="average", unit="student", delay=2):
+        model, tokenizer = load_student(folder)
+        its = {"configurations": _facts(model.config), "tokenizers": file_digest(folder / "tokenizer.json")}
+        its["weights before the training"] = read_start(folder)
+        first = first or its
+        for what, value in its.items():
+            if value != first[what]:
+                raise StageError(
+                    f"{folder} and {folders[0]} have no mean, since their {what} differ; students begin "
+                    "alike where encoder, variant and student.distill.init_seed are the same"
+                )
+        mean.add(model)
+    mean.give_to(model)
+    with replaced_folder(output) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        note_start(new, read_start(folders[0]))
+        card = _card(folders[0], len(folders))
+        (new / "README.md").write_text(card, encoding="utf-8")
+    return f"{output}: the mean of {', '.join(map(str, folders))}"
+
+
+def _facts(config: MBLMConfig) -> dict[str, Any]:
+    """Give what a student's configuration says of it, and not of where and with what it was written."""
+    facts: dict[str, Any] = config.to_diff_dict()
+    left_out = ("_name_or_path", "transformers_version")
+    return {key: value for key, value in facts.items() if key not in left_out}
+
+
+def _card(first: Path, n: int) -> str:
+    """Give the first student's card, which says that this is a mean of n."""
+    card = (first / "README.md").read_text(encoding="utf-8")
+    title = re.search(r"^# .*\n", card, re.MULTILINE)
+    if title is None:
+        raise StageError(f"{first / 'README.md'} is no card that `student distill` wrote: it has no title")
+    said = f"\nThe mean of {n} students' weights. The rest is about one of them, its accuracy too.\n"
+    return card[: title.end()] + said + card[title.end() :]

@@ -1,0 +1,109 @@
+"""Means of students: of several runs at once, and of students that are there."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import Run
+from torch import Tensor
+
+from stages.models.training import TextTrainer
+
+
+def distill(run: Run, *, keep: str | None = None, **options: Any) -> Any:
+    """Train a student; keep it in another folder where that is named."""
+    changes = [part for key, value in options.items() for part in ("--set", f"student.distill.{key}={value}")]
+    done = run("student", "distill", *changes)
+    if keep:
+        assert done.code == 0, done.err
+        shutil.move("artifacts/student", keep)
+    return done
+
+
+def weights(folder: str) -> dict[str, Tensor]:
+    return load_file(f"{folder}/model.safetensors")
+
+
+def test_several_runs_are_the_mean_of_students_that_began_alike(finished: Path, run: Run) -> None:
+    assert distill(run, runs=2, seed=3, keep="both").out.startswith(
+        "mblm: the mean of 2 runs of 18 steps; validation accuracy: de "
+    )
+    for seed in (6, 7):
+        distill(run, seed=seed, init_seed=3, keep=f"of-{seed}")
+    assert (
+        run("student", "average", "of-6", "of-7", "--output", "mean").out == "mean: the mean of of-6, of-7\n"
+    )
+    both, mean, each = weights("both"), weights("mean"), [weights("of-6"), weights("of-7")]
+    name = "head.classifier.out_proj.weight"
+    assert not torch.equal(each[0][name], each[1][name])
+    for key in both:
+        torch.testing.assert_close(mean[key], (each[0][key] + each[1][key]) / 2)
+        torch.testing.assert_close(both[key], mean[key])
+    assert "The mean of 2 students' weights." in Path("mean/README.md").read_text()
+    Path("texts.txt").write_text("rot\n")
+    assert '"mean' not in run("student", "predict", "texts.txt", "--model", "mean").out
+    assert run("student", "average", "mean", "of-6", "--output", "again").code == 0  # began alike, too
+    curve = json.loads(Path("both/validation.json").read_text())
+    assert [row["step"] for row in curve] == [9, 18]
+
+
+def test_a_finished_run_is_not_trained_again_after_an_interruption(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = TextTrainer.training_step
+    steps: list[str] = []
+
+    def count(self: TextTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        if len(steps) == 20:  # in the second run
+            steps.append("stopped")
+            raise KeyboardInterrupt
+        steps.append("done")
+        return step(self, *args, **kwargs)
+
+    distill(run, runs=2, keep="whole")
+    monkeypatch.setattr(TextTrainer, "training_step", count)
+    assert distill(run, runs=2).code == 130
+    assert not Path("artifacts/student").exists()
+    done = distill(run, runs=2, keep="resumed")
+    assert re.search("run 1 of 2: going on from .*-run-1/.*/checkpoint-18\n", done.err)
+    assert steps.count("done") < 2 * 18 + 20
+    for key, value in weights("whole").items():
+        torch.testing.assert_close(weights("resumed")[key], value, rtol=1e-4, atol=2e-6)
+    assert not list(Path(".checkpoints").glob("student-student*/*"))
+
+
+def test_what_has_no_mean_is_refused_by_name(finished: Path, run: Run) -> None:
+    def refused(*folders: str) -> str:
+        done = run("student", "average", *folders, "--output", "mean")
+        assert done.code == 1
+        assert not Path("mean").exists()
+        return done.err
+
+    one = "artifacts/student"
+    assert "error: a mean is of two students or more; name their folders" in refused(one)
+    assert f"error: {one} is named twice" in refused(one, f"{one}/../student")
+    assert "error: nowhere holds no model" in refused(one, "nowhere")
+    said = (
+        "artifacts/baseline and artifacts/student have no mean, since their configurations differ; students"
+    )
+    assert said in refused(one, "artifacts/baseline")
+    shutil.copytree(one, "other")
+    Path("other/start.json").write_text('{"weights": "of another encoder"}')
+    assert "since their weights before the training differ" in refused(one, "other")
+    Path("other/start.json").unlink()
+    assert "error: other does not say which weights its training began with" in refused(one, "other")
+    Path("mean").mkdir()
+    done = run("student", "average", one, "other", "--output", "mean")
+    assert "error: mean is there; replace it with --overwrite, or choose another --output" in done.err
+
+
+def test_students_of_other_seeds_begin_with_other_classifiers(finished: Path, run: Run) -> None:
+    distill(run, seed=1, epochs=1, keep="of-1")
+    distill(run, seed=2, epochs=1, keep="of-2")
+    done = run("student", "average", "of-1", "of-2", "--output", "mean")
+    assert "of-2 and of-1 have no mean, since their weights before the training differ" in done.err
