@@ -46,7 +46,7 @@ def test_several_runs_are_the_mean_of_students_that_began_alike(finished: Path, 
         torch.testing.assert_close(both[key], mean[key])
     assert "The mean of 2 students' weights." in Path("mean/README.md").read_text()
     Path("texts.txt").write_text("rot\n")
-    assert '"mean' not in run("student", "predict", "texts.txt", "--model", "mean").out
+    assert run("student", "predict", "texts.txt", "--model", "mean").code == 0
     assert run("student", "average", "mean", "of-6", "--output", "again").code == 0  # began alike, too
     curve = json.loads(Path("both/validation.json").read_text())
     assert [row["step"] for row in curve] == [9, 18]
