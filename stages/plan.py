@@ -64,7 +64,8 @@ def _facts(
     """Give what each stage depends on, by the stage's name."""
     texts = departures(task, "text_fields", "classes")
     taught = texts | departures(task, "unlabelled")
-    supervised = departures(task, "supervised")
+    learned = taught | departures(task, "supervised", "zero_shot_texts")
+    learned |= departures(task, "zero_shot") if task.zero_shot_texts else {}
     facts: dict[str, Any] = {"prepare": departures(task)}
     for language in task.supervised:
         its = teachers[language]
@@ -84,17 +85,17 @@ def _facts(
             "label": departures(teacher.label),
         }
     facts["student-pretrain"] = {
-        "task": departures(task, "text_fields", "supervised", "zero_shot", "unlabelled"),
+        "task": departures(task, "text_fields", "supervised", "zero_shot", "unlabelled", "zero_shot_texts"),
         "pretrain": departures(student.pretrain),
     }
     soft_labels = {language: departures(teachers[language]) for language in task.supervised}
     facts["student-distill"] = {
-        "task": taught | supervised,
+        "task": learned,
         "teachers": {} if student.distill.variant in HARD_ONLY else soft_labels,
         "distill": relevant(student.distill, defaults=False),
     }
     finetune = student.distill.model_copy(update={"variant": "finetune"})
-    facts["student-baseline"] = {"task": taught | supervised, "distill": relevant(finetune, defaults=False)}
+    facts["student-baseline"] = {"task": learned, "distill": relevant(finetune, defaults=False)}
     facts["student-evaluate"] = {
         "task": departures(task),
         "distill": departures(student.distill, "max_tokens"),

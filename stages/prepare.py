@@ -16,14 +16,14 @@ import pyarrow as pa
 
 from cache import file_digest, write_atomically
 from stages.artifacts import DATA, replaced_folder
-from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, data_file
+from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, data_file, has_split, may_teach
 from stages.data.files import MissingColumnError
 from stages.data.labels import LabelReader
 from stages.data.remarks import Prepared
 from stages.data.sources import Revision, Rows, hint_of, read_unlabelled, reader_of, revision_of
 from stages.data.tables import keys_of, laid_out, mapped, some_of, write_batches
 from stages.data.task import Split, TableSource, TaskParams
-from stages.data.unlabelled import separate
+from stages.data.unlabelled import separate, write_zero_shot
 from stages.errors import StageError
 from stages.progress import Bar
 
@@ -36,7 +36,7 @@ def prepare(task: TaskParams) -> Prepared:
     Supervised languages need all three splits, zero-shot languages a test split; their validation split is
     written where there is one, and their training split never, since zero-shot languages have no labels.
     Any language may have texts for pre-training: the split ``unlabelled``. Where such texts teach the
-    student, that of a supervised language has examples like the others, without labels.
+    student, that split has examples like the others, without labels.
 
     Raises:
         StageError: A column, split or class is missing, a text is null, or a label is not one of the classes.
@@ -56,6 +56,13 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         language: work.write(language) for language in Bar(task.languages, desc="prepare", unit="language")
     }
     work.done.close()
+    if task.zero_shot_texts and not any(
+        has_split(language, UNLABELLED, folder) for language in task.zero_shot
+    ):
+        raise StageError(
+            "task.zero_shot_texts is true, but no zero-shot language has the split train or unlabelled; give "
+            "one, or set it to false"
+        )
     if aligned:
         _require_alignment(task, n_rows)
     manifest = {
@@ -93,7 +100,6 @@ class _Work(NamedTuple):
         """Write a language's files; gives the rows that each split's source has."""
         task, done = self.task, self.done
         supervised = language in task.supervised
-        is_taught = supervised and task.unlabelled
         share = _validation_share(task, self.read, language) if supervised else None
         if share is not None:
             done.notes.append(f"{language}: {share:.0%} of train, by hash, are the validation split")
@@ -107,7 +113,7 @@ class _Work(NamedTuple):
                 table = _write(windows, data_file(language, split, self.folder), task)
             if table is not None:
                 n_rows[split] = table.num_rows
-                if split == "train" and is_taught:
+                if split == "train" and task.unlabelled:
                     table = separate(task, self.revision, language, self.folder, table)
             if table is not None:
                 whole = n_rows[split] == table.num_rows
@@ -117,11 +123,18 @@ class _Work(NamedTuple):
             if language == task.languages[0]:
                 strangers = {name: n for name, n in self.others.items() if name not in task.languages}
                 done.note_left_out(split, strangers)
-        unlabelled = data_file(language, UNLABELLED, self.folder)
+        return n_rows | self._write_unlabelled(language)
+
+    def _write_unlabelled(self, language: str) -> dict[Split, int]:
+        """Write a language's texts without labels, but for those out of its training split."""
+        path, is_taught = data_file(language, UNLABELLED, self.folder), may_teach(self.task, language)
+        n_rows: dict[Split, int] = {}
         if not is_taught:
-            write_batches(read_unlabelled(task, language), unlabelled)
-        if unlabelled.exists():
-            done.add_unlabelled(language, mapped(unlabelled), is_taught=is_taught)
+            write_batches(read_unlabelled(self.task, language), path)
+        elif language not in self.task.supervised:
+            n_rows = write_zero_shot(self.task, self.revision, language, self.folder)
+        if path.exists():
+            self.done.add_unlabelled(language, mapped(path), is_taught=is_taught)
         return n_rows
 
     def _empty(self, language: str, split: Split, share: float | None) -> str:

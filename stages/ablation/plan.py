@@ -34,7 +34,7 @@ def plan(
     languages = ("supervised", "zero_shot")
     files: dict[str, Any] = {
         "pretrain": {
-            "task": departures(task, "text_fields", "unlabelled", *languages),
+            "task": departures(task, "text_fields", "unlabelled", "zero_shot_texts", *languages),
             "pretrain": _without_seed(departures(student.pretrain)),
         },
         "compare": {"task": departures(task), "ablation": departures(params, "seeds", "variants")},
@@ -63,7 +63,9 @@ def settings_of(task: TaskParams, student: StudentSection, settings: DistillPara
         settings: Section `student.distill` of the run.
     """
     return {
-        "task": departures(task, "text_fields", "classes", "unlabelled", "supervised", "zero_shot"),
+        "task": departures(
+            task, "text_fields", "classes", "unlabelled", "supervised", "zero_shot", "zero_shot_texts"
+        ),
         "distill": _without_seed(relevant(settings, defaults=False)),
         "evaluate": departures(student.evaluate),
     }

@@ -93,10 +93,15 @@ def _made_of(
     facts: list[Any] = [settings.seed, note["pooling"]]
     facts.append(model_digests(model_folder(encoder, command="ablation pretrain")))
     facts.append(None if settings.variant in HARD_ONLY else soft_labels_of(task, teachers))
-    for language in task.supervised:
-        for split in (*taught_splits(task, language), "validation"):
+    has_translations = settings.average_translations or task.zero_shot_texts
+    languages = [*task.supervised, *(task.zero_shot if task.zero_shot_texts else [])]
+    for language in languages:
+        splits = taught_splits(task, language)
+        if language in task.supervised:
+            splits.append("validation")
+        for split in splits:
             facts.append(examples_digest(read_examples(task, language, split)))
-            facts.append(read_entities(language, split) if settings.average_translations else None)
+            facts.append(read_entities(language, split) if has_translations else None)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return settings_of(task, student, settings) | {"digest": digest}
 

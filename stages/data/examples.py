@@ -49,14 +49,23 @@ def data_file(language: str, split: str, folder: Path = DATA) -> Path:
     return folder / language / f"{split}.arrow"
 
 
-def has_split(language: str, split: str) -> bool:
+def has_split(language: str, split: str, folder: Path = DATA) -> bool:
     """Tell whether `prepare` wrote this split of this language."""
-    return data_file(language, split).is_file()
+    return data_file(language, split, folder).is_file()
+
+
+def may_teach(task: TaskParams, language: str) -> bool:
+    """Tell whether a language's texts without labels teach the student, if there are any."""
+    return task.unlabelled and (language in task.supervised or task.zero_shot_texts)
 
 
 def taught_splits(task: TaskParams, language: str) -> list[SplitName]:
-    """List the splits of a supervised language whose soft labels the student learns."""
-    return ["train", *([UNLABELLED] if task.unlabelled and has_split(language, UNLABELLED) else [])]
+    """List the splits of a language that teach the student; of a zero-shot one, at most ``unlabelled``."""
+    labelled: list[SplitName] = ["train"] if language in task.supervised else []
+    return [
+        *labelled,
+        *([UNLABELLED] if may_teach(task, language) and has_split(language, UNLABELLED) else []),
+    ]
 
 
 def read_examples(task: TaskParams, language: str, split: SplitName) -> pa.Table:
@@ -173,12 +182,10 @@ def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
     Raises:
         StageError: `prepare` has not run.
     """
-    taught = language in task.supervised
-    if has_split(language, UNLABELLED) and not (taught and task.unlabelled):
+    taught = may_teach(task, language)
+    if has_split(language, UNLABELLED) and not taught:
         table = _open(data_file(language, UNLABELLED))
         return dict(zip(table[ENTITY].to_pylist(), table["text"].to_pylist(), strict=True))
-    if not taught:
-        return {}
     splits = taught_splits(task, language)
     tables = [read_examples(task, language, split) for split in splits]
     texts = [text for field in task.text_fields for table in tables for text in table[field].to_pylist()]

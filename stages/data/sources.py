@@ -209,22 +209,33 @@ def _read_names_split(language: str, split: Split) -> Iterator[Rows]:
     )
 
 
-def read_taught(task: TaskParams, revision: Revision, language: str) -> Iterator[Rows]:
-    """Read a supervised language's split ``unlabelled``, if it has one, with the task's text fields."""
+def read_taught(
+    task: TaskParams, revision: Revision, language: str, split: SplitName = UNLABELLED
+) -> Iterator[Rows]:
+    """Read a language's texts that are to teach without a label, if it has any, with the task's text fields.
+
+    Args:
+        task: Section `task`.
+        revision: See `revision_of`.
+        language: One of the task's.
+        split: ``unlabelled``, or ``train``, whose labels are not read.
+    """
     source = task.source
     if isinstance(source, NamesSource):
+        if split == "train":
+            yield from _read_names_split(language, split)
         return
-    fields = _Fields.of(source, task, language, UNLABELLED)
-    needed = [name for name in fields.needed if name != fields.label]
+    fields = _Fields.of(source, task, language, split)
+    needed = [name for name in fields.needed if name not in (fields.label, fields.teacher)]
     fields = replace(fields, label=None, needed=needed)
     if isinstance(source, HubSource):
         commit = revision.get(language) if isinstance(revision, Mapping) else revision
-        yield from _read_hub(source, fields, language, UNLABELLED, commit, Counter())
+        yield from _read_hub(source, fields, language, split, commit, Counter())
         return
-    if source.columns is not None and source.label_field in source.columns:
+    if split == UNLABELLED and source.columns is not None and source.label_field in source.columns:
         columns = [name for name in source.columns if name != source.label_field]
         source = source.model_copy(update={"columns": columns})
-    for rows in _read_files(source, fields, language, UNLABELLED, Counter()):
+    for rows in _read_files(source, fields, language, split, Counter()):
         _require_language(source, rows)
         yield rows
 

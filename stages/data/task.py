@@ -113,6 +113,9 @@ class TaskParams(Params):
     unlabelled: bool = False
     """Whether texts without labels teach the student too, by their soft labels: training rows then need no
     label, and supervised languages may have the split ``unlabelled``, with the task's text fields."""
+    zero_shot_texts: bool = False
+    """Whether translations of what teaches the student, in zero-shot languages, teach it too: training rows,
+    whose labels are not read, and the split ``unlabelled``. Needs `unlabelled`, and entities."""
     max_labels: PositiveInt | None = None
     """Keep this many labels in each training split; the other examples become texts without labels. The same
     hash chooses as for `max_examples`."""
@@ -124,6 +127,13 @@ class TaskParams(Params):
     def _hidden_labels_are_of_use(self) -> Self:
         if self.max_labels is not None and not self.unlabelled:
             raise ValueError(f"max_labels is {self.max_labels}, which needs unlabelled: true")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_of_zero_shot_languages_have_no_labels(self) -> Self:
+        if self.zero_shot_texts and not (self.unlabelled and self.zero_shot):
+            missing = "zero-shot languages" if self.unlabelled else "unlabelled: true"
+            raise ValueError(f"zero_shot_texts is true, which needs {missing}")
         return self
 
     @model_validator(mode="after")

@@ -1,17 +1,19 @@
 """Texts without labels that teach the student: training texts that have none, and the split of that name."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stages.data.examples import ENTITY, SOFT_LABEL, TEACHER, UNLABELLED, columns_of, data_file
 from stages.data.remarks import among, first_words
 from stages.data.sources import Revision, read_taught
 from stages.data.tables import entities_of, filtered, keys_of, laid_out, mapped, write_batches
-from stages.data.task import TaskParams
+from stages.data.task import Split, SplitName, TableSource, TaskParams
 from stages.errors import StageError
 
 
@@ -48,32 +50,85 @@ def separate(task: TaskParams, revision: Revision, language: str, folder: Path, 
     kept, drafts = train.with_suffix(".kept"), unlabelled.with_suffix(".draft")
     write_batches(filtered(table, labelled), kept)
     without = (_without_labels(task, part) for part in filtered(table, ~labelled))
-    write_batches(chain(without, _of_source(task, revision, language)), drafts)
+    write_batches(chain(without, _of_source(task, revision, language, UNLABELLED)), drafts)
     train.unlink()
     if drafts.exists():
-        drawn = mapped(drafts)
-        texts = first_words(drawn["example_id"])
-        once = np.zeros(len(texts), bool)
-        once[np.unique(texts, return_index=True)[1]] = True
-        if kept.exists():
-            once &= ~among(texts, first_words(mapped(kept)["example_id"]))
-        if task.max_examples is not None:
-            keys = np.where(once, keys_of(drawn["example_id"], entities_of(drawn), b""), 2**64 - 1)
-            once[np.argsort(keys, kind="stable")[task.max_examples :]] = False
-        if drawn[ENTITY].null_count == drawn.num_rows:
-            drawn = drawn.drop_columns(ENTITY)
-        write_batches(filtered(drawn, once), unlabelled)
-        drafts.unlink()
+        labelled_texts = first_words(mapped(kept)["example_id"]) if kept.exists() else np.empty(0, np.uint64)
+        _write_once(task, drafts, unlabelled, besides=labelled_texts)
     if not kept.exists():
         raise StageError(f"no row of the train split of '{language}' has a label")
     kept.rename(train)
     return mapped(train)
 
 
-def _of_source(task: TaskParams, revision: Revision, language: str) -> Iterator[pa.Table]:
-    for rows in read_taught(task, revision, language):
+def write_zero_shot(task: TaskParams, revision: Revision, language: str, folder: Path) -> dict[Split, int]:
+    """Write the texts of a zero-shot language that may teach into ``unlabelled``, each once.
+
+    These are its training texts, whose labels are not read, and the source's split ``unlabelled``.
+
+    Args:
+        task: Section `task`.
+        revision: See `revision_of`.
+        language: A zero-shot language.
+        folder: Where the examples are written.
+
+    Returns:
+        The rows of the source's training split, if it has one.
+
+    Raises:
+        StageError: An example is not what it has to be.
+    """
+    unlabelled = data_file(language, UNLABELLED, folder)
+    drafts, n_rows = unlabelled.with_suffix(".draft"), 0
+
+    def counted(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        nonlocal n_rows
+        for table in tables:
+            n_rows += table.num_rows
+            yield table
+
+    train = counted(_of_source(task, revision, language, "train"))
+    write_batches(chain(train, _of_source(task, revision, language, UNLABELLED)), drafts)
+    if drafts.exists():
+        _write_once(task, drafts, unlabelled, besides=np.empty(0, np.uint64))
+    return {"train": n_rows} if n_rows else {}
+
+
+def _write_once(task: TaskParams, drafts: Path, path: Path, *, besides: NDArray[np.uint64]) -> None:
+    """Write the drafts' texts, each once, as many as there may be, and delete the drafts.
+
+    Args:
+        task: Section `task`.
+        drafts: The examples as they come.
+        path: The file to write.
+        besides: Texts that are left out, by the first words of their ids.
+    """
+    drawn = mapped(drafts)
+    texts = first_words(drawn["example_id"])
+    once = np.zeros(len(texts), bool)
+    once[np.unique(texts, return_index=True)[1]] = True
+    if len(besides):
+        once &= ~among(texts, besides)
+    if task.max_examples is not None:
+        keys = np.where(once, keys_of(drawn["example_id"], entities_of(drawn), b""), 2**64 - 1)
+        once[np.argsort(keys, kind="stable")[task.max_examples :]] = False
+    if drawn[ENTITY].null_count == drawn.num_rows:
+        drawn = drawn.drop_columns(ENTITY)
+    write_batches(filtered(drawn, once), path)
+    drafts.unlink()
+
+
+def _of_source(task: TaskParams, revision: Revision, language: str, split: SplitName) -> Iterator[pa.Table]:
+    """Give a split's texts without labels; where rows are aligned, those of ``train`` by their number."""
+    aligned = split == "train" and isinstance(task.source, TableSource) and task.source.aligned
+    start = 0
+    for rows in read_taught(task, revision, language, split):
         rows.require_texts(task.text_fields)
-        yield laid_out(task, rows, [None] * len(rows.labels))
+        n = len(rows.labels)
+        if aligned and not any(rows.entities):
+            rows = replace(rows, entities=[str(start + row) for row in range(n)])
+        start += n
+        yield laid_out(task, rows, [None] * n)
 
 
 def _without_labels(task: TaskParams, table: pa.Table) -> pa.Table:

@@ -174,7 +174,7 @@ def mixture_weights(
     """Draw the weights with which each text's branches are mixed.
 
     Args:
-        language_ids: The texts' own branches, int64, shape ``(B,)``.
+        language_ids: The texts' own branches, int64, shape ``(B,)``; -1: none, so that all may take part.
         n_branches: K, at least 2 unless `own_branch`.
         weights: ``uniform``: equal; ``dirichlet``: uniform on the simplex, from torch's global generator; or
             K numbers, at least 0, in the proportion of which the branches that take part are mixed.
@@ -198,7 +198,8 @@ def mixture_weights(
         # Normalised exponentials are uniform on the simplex (a Dirichlet distribution with all α = 1).
         drawn = torch.empty(shape, device=language_ids.device).exponential_()
     if not own_branch:
-        drawn = drawn.scatter(1, language_ids.unsqueeze(1), 0.0)
+        own = functional.one_hot(language_ids.clamp(min=0), n_branches) * (language_ids >= 0).unsqueeze(1)
+        drawn = torch.where(own > 0, 0.0, drawn)
     return drawn / drawn.sum(dim=1, keepdim=True)
 
 

@@ -36,7 +36,8 @@ def draw_examples(language_ids: Tensor, *, temperature: float, generator: torch.
     Within a language, no example is drawn again before each of the others has been drawn as often.
 
     Args:
-        language_ids: Of the N examples, int64, shape ``(N,)``; language l has n_l of them.
+        language_ids: Of the N examples, int64, shape ``(N,)``; language l has n_l of them. All zero-shot
+            languages together are language -1.
         temperature: T, at least 1.
         generator: Decides which examples are drawn.
 
@@ -44,7 +45,8 @@ def draw_examples(language_ids: Tensor, *, temperature: float, generator: torch.
         Positions of examples, language by language, int64, shape ``(N,)``.
     """
     drawn = []
-    for language, size in enumerate(epoch_sizes(torch.bincount(language_ids), temperature=temperature)):
+    sizes = epoch_sizes(torch.bincount(language_ids + 1), temperature=temperature)
+    for language, size in enumerate(sizes, start=-1):
         examples = (language_ids == language).nonzero().squeeze(1)
         while size > 0:
             order = torch.randperm(len(examples), generator=generator)[:size]

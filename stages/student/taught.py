@@ -19,8 +19,9 @@ from stages.models.texts import Texts
 from stages.progress import say
 from stages.results.teachers import Teachers, said_by
 from stages.student.card import TeacherFacts
-from stages.student.objective import average_translations, hardened, trusted
+from stages.student.objective import hardened, trusted
 from stages.student.params import DistillParams
+from stages.student.translations import Inherited, averaged, inherited
 from stages.student.variants import HARD_ONLY
 
 _TOP_K_ERROR = 0.01
@@ -29,11 +30,12 @@ _TOP_K_ERROR = 0.01
 
 def n_taught(task: TaskParams) -> int:
     """Count the texts that teach a student with soft labels: those without labels, too."""
-    return sum(
+    own: int = sum(
         read_examples(task, language, split).num_rows
         for language in task.supervised
         for split in taught_splits(task, language)
     )
+    return own + len(inherited(task).originals)
 
 
 def taught_texts(
@@ -41,24 +43,67 @@ def taught_texts(
 ) -> tuple[Texts, list[str], dict[str, list[TeacherFacts]]]:
     """Join what all supervised languages teach with its soft labels, once, in memory.
 
+    Translations into zero-shot languages follow, where `task.zero_shot_texts` asks for them, with the hard
+    labels of their originals and the average of these originals' soft labels.
+
     Returns:
         The examples, digests of everything that was read, and where the soft labels come from.
     """
     hard_only = params.variant in HARD_ONLY
-    splits = {
-        language: taught_splits(task, language)[: 1 if hard_only else None] for language in task.supervised
-    }
     tables = {
-        language: pa.concat_tables(read_examples(task, language, split) for split in of_language)
-        for language, of_language in splits.items()
+        language: pa.concat_tables(
+            read_examples(task, language, split)
+            for split in taught_splits(task, language)[: 1 if hard_only else None]
+        )
+        for language in task.supervised
     }
-    digests = [examples_digest(table) for table in tables.values()]
+    translations = inherited(task)
+    translated = translations.tables
     if hard_only:
+        translated = {name: table.filter(table["label"].is_valid()) for name, table in translated.items()}
+        tables |= {name: table for name, table in translated.items() if table.num_rows}
+        digests = [examples_digest(table) for table in tables.values()]
         return texts_of(task, tables, params=params), digests, {}
-    logits, states = [], []
+    digests = [examples_digest(table) for table in tables.values()]
+    of_all, states, of_labels, facts = _soft_labels(task, teachers, params, tables)
+    digests += of_labels
+    if params.average_translations:
+        _require_translations(task)
+    if params.average_translations or translated:
+        of_each = averaged(task, of_all, temperature=params.temperature)
+        of_all = of_each if params.average_translations else of_all
+        of_all = np.concatenate([of_all, of_each[translations.originals]])
+        digests.append(hashlib.sha256(of_all.tobytes()).hexdigest())
+    if translated:
+        _require_teachers_of_all(params)
+        _say_translations(translations)
+        tables |= translated
+        digests += [examples_digest(table) for table in translated.values()]
+    numbers = _numbers(tables, of_all, params)
+    if states:
+        width = max(part.shape[1] for part in states)
+        wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
+        numbers["teacher_states"] = np.concatenate(wide)
+    return texts_of(task, tables, params=params, **numbers), digests, facts
+
+
+def _soft_labels(
+    task: TaskParams,
+    teachers: Mapping[str, Teachers],
+    params: DistillParams,
+    tables: Mapping[str, pa.Table],
+) -> tuple[NDArray[np.float32], list[NDArray[np.float16]], list[str], dict[str, list[TeacherFacts]]]:
+    """Read what the teachers say of the texts of all supervised languages.
+
+    Returns:
+        Logits, ``(N, C)``; by language, hidden states, where they are asked for; digests of both; and where
+        they come from.
+    """
+    logits, states, digests = [], [], []
     facts: dict[str, list[TeacherFacts]] = {}
     for language, table in tables.items():
-        said = said_by(task, teachers[language], language, splits[language], temperature=params.temperature)
+        splits = taught_splits(task, language)
+        said = said_by(task, teachers[language], language, splits, temperature=params.temperature)
         facts[language] = []
         for one, teacher in zip(said.each, teachers[language].all, strict=True):
             _require_small_top_k_change(one.label_set, params, len(said.each))
@@ -73,16 +118,28 @@ def taught_texts(
         if params.hidden_weight:
             states.append(_hidden_states([one.hidden for one in said.each], params, language))
             digests.append(hashlib.sha256(states[-1].tobytes()).hexdigest())
-    of_all = np.concatenate(logits)
-    if params.average_translations:
-        of_all = _averaged_translations(task, of_all, params)
-        digests.append(hashlib.sha256(of_all.tobytes()).hexdigest())
-    numbers = _numbers(tables, of_all, params)
-    if states:
-        width = max(part.shape[1] for part in states)
-        wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
-        numbers["teacher_states"] = np.concatenate(wide)
-    return texts_of(task, tables, params=params, **numbers), digests, facts
+    return np.concatenate(logits), states, digests, facts
+
+
+def _require_teachers_of_all(params: DistillParams) -> None:
+    """Refuse to compare hidden states where texts have no teacher that could have any.
+
+    Raises:
+        StageError: They are to be compared.
+    """
+    if params.hidden_weight:
+        raise StageError(
+            "student.distill.hidden_weight compares hidden states with those of teachers, which texts of "
+            "zero-shot languages have not; set it to 0, or task.zero_shot_texts to false"
+        )
+
+
+def _say_translations(translations: Inherited) -> None:
+    """Say how many texts of zero-shot languages teach, and how many have nothing to say."""
+    if process_index() == 0:
+        languages = ", ".join(translations.tables)
+        others = f"; {translations.n_others:,} others are no translations" if translations.n_others else ""
+        say(f"{len(translations.originals):,} translations teach, in {languages}{others}")
 
 
 def _numbers(
@@ -130,26 +187,24 @@ def _require_small_top_k_change(label_set: SoftLabelSet, params: DistillParams, 
         )
 
 
-def _averaged_translations(
-    task: TaskParams, logits: NDArray[np.float32], params: DistillParams
-) -> NDArray[np.float32]:
-    """Average the soft labels of all languages, ``(N, C)``, over the training texts about the same entity."""
-    entities = [
+def _require_translations(task: TaskParams) -> None:
+    """Refuse to average soft labels of texts of which each has one.
+
+    Raises:
+        StageError: No two texts are translations of each other.
+    """
+    named = [
         entity
         for language in task.supervised
         for split in taught_splits(task, language)
         for entity in read_entities(language, split)
+        if entity is not None
     ]
-    first: dict[str, int] = {}
-    numbers = [row if name is None else first.setdefault(name, row) for row, name in enumerate(entities)]
-    if len(set(numbers)) == len(numbers):
+    if len(set(named)) == len(named):
         raise StageError(
             "student.distill.average_translations is true, but no two training texts have the same entity; "
             "give translations of each other the same text in a column 'entity', or set it to false"
         )
-    return average_translations(
-        torch.from_numpy(logits), torch.tensor(numbers), temperature=params.temperature
-    ).numpy()
 
 
 def _hidden_states(
@@ -173,8 +228,11 @@ def texts_of(
     params: DistillParams | None = None,
     **numbers: Any,
 ) -> Texts:
-    """Put the examples of several languages one behind the other, with language ids and labels."""
-    languages = [task.supervised.index(language) for language in tables]
+    """Put the examples of several languages one behind the other, with language ids and labels.
+
+    Those of zero-shot languages have the id -1: they go through the mixture of all branches.
+    """
+    languages = [task.supervised.index(name) if name in task.supervised else -1 for name in tables]
     sizes = [table.num_rows for table in tables.values()]
     return Texts(
         [

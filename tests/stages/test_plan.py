@@ -41,6 +41,7 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "task.zero_shot": (["fr"], ("prepare", *PRETRAIN, *EVALUATE)),
     "task.validation_share": (0.1, ("prepare", *EVALUATE)),
     "task.unlabelled": (False, TASK),
+    "task.zero_shot_texts": (True, ("prepare", *PRETRAIN, *DISTILL, *BASELINE, *EVALUATE)),
     "task.max_labels": (9, ("prepare", *EVALUATE)),
     "task.max_examples": (9, ("prepare", *EVALUATE)),
     "teachers.de.base": ("./other", (*FINETUNE, *DISTILL)),

@@ -1,0 +1,92 @@
+"""Translations of what teaches the student: their average, and what zero-shot languages take from it."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from stages.data.examples import read_entities, read_examples, taught_splits
+from stages.data.task import TaskParams
+from stages.errors import StageError
+from stages.student.objective import average_translations
+
+
+class Inherited(NamedTuple):
+    """Texts of zero-shot languages that are translations of texts of supervised ones.
+
+    Attributes:
+        tables: By language; they have the labels of their originals, and null where these have none.
+        originals: Of which of the N texts of supervised languages each of these M is a translation, of the
+            first of several, int64, shape ``(M,)``.
+        n_others: How many texts of zero-shot languages are translations of none.
+    """
+
+    tables: dict[str, pa.Table]
+    originals: NDArray[np.int64]
+    n_others: int
+
+
+def inherited(task: TaskParams) -> Inherited:
+    """Find the texts of zero-shot languages that teach the student what their originals say.
+
+    Raises:
+        StageError: There are none, though `task.zero_shot_texts` asks for them; or the data is not there.
+    """
+    if not task.zero_shot_texts:
+        return Inherited({}, np.empty(0, np.int64), 0)
+    first: dict[str, int] = {}
+    labels: dict[str, int] = {}
+    n_texts = 0
+    for language in task.supervised:
+        for split in taught_splits(task, language):
+            its = read_examples(task, language, split)["label"].to_pylist()
+            for row, (entity, label) in enumerate(zip(read_entities(language, split), its, strict=True)):
+                if entity is not None:
+                    first.setdefault(entity, n_texts + row)
+                    if label is not None:
+                        labels.setdefault(entity, label)
+            n_texts += len(its)
+    tables, originals, n_others = {}, [], 0
+    for language in task.zero_shot:
+        for split in taught_splits(task, language):
+            entities = read_entities(language, split)
+            has = np.array([entity in first for entity in entities], bool)
+            table = read_examples(task, language, split).filter(pa.array(has))
+            kept = [entity for entity in entities if entity in first]
+            said = pa.array([labels.get(entity) for entity in kept], pa.int32())
+            place = table.schema.get_field_index("label")
+            tables[language] = table.set_column(place, table.schema.field(place), said)
+            originals += [first[entity] for entity in kept]
+            n_others += len(entities) - len(kept)
+    if not originals:
+        raise StageError(
+            "task.zero_shot_texts is true, but no text of a zero-shot language is a translation of one that "
+            "teaches the student; give translations the same text in a column 'entity', or set it to false"
+        )
+    return Inherited(tables, np.array(originals, np.int64), n_others)
+
+
+def averaged(task: TaskParams, logits: NDArray[np.float32], *, temperature: float) -> NDArray[np.float32]:
+    """Give each text of the supervised languages the average of the soft labels of its translations.
+
+    Args:
+        task: Section `task`.
+        logits: Of all languages' texts that teach, one language behind the other, shape ``(N, C)``.
+        temperature: τ at which probabilities are averaged.
+
+    Returns:
+        Likewise; what is no translation of anything stays as it is.
+    """
+    entities = [
+        entity
+        for language in task.supervised
+        for split in taught_splits(task, language)
+        for entity in read_entities(language, split)
+    ]
+    first: dict[str, int] = {}
+    numbers = [row if name is None else first.setdefault(name, row) for row, name in enumerate(entities)]
+    return average_translations(
+        torch.from_numpy(logits), torch.tensor(numbers), temperature=temperature
+    ).numpy()
