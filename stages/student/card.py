@@ -61,6 +61,7 @@ def model_card(
     accuracy: Mapping[str, float],
     teachers: Mapping[str, Sequence[TeacherFacts]],
     data: str,
+    translations: Sequence[str] = (),
     went_on_over: Sequence[str] = (),
 ) -> str:
     """Write a student's card, the same for the same student.
@@ -74,6 +75,7 @@ def model_card(
         accuracy: On the validation split, by language.
         teachers: By language; empty where the student has none.
         data: Where the examples come from, and in which revision.
+        translations: Zero-shot languages into which training texts were translated for it.
         went_on_over: What of code and libraries changed while the training was interrupted.
 
     Returns:
@@ -98,7 +100,7 @@ A text classifier, {_TRAINED[params.variant]} (variant `{params.variant}`).
 
 - Made from: {_encoder(config, encoder)}
 - Data: {_plain(data)}
-- Languages: {_languages(config)}
+- Languages: {_languages(config)}{_translations(translations)}
 - Classes: {", ".join(map(_plain, task.classes))}
 - Length: the first {params.max_tokens} tokens of a text, as in training{_interrupted(went_on_over)}
 
@@ -140,6 +142,12 @@ def _encoder(config: MBLMConfig, encoder: Mapping[str, Any]) -> str:
     kept = f"the first {config.num_hidden_layers} of its" if encoder["layers"] else config.num_hidden_layers
     pooling = f", pooling: {config.pooling}" if config.pooling else ""
     return f"{name} ({kind}, {kept} layers, {config.hidden_size} wide{pooling})"
+
+
+def _translations(languages: Sequence[str]) -> str:
+    if not languages:
+        return ""
+    return f"\n- It has read translations of training texts, without other labels, in: {', '.join(languages)}"
 
 
 def _interrupted(went_on_over: Sequence[str]) -> str:

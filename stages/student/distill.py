@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import AutoTokenizer, set_seed
 
 from stages.artifacts import ENCODER, STUDENT, replaced_folder
-from stages.data.examples import NO_LABEL, read_examples
+from stages.data.examples import NO_LABEL, read_examples, taught_splits
 from stages.data.origin import data_source
 from stages.data.task import TaskParams
 from stages.dependencies import departures
@@ -124,6 +124,7 @@ def distill(
             accuracy=last,
             teachers=fitted.teachers,
             data=data_source(task),
+            translations=[name for name in task.zero_shot if taught_splits(task, name)],
             went_on_over=list(dict.fromkeys(o for one in fitted.checkpoints for o in one.went_on_over)),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -177,6 +177,8 @@ def test_the_pipeline_teaches_translations_in_all_variants(run: Run) -> None:
     for command in ("teacher label --language de", "teacher label --language en", "student pretrain"):
         assert run(*command.split()).code == 0
     done = run("student", "distill")
+    card = Path("artifacts/student/README.md").read_text()
+    assert "- It has read translations of training texts, without other labels, in: nl\n" in card
     assert "36 translations teach, in nl; 1 others are no translations" in done.err
     assert "mblm: 28 steps" in done.out  # of 36 texts in each of three languages, twice, in batches of 8
     for variant in ("finetune", "pseudo", "branches"):
@@ -185,6 +187,15 @@ def test_the_pipeline_teaches_translations_in_all_variants(run: Run) -> None:
     assert run("student", "baseline").code == 0
     assert run("student", "evaluate").code == 0
     assert run("report").code == 0
+    page = Path("artifacts/report/report.html").read_text(encoding="utf-8")
+    assert "no training data in\nnl, but for translations of training texts." in page
+    for seed in ("0", "1"):
+        assert run("ablation", "pretrain", "--seed", seed).code == 0
+        for variant in ("finetune", "mblm"):
+            assert run("ablation", "train", "--run", variant, "--seed", seed).code == 0
+    assert run("ablation", "compare").code == 0
+    table = Path("ablation/artifacts/test.md").read_text(encoding="utf-8")
+    assert "languages.\nTranslations of training texts into zero-shot languages taught, too.\n" in table
     assert json.loads(Path("artifacts/data/manifest.json").read_text())["examples"]["nl"] == {
         "validation": 9,
         "test": 12,
