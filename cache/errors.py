@@ -48,6 +48,11 @@ class NotFiniteError(CacheError):
         self.count = count
 
 
+def _writer(folder: str, language: str) -> str:
+    """Name the command that writes the soft labels of a folder."""
+    return "teacher silver" if "artifacts/silver" in folder else f"teacher label --language {language}"
+
+
 class MissingSoftLabelsError(CacheError):
     """Examples without a soft label.
 
@@ -60,7 +65,7 @@ class MissingSoftLabelsError(CacheError):
     def __init__(self, *, language: str, missing: int, total: int, folder: str) -> None:
         super().__init__(
             f"{missing} of {total} examples in '{language}' have no soft label in {folder}; "
-            f"write them with: python -m pipeline teacher label --language {language}"
+            f"write them with: python -m pipeline {_writer(folder, language)}"
         )
         self.language = language
         self.missing = missing
@@ -72,8 +77,7 @@ class ManifestError(CacheError):
 
     def __init__(self, *, folder: str, language: str, reason: str) -> None:
         super().__init__(
-            f"{folder}: {reason}; write the soft labels with: "
-            f"python -m pipeline teacher label --language {language}"
+            f"{folder}: {reason}; write the soft labels with: python -m pipeline {_writer(folder, language)}"
         )
         self.folder = folder
 

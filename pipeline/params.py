@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.ablation.params import AblationParams
+from stages.data.silver import silver_languages
 from stages.data.task import HubSource, TaskParams
 from stages.params import Params
 from stages.student.params import StudentSection
@@ -44,6 +45,17 @@ class PipelineParams(Params):
                     f"task.supervised names '{language}', which has no teacher; "
                     f"add teachers.{language} with a base"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_without_labels_are_ready(self) -> Self:
+        for language in silver_languages(self.task, self.teachers):
+            for one in self.teachers[language].all:
+                if one.base is not None and one.finetune:
+                    raise ValueError(
+                        f"teachers.{language} has a base, but '{language}' is a zero-shot language, without "
+                        "labels to fine-tune it on; name a finished student and set finetune: false"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from typing import Any
 
 from cache import file_digest
 from stages.artifacts import PLAN, replaced_folder
+from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.student.params import StudentSection
@@ -72,7 +73,8 @@ def _facts(
         facts[f"teacher-finetune@{language}"] = {
             "task": taught,
             "teachers": [
-                departures(one, "base", "revision", "finetune", "producer") | _file_of(one) for one in its.all
+                departures(one, "base", "revision", "finetune", "producer", "branch") | _file_of(one)
+                for one in its.all
             ],
             "folds": its.folds,
             "finetune": departures(teacher.finetune) if any(one.finetune for one in its.all) else {},
@@ -84,18 +86,29 @@ def _facts(
             **departures(its, "combine"),
             "label": departures(teacher.label),
         }
+    silver = silver_languages(task, teachers)
+    of_silver = {language: departures(teachers[language]) for language in silver}
+    facts["teacher-silver"] = {
+        **({"task": learned, "label": departures(teacher.label)} if silver else {}),
+        "teachers": of_silver,
+        "files": [_file_of(one) for language in silver for one in teachers[language].all],
+    }
     facts["student-pretrain"] = {
         "task": departures(task, "text_fields", "supervised", "zero_shot", "unlabelled", "zero_shot_texts"),
         "pretrain": departures(student.pretrain),
     }
-    soft_labels = {language: departures(teachers[language]) for language in task.supervised}
+    soft_labels = {language: departures(teachers[language]) for language in task.supervised} | of_silver
     facts["student-distill"] = {
         "task": learned,
         "teachers": {} if student.distill.variant in HARD_ONLY else soft_labels,
         "distill": relevant(student.distill, defaults=False),
     }
     finetune = student.distill.model_copy(update={"variant": "finetune"})
-    facts["student-baseline"] = {"task": learned, "distill": relevant(finetune, defaults=False)}
+    facts["student-baseline"] = {
+        "task": learned,
+        "distill": relevant(finetune, defaults=False),
+        **({"silver": silver} if silver else {}),
+    }
     facts["student-evaluate"] = {
         "task": departures(task),
         "distill": departures(student.distill, "max_tokens"),

@@ -27,6 +27,8 @@ GRACE = timedelta(days=1)
 """What was used more recently is kept where references decide: its experiment may still be running."""
 
 _SOFT_LABELS = "artifacts/soft_labels/"
+_SILVER = "artifacts/silver"
+"""Of all zero-shot languages; there may be none."""
 
 
 @dataclass(frozen=True)
@@ -141,21 +143,22 @@ def referenced_by(clone: Path, *, ignore_missing: bool = False) -> set[str]:
             can tell whose they are.
         UnreadableError: Something of it is there, but cannot be read, which is not the same.
     """
-    here = [path for path in _files(clone / _SOFT_LABELS) if path.name == MANIFEST]
+    places = (clone / _SOFT_LABELS, clone / _SILVER)
+    here = [path for place in places for path in _files(place) if path.name == MANIFEST]
     found = set().union(*map(_producers_of, here))
     digests = set()
     for lock in _locks(clone):
         try:
             outs = [out for stage in (lock.get("stages") or {}).values() for out in stage.get("outs") or []]
-            digests |= {out["md5"] for out in outs if out["path"].startswith(_SOFT_LABELS)}
+            digests |= {out["md5"] for out in outs if out["path"].startswith((_SOFT_LABELS, _SILVER))}
         except (AttributeError, KeyError, TypeError) as error:
             raise StoreError(f"{clone}: a version of dvc.lock makes no sense ({error!r})") from error
     missing = []
     for digest in sorted(digests):
         inside = _manifests(clone, digest)
-        if not inside:
+        if inside is None:
             missing.append(digest)
-        found = found.union(*map(_producers_of, inside))
+        found = found.union(*map(_producers_of, inside or []))
     if missing and not ignore_missing:
         raise StoreError(
             f"{clone}: {len(missing)} soft-label sets of its experiments are not in its DVC cache, so it is "
@@ -209,8 +212,8 @@ def _files(top: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def _manifests(clone: Path, digest: str) -> list[Path]:
-    """Find the manifests of a language's soft-label sets in the clone's DVC cache; all or none."""
+def _manifests(clone: Path, digest: str) -> list[Path] | None:
+    """Find the manifests of soft-label sets in the clone's DVC cache; None: some are not there."""
     from dvc.exceptions import DvcException  # slow imports
     from dvc.repo import Repo
 
@@ -224,13 +227,13 @@ def _manifests(clone: Path, digest: str) -> list[Path]:
         files = json.loads(read_file(listed))
         inside = [Path(path(file["md5"])) for file in files if Path(file["relpath"]).name == MANIFEST]
     except FileNotFoundError:
-        return []
+        return None
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{listed} in the DVC cache of {clone} is no list of files ({error!r}); delete it, and get "
             "it again with: dvc fetch --all-commits"
         ) from error
-    return inside if all(map(_is_there, inside)) else []
+    return inside if all(map(_is_there, inside)) else None
 
 
 def _is_there(path: Path) -> bool:

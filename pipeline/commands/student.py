@@ -49,7 +49,7 @@ def baseline(
     launch(loaded)
     from stages.student.baseline import baseline as run
 
-    typer.echo(run(loaded.task, loaded.student.distill, resume=resume).line())
+    typer.echo(run(loaded.task, loaded.teachers, loaded.student.distill, resume=resume).line())
 
 
 @app.command(epilog="Example: `python -m pipeline student evaluate`")

@@ -70,6 +70,21 @@ def label(
         typer.echo(label_jobs.label_one(loaded, options))
 
 
+@app.command(epilog="Example: `python -m pipeline teacher silver`")
+def silver(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
+    """Label texts of zero-shot languages that have a teacher: a finished student, or soft labels."""
+    loaded = load(params, changes)
+    from stages.data.silver import silver_languages
+
+    languages = silver_languages(loaded.task, loaded.teachers)
+    teachers = {language: _with_whole_ids(loaded.teachers[language], loaded) for language in languages}
+    from cache import store_root
+    from stages.teacher.silver import silver as run
+
+    for line in run(loaded.task, teachers, loaded.teacher.label, store_root(loaded.cache.root)):
+        typer.echo(line)
+
+
 def _with_whole_ids(teacher: "TeacherParams", loaded: "PipelineParams") -> "TeacherParams":
     """Find out which producers of the store are meant today by names and beginnings of ids."""
     from cache import store_root

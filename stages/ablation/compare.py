@@ -85,7 +85,7 @@ class Compared:
         right: By language, whether a prediction is right, 0 or 1, shape ``(M, S, N)``.
         entities: By language, what each example is about, shape ``(N,)``; translations have the same number.
         teachers: Accuracy by supervised language.
-        translations: Whether runs were taught translations into zero-shot languages.
+        zero_shot_texts: Whether texts of zero-shot languages taught, too.
     """
 
     split: Split
@@ -95,7 +95,7 @@ class Compared:
     right: dict[str, NDArray[np.int64]]
     entities: dict[str, NDArray[np.int64]]
     teachers: dict[str, float]
-    translations: bool
+    zero_shot_texts: bool
 
     @classmethod
     def of(
@@ -199,9 +199,12 @@ class Compared:
         ]
         seeds = "1 seed" if len(self.seeds) == 1 else f"mean ± standard deviation of {len(self.seeds)} seeds"
         n_languages = " and ".join(f"{len(names)} {kind}" for kind, names in self.groups.items())
-        taught = "Translations of training texts into zero-shot languages taught, too.\n" * self.translations
+        taught = (
+            "Texts of zero-shot languages taught, too, without labels of their own.\n" * self.zero_shot_texts
+        )
         return (
-            f"{self.split.capitalize()} accuracy, {seeds}, averaged over {n_languages} languages.\n{taught}"
+            f"{self.split.capitalize()} accuracy, {seeds}, averaged over {n_languages} languages.\n"
+            f"{taught * self.zero_shot_texts}"
             f"Differences with 95 % intervals {self._of_what()}\n\n"
             f"{_table(head, averages)}\n\n"
             f"{_table(['', 'teacher', *self.runs], by_language)}\n"

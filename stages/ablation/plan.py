@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cache import SoftLabelSet, file_digest
 from stages.ablation.params import AblationParams
-from stages.artifacts import ABLATION, SOFT_LABELS, of_each_teacher, replaced_folder
+from stages.artifacts import ABLATION, SILVER_LABELS, SOFT_LABELS, of_each_teacher, replaced_folder
+from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.results.teachers import Teachers
@@ -77,7 +79,12 @@ def soft_labels_of(task: TaskParams, teachers: Mapping[str, Teachers]) -> dict[s
     Raises:
         CacheError: There are none.
     """
-    return {language: _soft_labels(language, teachers[language]) for language in task.supervised}
+    sets = dict.fromkeys(task.supervised, SOFT_LABELS)
+    sets |= dict.fromkeys(silver_languages(task, teachers), SILVER_LABELS)
+    return {
+        language: _soft_labels(folder / language, language, teachers[language])
+        for language, folder in sets.items()
+    }
 
 
 def _without_seed(values: dict[str, Any]) -> dict[str, Any]:
@@ -85,12 +92,10 @@ def _without_seed(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "seed"}
 
 
-def _soft_labels(language: str, teachers: Teachers) -> list[dict[str, Any]]:
+def _soft_labels(place: Path, language: str, teachers: Teachers) -> list[dict[str, Any]]:
     """Say what each teacher's soft labels are, and how its classes are called."""
     facts = []
-    for folder, teacher in zip(
-        of_each_teacher(SOFT_LABELS / language, len(teachers.all)), teachers.all, strict=True
-    ):
+    for folder, teacher in zip(of_each_teacher(place, len(teachers.all)), teachers.all, strict=True):
         SoftLabelSet.read(folder, language=language)  # refuses what is not there
         weight = {} if teacher.weight == 1 else {"weight": teacher.weight}
         facts.append({"set": file_digest(folder / "manifest.json"), "labels": teacher.labels, **weight})

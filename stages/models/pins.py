@@ -1,6 +1,8 @@
 """Models that exist: a Hub id is pinned to its commit, a local folder to its files' digests."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,14 @@ def fetch(source: dict[str, Any], *, command: str) -> Path:
     if not list(folder.glob("*.safetensors")):
         raise StageError(f"{name} at {commit} has no weights in *.safetensors")
     return folder
+
+
+def link(path: Path, target: Path) -> None:
+    """Give a file a second name, or a copy where there are no links."""
+    try:
+        os.link(path.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copy(path, target)
 
 
 def pin(folder: Path, source: dict[str, Any]) -> None:

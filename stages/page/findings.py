@@ -12,10 +12,11 @@ import pyarrow as pa
 from cache import file_digest
 from stages.artifacts import BASELINE, PLOTS, STUDENT
 from stages.data.examples import SPLITS, examples_digest, has_split, read_examples, taught_splits
+from stages.data.silver import silver_languages
 from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
 from stages.page.result import Result
-from stages.page.taught import Taught, read_taught
+from stages.page.taught import Silver, Taught, read_silver, read_taught
 from stages.results.measures import Bins, by_confidence, fit_temperature
 from stages.results.predictions import Predictions, read_predictions, validation_accuracy
 from stages.results.premise import Premise, premise
@@ -47,6 +48,7 @@ class Findings:
         data: Digest of a language's examples of all splits, by language.
         premise: Teachers and baseline compared on validation data; None where it has no soft labels.
         weights: Sha256 of the weight files of ``student`` and ``baseline``, by path.
+        silver: What zero-shot languages learned from, by language.
     """
 
     task: TaskParams
@@ -66,6 +68,7 @@ class Findings:
     data: dict[str, str]
     premise: Premise | None
     weights: dict[str, str]
+    silver: dict[str, Silver]
 
     @property
     def supervised(self) -> list[str]:
@@ -162,6 +165,10 @@ def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str
             str(path): file_digest(path)
             for folder, _ in folders.values()
             for path in sorted(folder.glob("*.safetensors"))
+        },
+        silver={
+            language: read_silver(task, teachers[language], language)
+            for language in silver_languages(task, teachers)
         },
     )
 

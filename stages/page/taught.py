@@ -9,12 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache import Producer, file_digest
-from stages.artifacts import SOFT_LABELS
+from stages.artifacts import SILVER_LABELS, SOFT_LABELS
 from stages.data.classes import ClassOrder, weigh_class_order
 from stages.data.examples import SPLITS, read_examples, taught_splits
 from stages.data.task import Split, TaskParams
 from stages.page.result import Result
-from stages.results.measures import confusion, entropy, fit_temperature
+from stages.results.measures import confusion, entropy, fit_temperature, probabilities
 from stages.results.teachers import OneSays, Teachers, said_by
 
 
@@ -62,6 +62,48 @@ class Taught(NamedTuple):
     entropy: float
     outside: float | None
     n_train: int
+
+
+class Silver(NamedTuple):
+    """What a zero-shot language has in the place of a teacher.
+
+    Attributes:
+        titles: What the teachers are called for people.
+        producers: Who wrote their soft labels, by whole ids.
+        n_texts: How many texts without labels they labelled.
+        confidence: Mean probability of these texts' most probable class, in [0, 1].
+        accuracy: On the test split, where they labelled all of it.
+    """
+
+    titles: list[str]
+    producers: list[str]
+    n_texts: int
+    confidence: float
+    accuracy: float | None
+
+
+def read_silver(task: TaskParams, teachers: Teachers, language: str) -> Silver:
+    """Read what a zero-shot language learned from.
+
+    Args:
+        task: Section `task` of params.yaml.
+        teachers: Section `teachers.<language>`.
+        language: One of the zero-shot ones with teachers.
+
+    Raises:
+        StageError: The data is not there, or a teacher's classes are not the task's.
+        CacheError: The soft labels are not there or not readable.
+    """
+    said = said_by(task, teachers, language, taught_splits(task, language), folder=SILVER_LABELS)
+    of_test = said_by(task, teachers, language, ["test"], folder=SILVER_LABELS)
+    labels = read_examples(task, language, "test")["label"].to_numpy()
+    return Silver(
+        titles=[one.title for one in teachers.all],
+        producers=[producer.id for one in said.each for producer in one.label_set.producers],
+        n_texts=len(said.together),
+        confidence=float(probabilities(said.together).max(axis=1).mean()),
+        accuracy=float((of_test.together.argmax(axis=1) == labels).mean()) if of_test.has.all() else None,
+    )
 
 
 def read_taught(task: TaskParams, teachers: Teachers, language: str) -> Taught:

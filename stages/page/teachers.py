@@ -13,15 +13,33 @@ class TeacherTables(NamedTuple):
     Attributes:
         quality: Soft labels against hard labels, by language.
         order: The declared class order against the best one, by soft-label set.
+        silver: What zero-shot languages learned from; None: from nothing of their own.
     """
 
     quality: Table
     order: Table
+    silver: Table | None
 
 
 def teachers(found: Findings) -> TeacherTables:
     """Say how good the teachers are, and whether their classes are read rightly."""
-    return TeacherTables(_quality(found), _order(found))
+    return TeacherTables(_quality(found), _order(found), _silver(found) if found.silver else None)
+
+
+def _silver(found: Findings) -> Table:
+    rows = [
+        [
+            language,
+            clip(", ".join(one.titles), 80),
+            f"{one.n_texts:,}",
+            percent(one.confidence),
+            percent(one.accuracy),
+            " ".join(name[:12] for name in one.producers),
+        ]
+        for language, one in found.silver.items()
+    ]
+    head = ["language", "teacher", "texts without labels", "confidence", "accuracy, test", "producer"]
+    return Table("What zero-shot languages learned from", head, rows)
 
 
 def _quality(found: Findings) -> Table:

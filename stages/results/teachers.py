@@ -111,15 +111,17 @@ def said_by(
     splits: Sequence[SplitName],
     *,
     temperature: float = 1.0,
+    folder: Path = SOFT_LABELS,
 ) -> Said:
     """Read what a language's teachers say of the N examples of some splits, one behind the other.
 
     Args:
         task: Section `task` of params.yaml.
         teachers: Section `teachers.<language>`.
-        language: A supervised language.
+        language: One with teachers.
         splits: Those of the language.
         temperature: τ at which their probabilities are averaged.
+        folder: In which the languages' soft labels are.
 
     Raises:
         StageError: The data is not there, a teacher's classes are not the task's, or an example is for a
@@ -130,9 +132,9 @@ def said_by(
     ids = pa.concat_tables(tables)["example_id"].combine_chunks()
     asked = read_asked(language, splits, [teacher.name for teacher in teachers.all])
     each = []
-    folders = of_each_teacher(SOFT_LABELS / language, len(teachers.all))
-    for folder, teacher in zip(folders, teachers.all, strict=True):
-        label_set = SoftLabelSet.read(folder, language=language)
+    folders = of_each_teacher(folder / language, len(teachers.all))
+    for place, teacher in zip(folders, teachers.all, strict=True):
+        label_set = SoftLabelSet.read(place, language=language)
         order = match_classes(label_set.classes, task.classes, names=teacher.labels, language=language)
         has, soft_labels = label_set.find(ids)
         logits = soft_labels.logits[:, order]
@@ -141,7 +143,7 @@ def said_by(
             wide = np.zeros((len(has), len(order)), np.float32)
             wide[has] = logits
             logits, hidden = wide, None
-        each.append(OneSays(folder, label_set, has, logits, hidden))
+        each.append(OneSays(place, label_set, has, logits, hidden))
     weights = weights_of(teachers, asked, len(ids))
     has = np.logical_and.reduce([one.has | (of_one == 0) for one, of_one in zip(each, weights, strict=True)])
     together = average_teachers(

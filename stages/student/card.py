@@ -100,7 +100,7 @@ A text classifier, {_TRAINED[params.variant]} (variant `{params.variant}`).
 
 - Made from: {_encoder(config, encoder)}
 - Data: {_plain(data)}
-- Languages: {_languages(config)}{_translations(translations)}
+- Languages: {_languages(config)}{_translations(translations)}{_silver(teachers, accuracy)}
 - Classes: {", ".join(map(_plain, task.classes))}
 - Length: the first {params.max_tokens} tokens of a text, as in training{_interrupted(went_on_over)}
 
@@ -148,6 +148,17 @@ def _translations(languages: Sequence[str]) -> str:
     if not languages:
         return ""
     return f"\n- It has read translations of training texts, without other labels, in: {', '.join(languages)}"
+
+
+def _silver(teachers: Mapping[str, Sequence[TeacherFacts]], accuracy: Mapping[str, float]) -> str:
+    """Say what it learned in languages that have no branch, and of whom."""
+    lines = [
+        f"\n- It has read texts in {language}, with the soft labels of "
+        + ", ".join(f"{_plain(_title(one))} (producer {' '.join(one.producer_ids)})" for one in its)
+        for language, its in teachers.items()
+        if language not in accuracy
+    ]
+    return "".join(lines)
 
 
 def _interrupted(went_on_over: Sequence[str]) -> str:

@@ -124,7 +124,9 @@ def distill(
             accuracy=last,
             teachers=fitted.teachers,
             data=data_source(task),
-            translations=[name for name in task.zero_shot if taught_splits(task, name)],
+            translations=[
+                name for name in task.zero_shot if taught_splits(task, name) and name not in teachers
+            ],
             went_on_over=list(dict.fromkeys(o for one in fitted.checkpoints for o in one.went_on_over)),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -214,7 +216,7 @@ def _fit(
     facts: list[Any] = [departures(task), relevant(params, defaults=False)]
     facts += [digests, model_digests(pretrained)]
     facts += [note["pooling"]] if note["pooling"] else []
-    n_texts = n_taught(task)
+    n_texts = n_taught(task, teachers)
     facts += [n_texts] if n_texts != len(train) else []
     checkpoints = checkpoints_of(name, facts, file=__file__, resume=resume)
     set_seed(params.seed if params.init_seed is None else params.init_seed)

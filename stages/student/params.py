@@ -118,6 +118,15 @@ class MixtureParams(Params):
         return self
 
 
+class SilverParams(Params):
+    """Section `student.distill.silver`: which texts of zero-shot languages teach what their teachers say."""
+
+    least_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Those teach whose most probable class has at least this probability."""
+    most_per_class: PositiveInt | None = None
+    """Of each language and class, so many teach, those of which the teacher is the surest; null: all."""
+
+
 class DistillParams(TrainingParams):
     """Section `student.distill`."""
 
@@ -170,6 +179,7 @@ class DistillParams(TrainingParams):
     """How much an example counts, by its hard label, in every part of the loss. ``balanced`` gives class c of
     C the weight N / (C · n_c), where n_c of the N training examples are of it; null gives all the same."""
     mixture: MixtureParams = MixtureParams()
+    silver: SilverParams = SilverParams()
     allow_top_k_error: bool = False
     """Whether soft labels of which `teacher.label.top_k` was kept may be used where that changes the gradient
     or the divergence at `temperature` by more than 1 % of what a student that knows nothing has to learn."""

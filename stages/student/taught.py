@@ -1,7 +1,7 @@
 """What the student learns from: texts of all supervised languages, with labels and soft labels, in memory."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cache import MissingSoftLabelsError, SoftLabelSet
 from stages.artifacts import SOFT_LABELS
 from stages.data.examples import NO_LABEL, examples_digest, read_entities, read_examples, taught_splits
+from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.models.processes import process_index
@@ -21,6 +22,7 @@ from stages.results.teachers import Teachers, said_by
 from stages.student.card import TeacherFacts
 from stages.student.objective import hardened, trusted
 from stages.student.params import DistillParams
+from stages.student.silver import SilverTexts, silver_texts
 from stages.student.translations import Inherited, averaged, inherited
 from stages.student.variants import HARD_ONLY
 
@@ -28,14 +30,24 @@ _TOP_K_ERROR = 0.01
 """What top-k may change, as a share of what a student that knows nothing has to learn."""
 
 
-def n_taught(task: TaskParams) -> int:
-    """Count the texts that teach a student with soft labels: those without labels, too."""
+def n_taught(task: TaskParams, teachers: Collection[str]) -> int:
+    """Count the texts that may teach a student with soft labels: those without labels, too.
+
+    Args:
+        task: Section `task`.
+        teachers: The languages in section `teachers`.
+    """
     own: int = sum(
         read_examples(task, language, split).num_rows
         for language in task.supervised
         for split in taught_splits(task, language)
     )
-    return own + len(inherited(task).originals)
+    silver: int = sum(
+        read_examples(task, language, split).num_rows
+        for language in silver_languages(task, teachers)
+        for split in taught_splits(task, language)
+    )
+    return own + len(inherited(task, teachers).originals) + silver
 
 
 def taught_texts(
@@ -57,7 +69,7 @@ def taught_texts(
         )
         for language in task.supervised
     }
-    translations = inherited(task)
+    translations = inherited(task, teachers)
     translated = translations.tables
     if hard_only:
         translated = {name: table.filter(table["label"].is_valid()) for name, table in translated.items()}
@@ -74,17 +86,19 @@ def taught_texts(
         of_all = of_each if params.average_translations else of_all
         of_all = np.concatenate([of_all, of_each[translations.originals]])
         digests.append(hashlib.sha256(of_all.tobytes()).hexdigest())
-    if translated:
-        _require_teachers_of_all(params)
-        _say_translations(translations)
-        tables |= translated
-        digests += [examples_digest(table) for table in translated.values()]
+    silver = silver_texts(task, teachers, params)
+    if translated or silver.tables:
+        _require_states_of_all(params)
+        _say_zero_shot(translations, silver)
+        of_all = np.concatenate([of_all, silver.logits])
+        digests += [examples_digest(table) for table in translated.values()] + silver.digests
+        tables |= translated | silver.tables
     numbers = _numbers(tables, of_all, params)
     if states:
         width = max(part.shape[1] for part in states)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
         numbers["teacher_states"] = np.concatenate(wide)
-    return texts_of(task, tables, params=params, **numbers), digests, facts
+    return texts_of(task, tables, params=params, **numbers), digests, facts | silver.facts
 
 
 def _soft_labels(
@@ -121,25 +135,27 @@ def _soft_labels(
     return np.concatenate(logits), states, digests, facts
 
 
-def _require_teachers_of_all(params: DistillParams) -> None:
-    """Refuse to compare hidden states where texts have no teacher that could have any.
+def _require_states_of_all(params: DistillParams) -> None:
+    """Refuse to compare hidden states of texts that go through no branch.
 
     Raises:
         StageError: They are to be compared.
     """
     if params.hidden_weight:
         raise StageError(
-            "student.distill.hidden_weight compares hidden states with those of teachers, which texts of "
-            "zero-shot languages have not; set it to 0, or task.zero_shot_texts to false"
+            "student.distill.hidden_weight compares a branch's hidden states with its teacher's, and texts "
+            "of zero-shot languages have no branch; set it to 0, or task.zero_shot_texts to false"
         )
 
 
-def _say_translations(translations: Inherited) -> None:
+def _say_zero_shot(translations: Inherited, silver: SilverTexts) -> None:
     """Say how many texts of zero-shot languages teach, and how many have nothing to say."""
-    if process_index() == 0:
+    if process_index() == 0 and translations.tables:
         languages = ", ".join(translations.tables)
         others = f"; {translations.n_others:,} others are no translations" if translations.n_others else ""
         say(f"{len(translations.originals):,} translations teach, in {languages}{others}")
+    for note in silver.notes if process_index() == 0 else []:
+        say(note)
 
 
 def _numbers(

@@ -1,5 +1,6 @@
 """Translations of what teaches the student: their average, and what zero-shot languages take from it."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from stages.data.examples import read_entities, read_examples, taught_splits
+from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.student.objective import average_translations
@@ -28,13 +30,18 @@ class Inherited(NamedTuple):
     n_others: int
 
 
-def inherited(task: TaskParams) -> Inherited:
+def inherited(task: TaskParams, teachers: Collection[str]) -> Inherited:
     """Find the texts of zero-shot languages that teach the student what their originals say.
+
+    Args:
+        task: Section `task` of params.yaml.
+        teachers: The languages in section `teachers`: what has a teacher learns from it.
 
     Raises:
         StageError: There are none, though `task.zero_shot_texts` asks for them; or the data is not there.
     """
-    if not task.zero_shot_texts:
+    silver = silver_languages(task, teachers)
+    if not task.zero_shot_texts or len(silver) == len(task.zero_shot):
         return Inherited({}, np.empty(0, np.int64), 0)
     first: dict[str, int] = {}
     labels: dict[str, int] = {}
@@ -49,7 +56,7 @@ def inherited(task: TaskParams) -> Inherited:
                         labels.setdefault(entity, label)
             n_texts += len(its)
     tables, originals, n_others = {}, [], 0
-    for language in task.zero_shot:
+    for language in (name for name in task.zero_shot if name not in silver):
         for split in taught_splits(task, language):
             entities = read_entities(language, split)
             has = np.array([entity in first for entity in entities], bool)
@@ -60,10 +67,11 @@ def inherited(task: TaskParams) -> Inherited:
             tables[language] = table.set_column(place, table.schema.field(place), said)
             originals += [first[entity] for entity in kept]
             n_others += len(entities) - len(kept)
-    if not originals:
+    if not originals and not silver:
         raise StageError(
             "task.zero_shot_texts is true, but no text of a zero-shot language is a translation of one that "
-            "teaches the student; give translations the same text in a column 'entity', or set it to false"
+            "teaches the student; give translations the same text in a column 'entity', or a language a "
+            "teacher, or set it to false"
         )
     return Inherited(tables, np.array(originals, np.int64), n_others)
 

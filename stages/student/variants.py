@@ -9,7 +9,7 @@ HARD_ONLY = ("linear", "finetune")
 
 _SOFT = (
     *("branch_layers", "temperature", "hard_label_weight", "hidden_weight", "trust"),
-    *("average_translations", "allow_top_k_error", "mixture", "start"),
+    *("average_translations", "allow_top_k_error", "mixture", "start", "silver"),
 )
 _UNUSED = {
     "linear": (*_SOFT, "freeze", "layer_decay"),

@@ -1,7 +1,5 @@
 """Teachers as LoRA adapters (Hu et al., 2021): small matrices beside the base's, which stays as it is."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from transformers.utils.import_utils import is_peft_available
 
 from stages.errors import StageError
-from stages.models.pins import model_files
+from stages.models.pins import link, model_files
 from stages.teacher.params import LoraParams
 
 
@@ -68,8 +66,4 @@ def save_adapter(model: Any, base: Path, folder: Path, *, fits: bool) -> None:
     model.get_base_model().config.save_pretrained(folder)
     for path in model_files(base):
         if path.name.startswith("model"):
-            target = folder / path.name
-            try:
-                os.link(path.resolve(), target)
-            except OSError:  # another file system, or one without links
-                shutil.copy(path, target)
+            link(path, folder / path.name)

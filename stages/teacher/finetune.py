@@ -22,7 +22,7 @@ from stages.models.checkpoints import BestInMemory, checkpoints_of
 from stages.models.cut import say_cut
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
 from stages.models.modeling_mblm import FAMILIES, MBLMForSequenceClassification
-from stages.models.pins import fetch, pin, resolve
+from stages.models.pins import fetch, resolve
 from stages.models.processes import alone, process_index, wait_for
 from stages.models.scratch import build_encoder
 from stages.models.texts import Collator, Texts, require_splittable
@@ -35,6 +35,7 @@ from stages.models.training import (
     training_arguments,
 )
 from stages.teacher.adapters import save_adapter, with_lora
+from stages.teacher.branch import pin_branch
 from stages.teacher.folds import Fold
 from stages.teacher.labelling.decoders import classifier_of, is_decoder
 from stages.teacher.params import FinetuneParams, OneTeacher, TeacherParams
@@ -109,7 +110,8 @@ def _make(
         pinned = resolve(teacher.base, teacher.revision, key=f"{key}.base")
         if process_index() == 0:
             folder.mkdir(exist_ok=True)
-            pin(folder, pinned)
+            command = f"teacher finetune --language {language}"
+            pin_branch(teacher.branch, pinned, folder, key=key, command=command)
         return f"teacher '{language}': {teacher.base}, pinned", []
     source = {}
     if teacher.base != "scratch":

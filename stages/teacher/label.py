@@ -108,6 +108,9 @@ def label(
     language: str,
     *,
     engine: Engine = fill,
+    teachers: Path = TEACHERS,
+    soft_labels: Path = SOFT_LABELS,
+    metrics: Path = METRICS / "teachers",
 ) -> Labelled:
     """Write ``artifacts/soft_labels/<language>``, a set per teacher, and the teachers' accuracy.
 
@@ -116,8 +119,11 @@ def label(
         teacher: Section `teachers.<language>`.
         params: Section `teacher.label`.
         root: Folder or URL of the store.
-        language: A supervised language.
+        language: One of the task's.
         engine: What runs the teacher on what the store lacks.
+        teachers: In which folder the teachers are.
+        soft_labels: In which folder the sets are to be.
+        metrics: In which folder the accuracy is.
 
     Raises:
         StageError: The teacher or the data is not there, the teacher's classes are not the task's or are
@@ -126,8 +132,8 @@ def label(
     """
     examples = Examples.read(task, language)
     names = [one.name for one in teacher.all]
-    places = of_each_teacher(TEACHERS / language, len(teacher.all))
-    sets = of_each_teacher(SOFT_LABELS / language, len(teacher.all))
+    places = of_each_teacher(teachers / language, len(teacher.all))
+    sets = of_each_teacher(soft_labels / language, len(teacher.all))
     said: list[list[_OfModel]] = []
     n_labelled = 0
     for number, (one, place, output) in enumerate(zip(teacher.all, places, sets, strict=True)):
@@ -151,10 +157,10 @@ def label(
             top_k_changes={part.producer.id: part.change for part in parts if part.change},
             format_=params.format,
         )
-    for left_over in set((SOFT_LABELS / language).glob("more-*")) - set(sets):
+    for left_over in set((soft_labels / language).glob("more-*")) - set(sets):
         shutil.rmtree(left_over)
     quality = _quality(examples, teacher, said)
-    write_atomically(METRICS / "teachers" / f"{language}.json", json.dumps(quality.metrics).encode())
+    write_atomically(metrics / f"{language}.json", json.dumps(quality.metrics).encode())
     n_said = sum(len(part.soft_labels) for parts in said for part in parts)
     left = [share for parts in said for part in parts if (share := part.outside()) is not None]
     return Labelled(

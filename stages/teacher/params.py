@@ -74,6 +74,15 @@ class OneTeacher(Params):
     """Whether to fine-tune `base` on the task; false takes it as a teacher that is ready."""
     labels: dict[str, str] | None = None
     """The teacher's class names to the task's, where they differ."""
+    branch: str | None = None
+    """How a student answers that is a teacher: through the branch of one of its languages, or through their
+    ``mixture``; null: as its configuration says."""
+
+    @model_validator(mode="after")
+    def _a_branch_is_of_a_student_that_is_ready(self) -> Self:
+        if self.branch is not None and (self.base is None or self.finetune):
+            raise ValueError(f"branch is {self.branch}, which a finished student has; set finetune: false")
+        return self
 
     @model_validator(mode="after")
     def _it_comes_from_one_place(self) -> Self:

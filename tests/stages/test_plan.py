@@ -127,6 +127,8 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "hard_label_weight": 0.9,
             "hidden_weight": 0.9,
             "trust": "right",
+            "silver.least_confidence": 0.9,
+            "silver.most_per_class": 9,
             "start": "baseline",
             "average_translations": True,
             "mixture.loss_weight": 0.9,
@@ -199,7 +201,8 @@ def test_every_parameter_concerns_the_stages_that_it_decides_and_no_other(
     run: Run, complete: dict[str, Any]
 ) -> None:
     keys = set(leaves(complete)) - {"task.source.kind", "task.supervised"}
-    keys -= {"teachers.de.producer", "teachers.de.soft_labels"}  # which stand in the place of a base
+    # Those of what stands in the place of a base, and of a finished student.
+    keys -= {"teachers.de.producer", "teachers.de.soft_labels", "teachers.de.branch"}
     keys = {key for key in keys if not key.startswith("teachers.en")}
     assert keys == set(CHANGES)
     before = planned(run, complete)
@@ -229,9 +232,9 @@ def test_parameters_that_a_variant_does_not_use_concern_it_no_more(
 
 
 def test_the_command_names_the_stages_whose_parameters_are_others(run: Run, complete: dict[str, Any]) -> None:
-    assert run("plan").out == "10 stages\n"
-    assert run("plan").out == "10 stages, none with other parameters than before\n"
+    assert run("plan").out == "11 stages\n"
+    assert run("plan").out == "11 stages, none with other parameters than before\n"
     done = run("plan", "--set", "student.distill.temperature=7")
-    assert done.out == "10 stages; with other parameters than before: student-distill, report\n"
+    assert done.out == "11 stages; with other parameters than before: student-distill, report\n"
     facts = json.loads(Path("artifacts/plan/student-distill.json").read_text(encoding="utf-8"))
     assert facts["distill"]["temperature"] == 7.0

@@ -93,7 +93,7 @@ def test_aligned_rows_are_translations_and_must_be_as_many() -> None:
         write(Path(f"data/{language}/train.jsonl"), rows(language, [None] * 4, labels))
     prepare(task)
     assert read_entities("fr", "unlabelled") == ["0", "1", "2", "3"]
-    assert inherited(task).tables["fr"]["label"].to_pylist() == [1, None, 0, None]
+    assert inherited(task, []).tables["fr"]["label"].to_pylist() == [1, None, 0, None]
     write(Path("data/fr/train.jsonl"), rows("fr", [None] * 3, [None] * 3))
     with pytest.raises(StageError, match="the train split has 4 rows in 'de' and 3 in 'fr'"):
         prepare(task)
@@ -101,7 +101,7 @@ def test_aligned_rows_are_translations_and_must_be_as_many() -> None:
 
 def test_translations_have_the_labels_and_the_average_soft_label_of_their_originals() -> None:
     prepare(task := task_of())
-    found = inherited(task)
+    found = inherited(task, [])
     # Texts that teach: de a, b, then the other with a label, then c; en b, d, the other, then c.
     assert read_entities("de", "train") == ["a", "b", None]
     assert read_entities("en", "train") == ["b", "d", None]
@@ -109,7 +109,7 @@ def test_translations_have_the_labels_and_the_average_soft_label_of_their_origin
     assert found.originals.tolist() == [3, 5, 0]
     assert found.tables["fr"]["label"].to_pylist() == [None, 1, 1]  # of c, d and a
     assert found.n_others == 2
-    assert n_taught(task) == 8 + 3
+    assert n_taught(task, []) == 8 + 3
     logits = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
     of_each = averaged(task, logits, temperature=2.0)
     mean = (softmax(logits[3] / 2) + softmax(logits[7] / 2)) / 2  # c in both languages
@@ -160,7 +160,7 @@ def test_texts_that_translate_nothing_are_refused() -> None:
     with pytest.raises(
         StageError, match="no text of a zero-shot language is a translation of one that teach"
     ):
-        inherited(task)
+        inherited(task, [])
 
 
 def test_the_pipeline_teaches_translations_in_all_variants(run: Run) -> None:
@@ -188,14 +188,14 @@ def test_the_pipeline_teaches_translations_in_all_variants(run: Run) -> None:
     assert run("student", "evaluate").code == 0
     assert run("report").code == 0
     page = Path("artifacts/report/report.html").read_text(encoding="utf-8")
-    assert "no training data in\nnl, but for translations of training texts." in page
+    assert "no training data in\nnl, but for texts without labels of their own." in page
     for seed in ("0", "1"):
         assert run("ablation", "pretrain", "--seed", seed).code == 0
         for variant in ("finetune", "mblm"):
             assert run("ablation", "train", "--run", variant, "--seed", seed).code == 0
     assert run("ablation", "compare").code == 0
     table = Path("ablation/artifacts/test.md").read_text(encoding="utf-8")
-    assert "languages.\nTranslations of training texts into zero-shot languages taught, too.\n" in table
+    assert "languages.\nTexts of zero-shot languages taught, too, without labels of their own.\n" in table
     assert json.loads(Path("artifacts/data/manifest.json").read_text())["examples"]["nl"] == {
         "validation": 9,
         "test": 12,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, id_words
 from stages.artifacts import DATA
-from stages.data.examples import read_asked, read_examples, taught_splits
+from stages.data.examples import has_split, read_asked, read_examples, taught_splits
 from stages.data.task import SplitName, TaskParams
 from stages.errors import StageError
 from stages.teacher.folds import Fold
@@ -204,4 +204,6 @@ class Examples:
 
 def _splits_of(task: TaskParams, language: str) -> list[SplitName]:
     """List the splits that a teacher labels: what the student learns, and what it is compared on."""
-    return [*taught_splits(task, language), "validation", "test"]
+    held_out: tuple[SplitName, ...] = ("validation", "test")
+    is_there = language in task.supervised or has_split(language, "validation")
+    return [*taught_splits(task, language), *held_out[not is_there :]]

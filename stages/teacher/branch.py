@@ -1,0 +1,46 @@
+"""A student as a teacher: asked through one of its branches, or through their mixture."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from stages.errors import StageError
+from stages.models.configuration_mblm import MBLMConfig
+from stages.models.loading import loading
+from stages.models.pins import fetch, link, model_files, pin
+
+_MIXTURE = "mixture"
+
+
+def pin_branch(branch: str | None, source: dict[str, Any], folder: Path, *, key: str, command: str) -> None:
+    """Let a folder stand for a model that is ready; which branch answers is a part of who it is.
+
+    Args:
+        branch: A language of the student's, or its mixture; None: as its configuration says.
+        source: Where the model is, as `stages.models.pins.resolve` gives it.
+        folder: An empty one.
+        key: The teacher's place in params.yaml.
+        command: What pins it, for messages.
+
+    Raises:
+        StageError: The model is no student, or has no such branch.
+    """
+    if branch is None:
+        pin(folder, source)
+        return
+    base = fetch(source, command=command)
+    with loading(f"the student in {base}"):
+        config = AutoConfig.from_pretrained(base)
+    if not isinstance(config, MBLMConfig):
+        raise StageError(
+            f"{key}.branch is {branch}, but {base} holds a {config.model_type} model, no student"
+        )
+    names = [*(config.languages if config.n_branches > 1 else []), _MIXTURE]
+    if branch not in names:
+        raise StageError(f"{key}.branch is {branch}, but the student in {base} has: {', '.join(names)}")
+    config.default_language = None if branch == _MIXTURE else branch
+    config.save_pretrained(folder)
+    for path in model_files(base):
+        if path.name != "config.json":
+            link(path, folder / path.name)
