@@ -33,7 +33,7 @@ all-stages: export OMP_NUM_THREADS := 1
 all-stages:
 	@echo "Four teachers, their soft labels, a student and its baseline: about four minutes on two cores."
 	@dvc repro --quiet prepare
-	@set -o pipefail; { echo student-pretrain; \
+	@set -o pipefail; { echo student-pretrain; echo teacher-silver; \
 		dvc stage list --name-only | sed -n 's/^teacher-label\(@.*\)/teacher-finetune\1 &/p'; } | \
 		$(call side-by-side,2,.,--quiet)
 	@set -o pipefail; printf '%s\n' student-distill student-baseline | $(call side-by-side,2,.,--quiet)
@@ -66,12 +66,13 @@ endif
 up-to-date = dvc --cd $(1) status --quiet --with-deps $(2)
 
 stage-one: .venv/installed
-	@$(call up-to-date,.,teacher-label) || $(MAKE) --no-print-directory all-teachers
+	@$(call up-to-date,.,teacher-label teacher-silver) || $(MAKE) --no-print-directory all-teachers
 
 all-teachers:
 	dvc repro prepare
 	$(call each,.,teacher-finetune)
 	$(call each,.,teacher-label)
+	dvc repro --single-item teacher-silver
 
 ablation: stage-one
 	@$(call up-to-date,ablation,compare) || $(MAKE) --no-print-directory all-variants

@@ -13,7 +13,7 @@ from warm import warm_python
 
 DVC_STAGES = {
     *(f"teacher-{what}@{language}" for what in ("finetune", "label") for language in ("de", "en")),
-    *("plan", "prepare", "report"),
+    *("plan", "prepare", "teacher-silver", "report"),
     *("student-pretrain", "student-distill", "student-baseline", "student-evaluate"),
 }
 """The stages of the small task."""
@@ -21,7 +21,7 @@ DVC_STAGES = {
 NO_NETWORK = ("unshare", "-rn")
 """What starts a command without a network, where `tiny.may_unshare` says that it can."""
 
-TEACHERS = {stage for stage in DVC_STAGES if stage.startswith("teacher")}
+TEACHERS = {stage for stage in DVC_STAGES if stage.startswith("teacher") and "@" in stage}
 
 
 def clone(folder: Path) -> None:

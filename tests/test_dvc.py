@@ -126,7 +126,7 @@ def test_soft_labels_travel_by_push_and_pull_and_suffice_for_stage_two(reproduce
     dvc(reproduced, "push")
     subprocess.run(["git", "clone", "-q", str(reproduced), str(other)], check=True)
     dvc(other, "remote", "add", "--default", "--local", "there", str(remote))
-    dvc(other, "pull", "plan", "prepare", "teacher-label", "student-pretrain")
+    dvc(other, "pull", "plan", "prepare", "teacher-label", "teacher-silver", "student-pretrain")
     assert not (other / "artifacts/teachers").exists()
     output = dvc(other, "repro", "--force", "--single-item", "student-distill")
     assert stages_run(output) == {"student-distill"}

@@ -26,7 +26,12 @@ GOLDEN = ROOT / "tests/golden/0.1"
 FINISHED = GOLDEN / "run"
 STUDENT = FINISHED / "artifacts/student"
 
-ADOPT = ("mv artifacts/trunk artifacts/encoder", "python -m pipeline plan", "dvc commit --force")
+ADOPT = (
+    "mv artifacts/trunk artifacts/encoder",
+    "python -m pipeline plan",
+    "python -m pipeline teacher silver",
+    "dvc commit --force",
+)
 """What CHANGELOG.md tells owners of a finished run to type after an upgrade, in this order."""
 
 KINDS = {
@@ -226,7 +231,8 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commit_all(folder, "finished", ["init", "-q"])
     for command in ADOPT:  # fills DVC's cache, which the golden data leaves out
         output_of(folder, *command.split())
-    shutil.rmtree(folder / "artifacts/plan")
+    for new in ("plan", "silver"):
+        shutil.rmtree(folder / "artifacts" / new)
     (folder / "artifacts/encoder").rename(folder / "artifacts/trunk")
     shutil.copy(FINISHED / "dvc.lock", folder)
     return folder
@@ -236,7 +242,8 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dvc_finds_the_golden_outputs_as_the_lock_says(upgraded: Path) -> None:
     changes = json.loads(dvc(upgraded, "status", "--json"))
     of_outs = {stage for stage, found in changes.items() if any("changed outs" in one for one in found)}
-    assert of_outs <= {"plan", "student-pretrain"}  # 0.1 had no plan, and the encoder lay elsewhere
+    # 0.1 had no plan and no silver labels, and the encoder lay elsewhere.
+    assert of_outs <= {"plan", "student-pretrain", "teacher-silver"}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ A round of learning is a run of the pipeline, whose teachers of zero-shot langua
 round before (as in Xu et al. 2021, arXiv 2109.00194). No stage reads what it writes.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,6 @@ from stages.data.examples import taught_splits
 from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.models.pins import resolve
-from stages.teacher.branch import pin_branch
 from stages.teacher.label import label
 from stages.teacher.params import LabelParams, OneTeacher, TeacherParams
 from stages.teacher.pin import pin_soft_labels
@@ -23,6 +23,8 @@ def silver(
     task: TaskParams, teachers: Mapping[str, TeacherParams], params: LabelParams, root: str
 ) -> list[str]:
     """Write ``artifacts/silver/soft_labels/<language>`` for each zero-shot language with a teacher.
+
+    ``languages.json`` beside them lists the languages, so that the folder is never empty.
 
     Args:
         task: Section `task` of params.yaml.
@@ -62,6 +64,7 @@ def silver(
                 metrics=folder / "metrics",
             )
             lines.append(done.line())
+        (folder / "languages.json").write_text(json.dumps(list(teachers)), encoding="utf-8")
     return lines
 
 
@@ -74,5 +77,7 @@ def _find(teacher: OneTeacher, place: Path, *, key: str) -> None:
     if teacher.base is None:
         pin_soft_labels(teacher, place, key=key)
         return
+    from stages.teacher.branch import pin_branch  # slow import: transformers
+
     source = resolve(teacher.base, teacher.revision, key=f"{key}.base")
     pin_branch(teacher.branch, source, place, key=key, command="teacher silver")
