@@ -531,7 +531,8 @@ def clone(finished: Path, run: Run) -> Path:
     dvc = (warm_python(), "-m", "dvc")
     call(*dvc, "init")
     assert run("plan").code == 0
-    call(*dvc, "commit", "--force", "teacher-label@de", "teacher-label@en")
+    assert run("teacher", "silver").code == 0  # there are none
+    call(*dvc, "commit", "--force", "teacher-label@de", "teacher-label@en", "teacher-silver")
     call("git", "add", "dvc.lock", "dvc.yaml")
     call("git", "commit", "-qm", "first")
     assert run("teacher", "finetune", "--language", "de").code == 0
@@ -553,6 +554,22 @@ def test_gc_keeps_what_any_experiment_of_a_clone_refers_to(
     assert {victim["listed"]["producer"] for victim in found} == set(strangers)
     assert left(run) == before - set(strangers)
     assert read_json(run, "gc", "--clone", str(clone), "--unused-for", "90d", "--dry-run") == []
+
+
+def test_gc_keeps_what_silver_labels_refer_to(clone: Path) -> None:
+    from cache.commands.gc import referenced_by
+
+    known, silver = referenced_by(clone), clone / "artifacts/silver/soft_labels/nl"
+    shutil.copytree(clone / "artifacts/soft_labels/en", silver)
+    manifest = silver / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["producers"][0]["id"] = "f" * 64
+    manifest.write_text(json.dumps(values))
+    assert referenced_by(clone) == known | {"f" * 64}
+    done = [warm_python(), "-m", "dvc", "commit", "--force", "teacher-silver"]
+    subprocess.run(done, cwd=clone, check=True, capture_output=True)
+    shutil.rmtree(clone / "artifacts/silver")
+    assert referenced_by(clone) == known | {"f" * 64}
 
 
 @pytest.mark.parametrize(
