@@ -6,7 +6,7 @@ bounded by a window of rows and 20 bytes an example.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +50,14 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
     others: Counter[str] = Counter()
     aligned = isinstance(task.source, TableSource) and task.source.aligned
     work = _Work(
-        task, folder, revision, others, reader_of(task, revision, others), Prepared(task.classes, aligned)
+        task,
+        folder,
+        revision,
+        others,
+        reader_of(task, revision, others),
+        Prepared(task.classes, aligned),
+        {},
+        set(),
     )
     n_rows = {
         language: work.write(language) for language in Bar(task.languages, desc="prepare", unit="language")
@@ -65,6 +72,7 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         )
     if aligned:
         _require_alignment(task, n_rows)
+        _require_aligned_translations(task, work.n_train, work.named)
     manifest = {
         "schema": 1,
         "source": _source_of(task),
@@ -95,6 +103,10 @@ class _Work(NamedTuple):
     others: Counter[str]
     read: _Read
     done: Prepared
+    n_train: dict[str, int]
+    """Rows of each training split, before any became another split."""
+    named: set[bool]
+    """Whether training rows say what they are about: of some, or of all."""
 
     def write(self, language: str) -> dict[Split, int]:
         """Write a language's files; gives the rows that each split's source has."""
@@ -106,7 +118,7 @@ class _Work(NamedTuple):
         n_rows: dict[Split, int] = {}
         for split in SPLITS if supervised else SPLITS[1:]:
             self.others.clear()
-            windows = _windows(task, self.read, language, split, share)
+            windows = _windows(task, self.read, language, split, share, self.named)
             table = None
             # A zero-shot language needs no validation split: its column may be missing from another's.
             with suppress(*([] if supervised or split == "test" else [MissingColumnError])):
@@ -123,19 +135,21 @@ class _Work(NamedTuple):
             if language == task.languages[0]:
                 strangers = {name: n for name, n in self.others.items() if name not in task.languages}
                 done.note_left_out(split, strangers)
-        return n_rows | self._write_unlabelled(language)
+        self.n_train[language] = n_rows.get("train", 0) + (0 if share is None else n_rows["validation"])
+        self._write_unlabelled(language)
+        return n_rows
 
-    def _write_unlabelled(self, language: str) -> dict[Split, int]:
+    def _write_unlabelled(self, language: str) -> None:
         """Write a language's texts without labels, but for those out of its training split."""
         path, is_taught = data_file(language, UNLABELLED, self.folder), may_teach(self.task, language)
-        n_rows: dict[Split, int] = {}
         if not is_taught:
             write_batches(read_unlabelled(self.task, language), path)
         elif language not in self.task.supervised:
-            n_rows = write_zero_shot(self.task, self.revision, language, self.folder)
+            self.n_train[language] = write_zero_shot(
+                self.task, self.revision, language, self.folder, self.named
+            )
         if path.exists():
             self.done.add_unlabelled(language, mapped(path), is_taught=is_taught)
-        return n_rows
 
     def _empty(self, language: str, split: Split, share: float | None) -> str:
         hint = "; task.validation_share takes a part of train" * (split == "validation" and not share)
@@ -165,6 +179,32 @@ def _require_alignment(task: TaskParams, n_rows: Mapping[str, Mapping[Split, int
             )
 
 
+def _require_aligned_translations(
+    task: TaskParams, n_train: Mapping[str, int], named: Collection[bool]
+) -> None:
+    """Refuse training rows of zero-shot languages that cannot be translations of the others.
+
+    Raises:
+        StageError: There are others than supervised languages have, or only some languages say by entities
+            what is a translation of what.
+    """
+    if not task.zero_shot_texts:
+        return
+    if len(named) > 1:
+        raise StageError(
+            "task.source.aligned is true, but only some training files have the column 'entity': rows would "
+            "be translations by their number in some languages and by that column in others; give it in all"
+        )
+    n_rows = n_train[task.supervised[0]]
+    for language in task.zero_shot:
+        if task.max_examples is None and n_train[language] not in (0, n_rows):
+            raise StageError(
+                f"task.source.aligned is true, but the train split has {n_rows} rows in "
+                f"'{task.supervised[0]}' and {n_train[language]} in '{language}'; set it to false, or give a "
+                "column 'entity'"
+            )
+
+
 def _validation_share(task: TaskParams, read: _Read, language: str) -> float | None:
     """Give the share of the training examples that is to be the validation split; None: there is one."""
     there = task.validation_share is None or any(rows.labels for rows in read(language, "validation"))
@@ -172,7 +212,7 @@ def _validation_share(task: TaskParams, read: _Read, language: str) -> float | N
 
 
 def _windows(
-    task: TaskParams, read: _Read, language: str, split: Split, share: float | None
+    task: TaskParams, read: _Read, language: str, split: Split, share: float | None, named: set[bool]
 ) -> Iterator[pa.Table]:
     """Give the checked examples of a split, window by window.
 
@@ -182,6 +222,7 @@ def _windows(
         language: One of the task's.
         split: One of its splits.
         share: Of the training examples, those that are the validation split, if there is none.
+        named: Whether training rows say what they are about is added to it.
 
     Raises:
         StageError: An example is not what it has to be.
@@ -193,6 +234,8 @@ def _windows(
     for rows in read(language, source):
         rows.require_texts(task.text_fields)
         n = len(rows.labels)
+        if split == "train":
+            named.add(any(rows.entities))
         if aligned and not any(rows.entities):  # a row is what it stands for, wherever it goes from here
             rows = replace(rows, entities=[str(start + row) for row in range(n)])
         table = laid_out(task, rows, labels.positions(rows))

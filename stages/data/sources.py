@@ -235,8 +235,10 @@ def read_taught(
     if split == UNLABELLED and source.columns is not None and source.label_field in source.columns:
         columns = [name for name in source.columns if name != source.label_field]
         source = source.model_copy(update={"columns": columns})
+    by_column = any("{language}" in name for name in source.text_fields or ())
     for rows in _read_files(source, fields, language, split, Counter()):
-        _require_language(source, rows)
+        if not by_column:
+            _require_language(source, rows)
         yield rows
 
 

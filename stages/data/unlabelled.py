@@ -1,6 +1,7 @@
 """Texts without labels that teach the student: training texts that have none, and the split of that name."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -10,10 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.data.examples import ENTITY, SOFT_LABEL, TEACHER, UNLABELLED, columns_of, data_file
+from stages.data.files import MissingColumnError
 from stages.data.remarks import among, first_words
 from stages.data.sources import Revision, read_taught
-from stages.data.tables import entities_of, filtered, keys_of, laid_out, mapped, write_batches
-from stages.data.task import Split, SplitName, TableSource, TaskParams
+from stages.data.tables import entities_of, filtered, keys_of, laid_out, mapped, some_of, write_batches
+from stages.data.task import SplitName, TableSource, TaskParams
 from stages.errors import StageError
 
 
@@ -50,7 +52,7 @@ def separate(task: TaskParams, revision: Revision, language: str, folder: Path, 
     kept, drafts = train.with_suffix(".kept"), unlabelled.with_suffix(".draft")
     write_batches(filtered(table, labelled), kept)
     without = (_without_labels(task, part) for part in filtered(table, ~labelled))
-    write_batches(chain(without, _of_source(task, revision, language, UNLABELLED)), drafts)
+    write_batches(chain(without, _of_source(task, revision, language, UNLABELLED, set())), drafts)
     train.unlink()
     if drafts.exists():
         labelled_texts = first_words(mapped(kept)["example_id"]) if kept.exists() else np.empty(0, np.uint64)
@@ -61,7 +63,9 @@ def separate(task: TaskParams, revision: Revision, language: str, folder: Path, 
     return mapped(train)
 
 
-def write_zero_shot(task: TaskParams, revision: Revision, language: str, folder: Path) -> dict[Split, int]:
+def write_zero_shot(
+    task: TaskParams, revision: Revision, language: str, folder: Path, named: set[bool]
+) -> int:
     """Write the texts of a zero-shot language that may teach into ``unlabelled``, each once.
 
     These are its training texts, whose labels are not read, and the source's split ``unlabelled``.
@@ -71,27 +75,38 @@ def write_zero_shot(task: TaskParams, revision: Revision, language: str, folder:
         revision: See `revision_of`.
         language: A zero-shot language.
         folder: Where the examples are written.
+        named: Whether training rows say what they are about is added to it.
 
     Returns:
-        The rows of the source's training split, if it has one.
+        The rows of the source's training split; 0: it has none.
 
     Raises:
         StageError: An example is not what it has to be.
     """
-    unlabelled = data_file(language, UNLABELLED, folder)
-    drafts, n_rows = unlabelled.with_suffix(".draft"), 0
+    path = data_file(language, UNLABELLED, folder)
+    drafts = [path.with_suffix(f".{split}") for split in ("train", "more")]
+    for split, draft in zip(("train", UNLABELLED), drafts, strict=True):
+        with suppress(*([MissingColumnError] if _may_lack_column(task) else [])):
+            write_batches(_of_source(task, revision, language, split, named), draft)
+    there = [mapped(draft) for draft in drafts if draft.exists()]
+    if there:
+        n = task.max_examples
+        some = [table if n is None else some_of(table, n) for table in there]
+        both = path.with_suffix(".draft")
+        write_batches(chain.from_iterable(filtered(table, np.ones(len(table), bool)) for table in some), both)
+        _write_once(
+            task.model_copy(update={"max_examples": None}), both, path, besides=np.empty(0, np.uint64)
+        )
+    n_rows = mapped(drafts[0]).num_rows if drafts[0].exists() else 0
+    for draft in drafts:
+        draft.unlink(missing_ok=True)
+    return n_rows
 
-    def counted(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        nonlocal n_rows
-        for table in tables:
-            n_rows += table.num_rows
-            yield table
 
-    train = counted(_of_source(task, revision, language, "train"))
-    write_batches(chain(train, _of_source(task, revision, language, UNLABELLED)), drafts)
-    if drafts.exists():
-        _write_once(task, drafts, unlabelled, besides=np.empty(0, np.uint64))
-    return {"train": n_rows} if n_rows else {}
+def _may_lack_column(task: TaskParams) -> bool:
+    """Tell whether a file for all languages may have no column with the texts of one of them."""
+    names = getattr(task.source, "text_fields", None) or []
+    return any("{language}" in name for name in names)
 
 
 def _write_once(task: TaskParams, drafts: Path, path: Path, *, besides: NDArray[np.uint64]) -> None:
@@ -118,13 +133,17 @@ def _write_once(task: TaskParams, drafts: Path, path: Path, *, besides: NDArray[
     drafts.unlink()
 
 
-def _of_source(task: TaskParams, revision: Revision, language: str, split: SplitName) -> Iterator[pa.Table]:
+def _of_source(
+    task: TaskParams, revision: Revision, language: str, split: SplitName, named: set[bool]
+) -> Iterator[pa.Table]:
     """Give a split's texts without labels; where rows are aligned, those of ``train`` by their number."""
     aligned = split == "train" and isinstance(task.source, TableSource) and task.source.aligned
     start = 0
     for rows in read_taught(task, revision, language, split):
         rows.require_texts(task.text_fields)
         n = len(rows.labels)
+        if split == "train":
+            named.add(any(rows.entities))
         if aligned and not any(rows.entities):
             rows = replace(rows, entities=[str(start + row) for row in range(n)])
         start += n

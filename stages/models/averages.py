@@ -71,10 +71,15 @@ class MeanInMemory(TrainerCallback):
         self, args: TrainingArguments, state: Any, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take up what an interrupted run had at the checkpoint from which this one goes on."""
-        file = self._file(state.global_step)
-        if file.is_file():
-            self.mean.weights = load_file(file)
-            self.mean.n = sum(step <= state.global_step for step in self._steps)
+        n = sum(step <= state.global_step for step in self._steps)
+        if n:
+            file = self._file(state.global_step)
+            if not file.is_file():
+                raise StageError(
+                    f"{file} is not there, without which checkpoint {state.global_step} cannot be gone on "
+                    f"from; delete {self._folder} to train anew"
+                )
+            self.mean.weights, self.mean.n = load_file(file), n
 
     def on_step_end(
         self, args: TrainingArguments, state: Any, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -103,6 +108,11 @@ def note_start(folder: Path, digest: str) -> None:
         digest: As `weights_digest` gives it.
     """
     (folder / _START).write_text(json.dumps({"weights": digest}), encoding="utf-8")
+
+
+def is_student(folder: Path) -> bool:
+    """Tell whether a folder is what `note_start` noted something of."""
+    return (folder / _START).is_file()
 
 
 def read_start(folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from cache import file_digest
 from stages.artifacts import replaced_folder
 from stages.errors import StageError
-from stages.models.averages import RunningMean, note_start, read_start
+from stages.models.averages import RunningMean, is_student, note_start, read_start
 from stages.models.configuration_mblm import MBLMConfig
 from stages.models.students import load_student
 from stages.progress import Bar
@@ -33,14 +33,8 @@ def average(folders: Sequence[Path], *, output: Path, overwrite: bool = False) -
         StageError: There are fewer than two students, one is named twice, they cannot be averaged, or the
             folder to write is there.
     """
-    if len(folders) < 2:
-        raise StageError("a mean is of two students or more; name their folders")
-    places = [folder.resolve() for folder in folders]
-    for folder, place in zip(folders, places, strict=True):
-        if places.count(place) > 1:
-            raise StageError(f"{folder} is named twice")
-    if output.exists() and not overwrite:
-        raise StageError(f"{output} is there; replace it with --overwrite, or choose another --output")
+    target = _target(folders, output, overwrite=overwrite)
+    card = _card(folders[0], len(folders))
     mean = RunningMean()
     first = None
     for folder in Bar(folders, desc="average", unit="student", delay=2):
@@ -54,15 +48,38 @@ def average(folders: Sequence[Path], *, output: Path, overwrite: bool = False) -
                     f"{folder} and {folders[0]} have no mean, since their {what} differ; students begin "
                     "alike where encoder, variant and student.distill.init_seed are the same"
                 )
+        if not all(weights.isfinite().all() for weights in model.parameters()):
+            raise StageError(f"{folder} has weights that are NaN or infinite; train it again")
         mean.add(model)
     mean.give_to(model)
-    with replaced_folder(output) as new:
+    with replaced_folder(target) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         note_start(new, read_start(folders[0]))
-        card = _card(folders[0], len(folders))
         (new / "README.md").write_text(card, encoding="utf-8")
     return f"{output}: the mean of {', '.join(map(str, folders))}"
+
+
+def _target(folders: Sequence[Path], output: Path, *, overwrite: bool) -> Path:
+    """Say where to write, which is neither a student that is read nor anything but a student.
+
+    Raises:
+        StageError: There are fewer than two students, one is named twice, or the folder may not be replaced.
+    """
+    if len(folders) < 2:
+        raise StageError("a mean is of two students or more; name their folders")
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise StageError(f"{folder} is named twice")
+    target = output.resolve()
+    if any(place.is_relative_to(target) for place in places):
+        raise StageError(f"{output} is one of the students, or holds one; choose another --output")
+    if target.exists() and not overwrite:
+        raise StageError(f"{output} is there; replace it with --overwrite, or choose another --output")
+    if target.exists() and not is_student(target):
+        raise StageError(f"{output} is there, and is no student; choose another --output")
+    return target
 
 
 def _facts(config: MBLMConfig) -> dict[str, Any]:
@@ -74,9 +91,10 @@ def _facts(config: MBLMConfig) -> dict[str, Any]:
 
 def _card(first: Path, n: int) -> str:
     """Give the first student's card, which says that this is a mean of n."""
-    card = (first / "README.md").read_text(encoding="utf-8")
+    path = first / "README.md"
+    card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     title = re.search(r"^# .*\n", card, re.MULTILINE)
     if title is None:
-        raise StageError(f"{first / 'README.md'} is no card that `student distill` wrote: it has no title")
+        raise StageError(f"{first} is no student that `student distill` wrote: README.md has no title")
     said = f"\nThe mean of {n} students' weights. The rest is about one of them, its accuracy too.\n"
     return card[: title.end()] + said + card[title.end() :]

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import AutoTokenizer, set_seed
 
 from stages.artifacts import ENCODER, STUDENT, replaced_folder
-from stages.data.examples import NO_LABEL, read_examples, taught_splits
+from stages.data.examples import NO_LABEL, read_examples
 from stages.data.origin import data_source
 from stages.data.task import TaskParams
 from stages.dependencies import departures
@@ -49,6 +49,7 @@ from stages.student.objective import (
 from stages.student.params import DistillParams
 from stages.student.sampling import ByLanguage
 from stages.student.taught import n_taught, taught_texts, texts_of
+from stages.student.translations import inherited
 from stages.student.variants import HARD_ONLY, relevant
 
 
@@ -114,7 +115,7 @@ def distill(
         fitted.tokenizer.model_max_length = params.max_tokens  # what it was trained on; `pipeline` cuts there
         fitted.tokenizer.save_pretrained(folder)
         note_start(folder, fitted.began_with)
-        last = _write_curves(fitted.trainer.state.log_history, task.supervised, folder, fitted.kept)
+        last = _write_curves(fitted.history, task.supervised, folder, fitted.kept)
         card = model_card(
             task,
             params,
@@ -124,15 +125,13 @@ def distill(
             accuracy=last,
             teachers=fitted.teachers,
             data=data_source(task),
-            translations=[
-                name for name in task.zero_shot if taught_splits(task, name) and name not in teachers
-            ],
+            translations=list(inherited(task, teachers).tables),
             went_on_over=list(dict.fromkeys(o for one in fitted.checkpoints for o in one.went_on_over)),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
     for checkpoints in [*fitted.checkpoints, *(start.checkpoints if start else [])]:
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
-    return Trained(params.variant, params.runs, fitted.trainer.state.global_step, last)
+    return Trained(params.variant, params.runs, fitted.steps, last)
 
 
 class _Fitted(NamedTuple):
@@ -141,7 +140,8 @@ class _Fitted(NamedTuple):
     Attributes:
         model: The student.
         tokenizer: The encoder's.
-        trainer: Of its training, or of the last one; knows what was logged.
+        history: The Trainer's log history, of the last training.
+        steps: Optimizer steps of each training.
         began_with: Digest of the weights before the training.
         kept: After which of its steps the weights were the best; None: they are the last.
         teachers: Where the soft labels come from.
@@ -150,7 +150,8 @@ class _Fitted(NamedTuple):
 
     model: MBLMForSequenceClassification
     tokenizer: Any
-    trainer: TextTrainer
+    history: list[dict[str, Any]]
+    steps: int
     began_with: str
     kept: int | None
     teachers: dict[str, list[TeacherFacts]]
@@ -175,16 +176,27 @@ def _fit_all(
         return _fit(task, teachers, params, encoder, name=name, resume=resume, start=start)
     mean, checkpoints = RunningMean(), []
     init_seed = params.seed if params.init_seed is None else params.init_seed
-    for index in range(params.runs):
-        seed = (params.seed * params.runs + index) % 2**32
+    for number in range(1, params.runs + 1):
+        seed = (params.seed * params.runs + number - 1) % 2**32
         one = params.model_copy(update={"seed": seed, "init_seed": init_seed, "runs": 1})
-        its, title = f"{name}-run-{index + 1}", f", run {index + 1} of {params.runs}"
-        fitted = _fit(task, teachers, one, encoder, name=its, resume=resume, start=start, title=title)
-        mean.add(fitted.model)
+        is_last = number == params.runs
+        fitted = _fit(
+            task,
+            teachers,
+            one,
+            encoder,
+            name=f"{name}-run-{number}",
+            resume=resume,
+            start=start,
+            title=f", run {number} of {params.runs}",
+            others=mean if is_last else None,
+        )
         checkpoints += fitted.checkpoints
-    mean.give_to(fitted.model)
-    fitted.trainer.evaluate()  # in the place of what the last run saw
-    return fitted._replace(checkpoints=checkpoints)
+        if is_last:
+            return fitted._replace(checkpoints=checkpoints)
+        mean.add(fitted.model)
+        del fitted  # the next one needs the memory
+    raise AssertionError("there is a last run")
 
 
 def _fit(
@@ -197,6 +209,7 @@ def _fit(
     resume: bool,
     start: _Fitted | None = None,
     title: str = "",
+    others: RunningMean | None = None,
 ) -> _Fitted:
     """Train a student, or go on with an interrupted training, whose checkpoints have this name.
 
@@ -209,6 +222,7 @@ def _fit(
         resume: As in `distill`.
         start: A student with one branch, whose weights it starts with; None: with the encoder's.
         title: What the bar says beside the variant.
+        others: The mean of earlier runs, which the student is to become a part of, and which it then is.
     """
     train, digests, facts_of_teachers = taught_texts(task, teachers, params)
     pretrained = model_folder(encoder, command="student pretrain")
@@ -237,7 +251,13 @@ def _fit(
     began_with = weights_digest(model)
     trainer = _trainer(task, params, model, train, n_texts, checkpoints.folder, tokenizer)
     kept = _train(trainer, task, checkpoints.folder, title=f"student ({params.variant}){title}")
-    return _Fitted(model, tokenizer, trainer, began_with, kept, facts_of_teachers, [checkpoints])
+    if others is not None:
+        others.add(model)
+        others.give_to(model)
+        trainer.evaluate()  # in the place of what the last run saw
+        kept = None
+    history, steps = trainer.state.log_history, trainer.state.global_step
+    return _Fitted(model, tokenizer, history, steps, began_with, kept, facts_of_teachers, [checkpoints])
 
 
 def _trainer(
@@ -453,6 +473,7 @@ def _train(trainer: "_DistillTrainer", task: TaskParams, folder: Path, *, title:
     last_step = [log for log in history if log["step"] == trainer.state.global_step]
     if not any(f"eval_{task.supervised[-1]}_accuracy" in log for log in last_step):
         trainer.evaluate()  # the run was killed between its last step and its last validation
+    trainer.remove_callback(BestInMemory)  # a mean is not of its steps
     if params.keep == "best":
         best.restore(model)
     if params.average > 1:

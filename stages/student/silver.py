@@ -18,6 +18,7 @@ from stages.results.measures import probabilities
 from stages.results.teachers import Teachers, said_by
 from stages.student.card import TeacherFacts
 from stages.student.params import DistillParams, SilverParams
+from stages.student.top_k import require_small_top_k_change
 
 
 class SilverTexts(NamedTuple):
@@ -71,6 +72,8 @@ def silver_texts(task: TaskParams, teachers: Mapping[str, Teachers], params: Dis
                 total=table.num_rows,
                 folder=str(SILVER_LABELS / language),
             )
+        for one in said.each:
+            require_small_top_k_change(task, one.label_set, params, len(said.each))
         its = said.together.astype(np.float32)
         confidence = probabilities(its).max(axis=1)
         chosen = choose(its.argmax(axis=1), confidence, params.silver)

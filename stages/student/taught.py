@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from cache import MissingSoftLabelsError, SoftLabelSet
+from cache import MissingSoftLabelsError
 from stages.artifacts import SOFT_LABELS
 from stages.data.examples import NO_LABEL, examples_digest, read_entities, read_examples, taught_splits
 from stages.data.silver import silver_languages
@@ -23,11 +23,9 @@ from stages.student.card import TeacherFacts
 from stages.student.objective import hardened, trusted
 from stages.student.params import DistillParams
 from stages.student.silver import SilverTexts, silver_texts
+from stages.student.top_k import require_small_top_k_change
 from stages.student.translations import Inherited, averaged, inherited
 from stages.student.variants import HARD_ONLY
-
-_TOP_K_ERROR = 0.01
-"""What top-k may change, as a share of what a student that knows nothing has to learn."""
 
 
 def n_taught(task: TaskParams, teachers: Collection[str]) -> int:
@@ -77,6 +75,8 @@ def taught_texts(
         digests = [examples_digest(table) for table in tables.values()]
         return texts_of(task, tables, params=params), digests, {}
     digests = [examples_digest(table) for table in tables.values()]
+    if task.zero_shot_texts:
+        _require_no_states(params)
     of_all, states, of_labels, facts = _soft_labels(task, teachers, params, tables)
     digests += of_labels
     if params.average_translations:
@@ -88,7 +88,6 @@ def taught_texts(
         digests.append(hashlib.sha256(of_all.tobytes()).hexdigest())
     silver = silver_texts(task, teachers, params)
     if translated or silver.tables:
-        _require_states_of_all(params)
         _say_zero_shot(translations, silver)
         of_all = np.concatenate([of_all, silver.logits])
         digests += [examples_digest(table) for table in translated.values()] + silver.digests
@@ -120,7 +119,7 @@ def _soft_labels(
         said = said_by(task, teachers[language], language, splits, temperature=params.temperature)
         facts[language] = []
         for one, teacher in zip(said.each, teachers[language].all, strict=True):
-            _require_small_top_k_change(one.label_set, params, len(said.each))
+            require_small_top_k_change(task, one.label_set, params, len(said.each))
             facts[language].append(TeacherFacts.of(teacher.title, one))
         if not said.has.all():
             n_missing, folder = int((~said.has).sum()), str(SOFT_LABELS / language)
@@ -135,7 +134,7 @@ def _soft_labels(
     return np.concatenate(logits), states, digests, facts
 
 
-def _require_states_of_all(params: DistillParams) -> None:
+def _require_no_states(params: DistillParams) -> None:
     """Refuse to compare hidden states of texts that go through no branch.
 
     Raises:
@@ -153,7 +152,9 @@ def _say_zero_shot(translations: Inherited, silver: SilverTexts) -> None:
     if process_index() == 0 and translations.tables:
         languages = ", ".join(translations.tables)
         others = f"; {translations.n_others:,} others are no translations" if translations.n_others else ""
-        say(f"{len(translations.originals):,} translations teach, in {languages}{others}")
+        several = f"; {translations.n_contradictory:,} have originals with several labels, and take none"
+        several *= bool(translations.n_contradictory)
+        say(f"{len(translations.originals):,} translations teach, in {languages}{others}{several}")
     for note in silver.notes if process_index() == 0 else []:
         say(note)
 
@@ -171,36 +172,6 @@ def _labels(tables: Mapping[str, pa.Table]) -> NDArray[np.int64]:
     """Give the hard labels of several languages' examples, ``(N,)``."""
     labels = [table["label"].fill_null(NO_LABEL).to_numpy() for table in tables.values()]
     return np.concatenate(labels).astype(np.int64)
-
-
-def _require_small_top_k_change(label_set: SoftLabelSet, params: DistillParams, n_teachers: int) -> None:
-    """Refuse soft labels without their small logits where these matter, see `cache.top_k.Change`.
-
-    Raises:
-        StageError: The relative change at the temperature is above 1 %, or not known at so high a one.
-    """
-    top_k, n_classes = label_set.producers[0].outputs.top_k, len(label_set.classes)
-    # The most probable class of one teacher is the same whatever was left out.
-    keeps_class = params.variant == "pseudo" and n_teachers == 1 and not params.average_translations
-    # Who imports soft labels of some classes says nothing of the others that could be left out.
-    imported = label_set.producers[0].imported is not None and label_set.top_k_change is None
-    if top_k is None or params.allow_top_k_error or keeps_class or imported:
-        return
-    language, temperature = label_set.language, params.temperature
-    what = f"the soft labels of '{language}' keep {top_k} of {n_classes} logits"
-    again = f"python -m pipeline teacher label --language {language}"
-    if label_set.top_k_change is None:  # of an earlier version
-        if process_index() == 0:
-            say(f"{what}; what that changes is not known, measure it with: {again}")
-        return
-    change = label_set.top_k_change.relative(temperature)
-    if change is None or change > _TOP_K_ERROR:
-        by = "more than was measured" if change is None else f"{change:.1%}, more than {_TOP_K_ERROR:.0%}"
-        raise StageError(
-            f"{what}, which changes what is learned at student.distill.temperature {temperature} by {by}; "
-            f"set a larger teacher.label.top_k, or null, and write them with: {again}; or lower the "
-            "temperature, or set student.distill.allow_top_k_error: true"
-        )
 
 
 def _require_translations(task: TaskParams) -> None:

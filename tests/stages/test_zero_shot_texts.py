@@ -100,6 +100,54 @@ def test_aligned_rows_are_translations_and_must_be_as_many() -> None:
         prepare(task)
 
 
+def test_a_limit_is_of_each_split_and_keeps_translations_together() -> None:
+    source = FilesSource(kind="files", pattern="data/{language}/{split}.jsonl", aligned=True)
+    n = 40
+    task = task_of(rows("fr", [None] * n, [None] * n), source=source, max_examples=10)
+    for language in ("de", "en"):
+        write(Path(f"data/{language}/train.jsonl"), rows(language, [None] * n, ["yes", "no"] * (n // 2)))
+    write(Path("data/fr/unlabelled.jsonl"), rows("more", [None] * n, [None] * n))
+    prepare(task)
+    assert len(french(task, "premise")) == 20
+    assert set(read_entities("de", "train")) <= set(read_entities("fr", "unlabelled"))
+    assert inherited(task, []).tables["fr"].num_rows == 10
+
+
+def test_aligned_rows_of_which_only_some_languages_say_what_they_are_about_are_refused() -> None:
+    source = FilesSource(kind="files", pattern="data/{language}/{split}.jsonl", aligned=True)
+    task = task_of([{"premise": f"fr {i}", "hypothesis": "h"} for i in range(4)], source=source)
+    with pytest.raises(StageError, match="only some training files have the column 'entity'"):
+        prepare(task)
+
+
+def test_a_column_per_language_may_lack_that_of_a_zero_shot_language() -> None:
+    lines = {"train": "text_de,text_en,text_fr,label", "validation": "text_de,text_en,label"}
+    lines["test"] = "text_de,text_en,text_fr,text_it,label"
+    for split, head in lines.items():
+        cells = [
+            ",".join([*(f"{split} {name} {i}" for name in head.split(",")[:-1]), "yes"]) for i in range(2)
+        ]
+        Path(f"data/{split}.csv").parent.mkdir(exist_ok=True)
+        Path(f"data/{split}.csv").write_text("\n".join([head, *cells]), encoding="utf-8")
+    source = FilesSource(
+        kind="files", pattern="data/{split}.csv", text_fields=["text_{language}"], aligned=True
+    )
+    task = task_of([], source=source, text_fields=["text"], zero_shot=["fr", "it"])
+    prepare(task)
+    assert french(task, "text") == ["train text_fr 0", "train text_fr 1"]
+    assert taught_splits(task, "it") == []
+
+
+def test_originals_that_contradict_each_other_give_no_label(capsys: pytest.CaptureFixture[str]) -> None:
+    task = task_of(rows("fr", ["a", "b"], [None, None]))
+    write(Path("data/de/train.jsonl"), rows("de", ["a", "a", "b"], ["yes", "no", "yes"]))
+    write(Path("data/en/train.jsonl"), rows("en", ["b", "d"], ["yes", "no"]))
+    prepare(task)
+    found = inherited(task, [])
+    assert found.tables["fr"]["label"].to_pylist() == [None, 1]
+    assert found.n_contradictory == 1
+
+
 def test_translations_have_the_labels_and_the_average_soft_label_of_their_originals() -> None:
     prepare(task := task_of())
     found = inherited(task, [])

@@ -264,7 +264,7 @@ def test_curves_are_written_for_tools_and_change_no_result(finished: Path, run: 
     assert "dvclive" not in Path("artifacts/student/README.md").read_text()
     assert run("plan").code == 0
     again = run("plan", "--set", "student.distill.report_to=[dvclive]")
-    assert again.out == "10 stages, none with other parameters than before\n"
+    assert again.out == "11 stages, none with other parameters than before\n"
 
 
 def test_a_tool_that_is_not_there_is_named(finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import Run
 from torch import Tensor
 
@@ -17,7 +17,8 @@ from stages.models.training import TextTrainer
 
 def distill(run: Run, *, keep: str | None = None, **options: Any) -> Any:
     """Train a student; keep it in another folder where that is named."""
-    changes = [part for key, value in options.items() for part in ("--set", f"student.distill.{key}={value}")]
+    named = {key.rstrip("_"): value for key, value in options.items()}
+    changes = [part for key, value in named.items() for part in ("--set", f"student.distill.{key}={value}")]
     done = run("student", "distill", *changes)
     if keep:
         assert done.code == 0, done.err
@@ -97,9 +98,52 @@ def test_what_has_no_mean_is_refused_by_name(finished: Path, run: Run) -> None:
     assert "since their weights before the training differ" in refused(one, "other")
     Path("other/start.json").unlink()
     assert "error: other does not say which weights its training began with" in refused(one, "other")
-    Path("mean").mkdir()
-    done = run("student", "average", one, "other", "--output", "mean")
-    assert "error: mean is there; replace it with --overwrite, or choose another --output" in done.err
+
+
+def test_nothing_is_overwritten_but_another_student(finished: Path, run: Run) -> None:
+    one, two = "studs/1", "studs/2"
+    for folder in (one, two, "old"):
+        shutil.copytree("artifacts/student", folder)
+    Path("notes.txt").write_text("mine")
+
+    def refused(output: str, *options: str) -> str:
+        done = run("student", "average", one, two, "--output", output, *options)
+        assert done.code == 1
+        assert "Traceback" not in done.err
+        return done.err
+
+    assert "error: old is there; replace it with --overwrite, or choose another --output" in refused("old")
+    for output in ("studs", one, ".", ".."):
+        assert f"error: {output} is one of the students, or holds one" in refused(output, "--overwrite")
+    assert "error: notes.txt is there, and is no student" in refused("notes.txt", "--overwrite")
+    assert "is no student" in refused("artifacts", "--overwrite")
+    assert run("student", "average", one, two, "--output", "old", "--overwrite").code == 0
+    name = "head.classifier.out_proj.weight"
+    broken = weights(two) | {name: torch.full_like(weights(two)[name], torch.nan)}
+    save_file(broken, f"{two}/model.safetensors", {"format": "pt"})
+    assert f"error: {two} has weights that are NaN or infinite; train it again" in refused("new")
+    Path(one, "README.md").unlink()
+    assert f"error: {one} is no student that `student distill` wrote" in refused("new")
+
+
+def test_a_mean_of_best_epochs_says_its_own_accuracy(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    evaluate = TextTrainer.evaluate
+
+    def note(self: TextTrainer, *args: Any, **kwargs: Any) -> Any:
+        seen.append(len(self.callback_handler.callbacks))
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(TextTrainer, "evaluate", note)
+    done = distill(run, runs=2, keep_="best", epochs=3)
+    assert done.code == 0, done.err
+    assert seen[-1] == seen[0] - 1  # the best epoch is no longer looked for
+    curve = json.loads(Path("artifacts/student/validation.json").read_text())
+    assert curve[-1]["step"] == 27
+    said = ", ".join(f"{language} {curve[-1][language]:.1%}" for language in ("de", "en"))
+    assert done.out.endswith(f"validation accuracy: {said}\n")
 
 
 def test_students_of_other_seeds_begin_with_other_classifiers(finished: Path, run: Run) -> None:

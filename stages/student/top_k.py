@@ -1,0 +1,45 @@
+"""Whether soft labels of which only the largest logits were kept teach what all of them would."""
+
+from cache import SoftLabelSet
+from stages.data.task import TaskParams
+from stages.errors import StageError
+from stages.models.processes import process_index
+from stages.progress import say
+from stages.student.params import DistillParams
+
+_TOP_K_ERROR = 0.01
+"""What top-k may change, as a share of what a student that knows nothing has to learn."""
+
+
+def require_small_top_k_change(
+    task: TaskParams, label_set: SoftLabelSet, params: DistillParams, n_teachers: int
+) -> None:
+    """Refuse soft labels without their small logits where these matter, see `cache.top_k.Change`.
+
+    Raises:
+        StageError: The relative change at the temperature is above 1 %, or not known at so high a one.
+    """
+    top_k, n_classes = label_set.producers[0].outputs.top_k, len(label_set.classes)
+    # The most probable class of one teacher is the same whatever was left out.
+    averages = params.average_translations or task.zero_shot_texts or n_teachers > 1
+    keeps_class = params.variant == "pseudo" and not averages
+    # Who imports soft labels of some classes says nothing of the others that could be left out.
+    imported = label_set.producers[0].imported is not None and label_set.top_k_change is None
+    if top_k is None or params.allow_top_k_error or keeps_class or imported:
+        return
+    language, temperature = label_set.language, params.temperature
+    what = f"the soft labels of '{language}' keep {top_k} of {n_classes} logits"
+    writer = "silver" if language in task.zero_shot else f"label --language {language}"
+    again = f"python -m pipeline teacher {writer}"
+    if label_set.top_k_change is None:  # of an earlier version
+        if process_index() == 0:
+            say(f"{what}; what that changes is not known, measure it with: {again}")
+        return
+    change = label_set.top_k_change.relative(temperature)
+    if change is None or change > _TOP_K_ERROR:
+        by = "more than was measured" if change is None else f"{change:.1%}, more than {_TOP_K_ERROR:.0%}"
+        raise StageError(
+            f"{what}, which changes what is learned at student.distill.temperature {temperature} by {by}; "
+            f"set a larger teacher.label.top_k, or null, and write them with: {again}; or lower the "
+            "temperature, or set student.distill.allow_top_k_error: true"
+        )
