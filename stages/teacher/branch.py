@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from stages.errors import StageError
 from stages.models.configuration_mblm import MBLMConfig
 from stages.models.loading import loading
 from stages.models.pins import fetch, link, model_files, pin
+from stages.teacher.labelling.decoders import classifier_of
 
 _MIXTURE = "mixture"
 
@@ -31,7 +30,7 @@ def pin_branch(branch: str | None, source: dict[str, Any], folder: Path, *, key:
         return
     base = fetch(source, command=command)
     with loading(f"the student in {base}"):
-        config = AutoConfig.from_pretrained(base)
+        config = classifier_of(base)[0]
     if not isinstance(config, MBLMConfig):
         raise StageError(
             f"{key}.branch is {branch}, but {base} holds a {config.model_type} model, no student"
