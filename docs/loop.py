@@ -33,13 +33,18 @@ from stages.models.texts import Collator, Texts
 from stages.models.training import ByLength
 from stages.student.objective import mixture_weights
 
-LEFT_OUT = {"average_translations", "class_weights", "hidden_weight", "precision", "sampling_temperature"}
+FOLLOWED = {
+    *("seed", "epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay", "max_tokens"),
+    *("subword_dropout", "branch_layers", "temperature", "hard_label_weight", "mixture", "save_steps"),
+}
+"""What of `student.distill` this page does as stage two does; all else has to have its default."""
 
 
 def main() -> None:
     """Train the student that params.yaml describes."""
     params = load_params(Path("params.yaml"))
-    changed = (LEFT_OUT | {"variant"}) & params.student.distill.model_dump(exclude_defaults=True).keys()
+    changed = params.student.distill.model_dump(exclude_defaults=True).keys() - FOLLOWED
+    changed |= {"unlabelled"} if params.task.unlabelled else set()
     changed |= {"more" for language in params.task.supervised if params.teachers[language].more}
     if changed:
         names = ", ".join(sorted(changed))

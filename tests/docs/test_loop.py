@@ -15,7 +15,7 @@ from tiny import CLASSES, ROOT, examples, tiny_params, write_params
 from cache import SoftLabelSet
 from pipeline.params import load_params
 from stages.prepare import prepare
-from stages.student import distill
+from stages.student import distill, trainer
 from stages.student.objective import objective
 
 PAGE = str(ROOT / "docs/loop.py")
@@ -77,7 +77,7 @@ def test_the_page_has_the_losses_of_stage_two(
         expected.append({name: loss.item() for name, loss in losses.items()})
         return losses
 
-    monkeypatch.setattr(distill, "objective", recorded)
+    monkeypatch.setattr(trainer, "objective", recorded)
     trained = distill.distill(params.task, params.teachers, params.student.distill)
     found = runpy.run_path(PAGE)["train"](params)
     assert len(found) == len(expected) >= 50
@@ -105,7 +105,7 @@ def test_the_page_runs_after_the_pipeline_and_writes_nothing(
 def test_the_page_refuses_what_it_leaves_out(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params = tiny_params()
     params["teachers"]["en"]["more"] = [{"base": "scratch"}]
-    params["student"]["distill"] |= {"class_weights": "balanced", "variant": "branches"}
+    params["student"]["distill"] |= {"class_weights": "balanced", "variant": "branches", "runs": 2}
     write_params(params)
-    with pytest.raises(SystemExit, match="leaves out class_weights, more, variant; use: "):
+    with pytest.raises(SystemExit, match="leaves out class_weights, more, runs, variant; use: "):
         run_page(monkeypatch)
