@@ -41,7 +41,7 @@ from stages.student.objective import (
     balanced_class_weights,
 )
 from stages.student.params import DistillParams
-from stages.student.taught import n_taught, taught_texts, texts_of
+from stages.student.taught import admitted, n_taught, taught_texts, texts_of
 from stages.student.trainer import DistillTrainer
 from stages.student.translations import inherited
 from stages.student.variants import HARD_ONLY, relevant
@@ -98,6 +98,7 @@ def distill(
         CacheError: Soft labels are missing or damaged.
     """
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
+    task, teachers = admitted(task, teachers, params)
     start = None
     if params.start == "baseline" and params.variant not in HARD_ONLY:
         finetune = params.model_copy(update={"variant": "finetune", "runs": 1})

@@ -16,6 +16,7 @@ from stages.params import Keep, MaxTokens, Params, Pooling, ScratchParams, Seed,
 
 Variant = Literal["linear", "finetune", "pseudo", "distill", "branches", "mblm"]
 Trust = Literal["always", "corrected", "right", "probability"]
+ZeroShotTexts = Literal["all", "translations", "none"]
 
 
 def _numbers_by_name(value: Any) -> dict[str, float] | None:
@@ -179,6 +180,10 @@ class DistillParams(TrainingParams):
     """How much an example counts, by its hard label, in every part of the loss. ``balanced`` gives class c of
     C the weight N / (C · n_c), where n_c of the N training examples are of it; null gives all the same."""
     mixture: MixtureParams = MixtureParams()
+    zero_shot_texts: ZeroShotTexts = "all"
+    """Of the texts of zero-shot languages that `task.zero_shot_texts` admits, ``all`` teach: what a teacher
+    says of them or, in languages without one, what their originals say. ``translations``: their originals
+    alone, in all these languages. ``none``: of supervised languages alone."""
     silver: SilverParams = SilverParams()
     allow_top_k_error: bool = False
     """Whether soft labels of which `teacher.label.top_k` was kept may be used where that changes the gradient

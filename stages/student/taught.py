@@ -28,6 +28,22 @@ from stages.student.translations import Inherited, averaged, inherited
 from stages.student.variants import HARD_ONLY
 
 
+def admitted(
+    task: TaskParams, teachers: Mapping[str, Teachers], params: DistillParams
+) -> tuple[TaskParams, dict[str, Teachers]]:
+    """Leave out of the task and of its teachers what `student.distill.zero_shot_texts` leaves out.
+
+    Args:
+        task: Section `task`.
+        teachers: Section `teachers`.
+        params: Section `student.distill`.
+    """
+    if params.zero_shot_texts == "none":
+        task = task.model_copy(update={"zero_shot_texts": False})
+    all_of_them = params.zero_shot_texts == "all"
+    return task, {name: one for name, one in teachers.items() if all_of_them or name in task.supervised}
+
+
 def n_taught(task: TaskParams, teachers: Collection[str]) -> int:
     """Count the texts that may teach a student with soft labels: those without labels, too.
 

@@ -113,6 +113,7 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "average": 3,
             "init_seed": 9,
             "runs": 3,
+            "zero_shot_texts": "none",
             **TRAINING,
             "class_weights": "balanced",
         }.items()

@@ -232,6 +232,11 @@ def test_the_pipeline_teaches_translations_in_all_variants(run: Run) -> None:
     assert "mblm: 28 steps" in done.out  # of 36 texts in each of three languages, twice, in batches of 8
     done = run("student", "distill", "--set", "student.distill.variant=branches")
     assert "branches: 28 steps" in done.out, done.err
+    done = run("student", "distill", "--set", "student.distill.zero_shot_texts=none")
+    assert "mblm: 18 steps" in done.out
+    assert "translations teach" not in done.err
+    assert "It has read translations" not in Path("artifacts/student/README.md").read_text()
+    run("student", "distill", "--set", "student.distill.variant=branches")
     assert "finetune: 28 steps" in run("student", "baseline").out
     assert run("student", "evaluate").code == 0
     assert run("report").code == 0
