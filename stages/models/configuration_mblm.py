@@ -30,6 +30,9 @@ class MBLMConfig(PreTrainedConfig):
         mixing: What a mixture is of: ``representations`` (before the classifier) or ``logits``.
         pooling: What represents a text: the state of its ``first`` token, of its ``last``, or the ``mean`` of
             all; None: as the encoder's family does.
+        own_temperature: What logits of a text's own branch are divided by, so that probabilities are as high
+            as they are often right. The model's logits are raw; whoever needs probabilities divides.
+        mixture_temperature: Likewise of the mixture.
         default_language: Whose branch serves texts that come without a language id; None: the mixture.
         schema_version: Of the folder that the student is saved to.
     """
@@ -46,6 +49,8 @@ class MBLMConfig(PreTrainedConfig):
         branch_layers: int = 1,
         mixing: str = "representations",
         pooling: str | None = None,
+        own_temperature: float = 1.0,
+        mixture_temperature: float = 1.0,
         default_language: str | None = None,
         schema_version: int = 1,
         **kwargs: Any,
@@ -65,6 +70,8 @@ class MBLMConfig(PreTrainedConfig):
         self.branch_layers = branch_layers
         self.mixing = mixing
         self.pooling = pooling
+        self.own_temperature = own_temperature
+        self.mixture_temperature = mixture_temperature
         self.default_language = default_language
         self.schema_version = SCHEMA_VERSION
         # With these, a folder that holds the code as well loads as each of them.
@@ -84,6 +91,9 @@ class MBLMConfig(PreTrainedConfig):
             raise ValueError(f"mixing is {mixing!r}: representations or logits")
         if pooling not in (None, "first", "mean", "last"):
             raise ValueError(f"pooling is {pooling!r}: first, mean, last or null")
+        for name in ("own_temperature", "mixture_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: a number above 0")
         super().__init__(**kwargs)
 
     def __getattr__(self, name: str) -> Any:
