@@ -21,6 +21,7 @@ _WEIGHTS_INDEX = "model.safetensors.index.json"
 _VOLATILE_KEYS = frozenset(
     {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "label2id"}
     | {"_commit_hash", "is_local", "local_files_only", "use_cache"}
+    | {"own_temperature", "mixture_temperature"}  # of a student, whose logits are raw
 )
 # Keys of adapter_config.json likewise: the adapter is loaded into the model that it lies beside.
 _VOLATILE_ADAPTER_KEYS = frozenset({"base_model_name_or_path", "inference_mode", "peft_version", "revision"})

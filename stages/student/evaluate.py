@@ -10,19 +10,18 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
-from transformers import PreTrainedTokenizerBase
 
 from cache import write_atomically
 from stages.artifacts import BASELINE, METRICS, PLOTS, STUDENT
 from stages.data.examples import SPLITS, has_split, read_examples
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
-from stages.models.batches import Tokens, current_device, to_device, tokenize
-from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.models.batches import current_device, tokenize
 from stages.models.students import MIXTURE, class_names, load_student
 from stages.progress import Bar
 from stages.results.measures import N_BINS, by_confidence, confusion, probabilities
 from stages.results.predictions import Predictions, write_predictions
+from stages.student.mixtures import mixture_logits
 from stages.student.params import DistillParams, EvaluateParams
 
 
@@ -120,7 +119,11 @@ def answers(
             f"the student in {folder} was trained for other classes or languages than params.yaml names; "
             f"train it again with: python -m pipeline {command}"
         )
-    shared = model.config.n_branches == 1
+    n_branches = model.config.n_branches
+    shared = n_branches == 1
+    # (K + 1, K): each branch alone, and all of them alike.
+    weights = torch.cat([torch.eye(n_branches), torch.full((1, n_branches), 1 / n_branches)])
+    names = [*([] if shared else model.config.languages), MIXTURE]
     for language in Bar(task.languages, desc=f"evaluate {name}", unit="language"):
         for split in splits:
             if not has_split(language, split):
@@ -129,8 +132,10 @@ def answers(
             fields = [examples[field].to_pylist() for field in task.text_fields]
             used = language if language in task.supervised and not shared else MIXTURE
             tokens = tokenize(tokenizer, fields, max_tokens=distill.max_tokens)
-            logits = _logits(model, tokenizer, tokens, batch_tokens=params.batch_size * distill.max_tokens)
-            yield ByBranch(language, split, examples, used, logits, tokens.n_cut)
+            batch_tokens = params.batch_size * distill.max_tokens
+            logits = mixture_logits(model, tokenizer, tokens, weights, batch_tokens=batch_tokens)
+            by_name = dict(zip(names, logits[-len(names) :], strict=True))
+            yield ByBranch(language, split, examples, used, by_name, tokens.n_cut)
 
 
 def _row(task: TaskParams, one: Predictions) -> dict[str, Any]:
@@ -198,28 +203,6 @@ def _calibration(task: TaskParams, predictions: list[Predictions]) -> list[dict[
         }
         for place, middle in enumerate(middles)
     ]
-
-
-@torch.inference_mode()
-def _logits(
-    model: MBLMForSequenceClassification,
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: Tokens,
-    *,
-    batch_tokens: int,
-) -> dict[str, NDArray[np.float32]]:
-    """Classify N texts by every branch and by the uniform mixture, in one pass; each ``(N, C)``."""
-    n_branches = model.config.n_branches
-    # (K + 1, K): each branch alone, and all of them alike.
-    weights = torch.cat([torch.eye(n_branches), torch.full((1, n_branches), 1 / n_branches)])
-    weights = weights.to(model.device)
-    logits = np.empty((len(weights), len(tokens), len(class_names(model.config))), np.float32)
-    for texts in tokens.batches(batch_tokens):
-        states = model(**to_device(tokens.batch(texts, tokenizer), model.device)).branch_states
-        found = torch.stack([model.classify(states, w.expand(len(states), -1)) for w in weights])
-        logits[:, tokens.positions[texts]] = found.float().cpu().numpy()
-    names = [*(model.config.languages if n_branches > 1 else []), MIXTURE]
-    return dict(zip(names, logits[-len(names) :], strict=True))
 
 
 def _averages(task: TaskParams, rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
