@@ -27,6 +27,11 @@ _TRAINED = {
     "and through a mixture of branches",
 }
 
+_CHANCE = (
+    "A language whose interval is not above the share of its most frequent class is near chance: the student "
+    "is of no use there. Of languages that are not in this table, nothing is known here."
+)
+
 
 @dataclass(frozen=True)
 class TeacherFacts:
@@ -123,15 +128,11 @@ print(classify({text}))
 
 {_table(accuracy, counts, teachers)}
 
-A language whose interval is not above the share of its most frequent class is near chance: the student is
-of no use there. Of languages that are not in this table, nothing is known here.
+{_CHANCE}
 
 ## Probabilities
 
-The logits are raw. Divide them by {config.own_temperature:.3g} for a text in one of the languages above, and by
-{config.mixture_temperature:.3g} for any other (`own_temperature` and `mixture_temperature` in `config.json`):
-probabilities are then about as high as answers are often right. Both were fitted on validation texts of the
-languages above.
+{_probabilities(config)}
 
 ## Parameters
 
@@ -198,6 +199,15 @@ def _routing(config: MBLMConfig) -> str:
         f'`classify.model.set_default_language("{config.languages[0]}")` chooses a branch for all texts. '
         "For each text, the model's forward takes `language_ids`: a language's position in "
         "`config.languages`, or -1 for the mixture."
+    )
+
+
+def _probabilities(config: MBLMConfig) -> str:
+    return (
+        f"The logits are raw. Divide them by {config.own_temperature:.3g} for a text in one of these languages, "
+        f"and by {config.mixture_temperature:.3g} for any other (`own_temperature` and `mixture_temperature` in "
+        "`config.json`): probabilities are then about as high as answers are often right. Both were fitted on "
+        "validation texts of these languages."
     )
 
 
