@@ -203,11 +203,11 @@ def _routing(config: MBLMConfig) -> str:
 
 
 def _probabilities(config: MBLMConfig) -> str:
+    own, others = f"{config.own_temperature:.3g}", f"{config.mixture_temperature:.3g}"
     return (
-        f"The logits are raw. Divide them by {config.own_temperature:.3g} for a text in one of these languages, "
-        f"and by {config.mixture_temperature:.3g} for any other (`own_temperature` and `mixture_temperature` in "
-        "`config.json`): probabilities are then about as high as answers are often right. Both were fitted on "
-        "validation texts of these languages."
+        f"The logits are raw. Divide them by {own} for a text in one of these languages, and by {others} for any "
+        "other (`own_temperature` and `mixture_temperature` in `config.json`): probabilities are then about as "
+        "high as answers are often right. Both were fitted on validation texts of these languages."
     )
 
 
