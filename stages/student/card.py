@@ -206,8 +206,8 @@ def _probabilities(config: MBLMConfig) -> str:
     own, others = f"{config.own_temperature:.3g}", f"{config.mixture_temperature:.3g}"
     return (
         f"The logits are raw. Divide them by {own} for a text in one of these languages, and by {others} for "
-        "any other (`own_temperature` and `mixture_temperature` in `config.json`): probabilities are then about "
-        "as high as answers are often right. Both were fitted on validation texts of these languages."
+        "any other (`own_temperature` and `mixture_temperature` in `config.json`): probabilities are then "
+        "about as high as answers are often right. Both were fitted on validation texts of these languages."
     )
 
 
