@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from stages.data.examples import read_examples
+from stages.data.tables import some_of
 from stages.data.task import TaskParams
 from stages.models.batches import Tokens, tokenize
 from stages.models.modeling_mblm import MBLMForSequenceClassification
@@ -17,8 +18,11 @@ from stages.results.measures import fit_temperature
 from stages.student.mixtures import mixture_logits
 from stages.student.params import DistillParams
 
-_NOISE = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the tokens of validation texts that others replace: how foreign an unseen language may be."""
+MOST_NOISE = 1.0
+"""Of validation texts, none to so many of the tokens are replaced: how foreign an unseen language may be."""
+
+_MOST_TEXTS = 1000
+"""Of a language, so many texts are looked at; a hash chooses them."""
 
 
 class Temperatures(NamedTuple):
@@ -59,43 +63,39 @@ def fitted_temperatures(
     own: list[NDArray[np.float32]] = []
     others: list[NDArray[np.float32]] = []
     for place, language in enumerate(Bar(task.supervised, desc="calibrate", unit="language", delay=2)):
-        examples = read_examples(task, language, "validation")
+        examples = some_of(read_examples(task, language, "validation"), _MOST_TEXTS)
         fields = [examples[field].to_pylist() for field in task.text_fields]
         tokens = tokenize(tokenizer, fields, max_tokens=params.max_tokens)
-        its = torch.eye(n_branches)[place % n_branches]
+        shares = generator.permutation(np.linspace(0, MOST_NOISE, len(tokens)))
+        noisy = noisy_tokens(tokens, tokenizer, shares, generator)
+        its = torch.eye(n_branches)[[place % n_branches]]
         without = its if n_branches == 1 else (1 - its) / (n_branches - 1)
-        for share in _NOISE:
-            by_own, by_others = mixture_logits(
-                model,
-                tokenizer,
-                noisy_tokens(tokens, tokenizer, share, generator),
-                torch.stack([its, without]),
-                batch_tokens=params.batch_size * params.max_tokens,
-            )
-            own += [by_own] * (share == 0)
-            others.append(by_others)
-            labels.append(examples["label"].to_numpy())
-    by_language = np.concatenate(labels[:: len(_NOISE)])
-    return Temperatures(
-        own=fit_temperature(np.concatenate(own), by_language),
-        mixture=fit_temperature(np.concatenate(others), np.concatenate(labels)),
-    )
+        for texts, weights, found in ((tokens, its, own), (noisy, without, others)):
+            batch_tokens = params.batch_size * params.max_tokens
+            [logits] = mixture_logits(model, tokenizer, texts, weights, batch_tokens=batch_tokens)
+            found.append(logits)
+        labels.append(examples["label"].to_numpy())
+    right = np.concatenate(labels)
+    return Temperatures(*(fit_temperature(np.concatenate(logits), right) for logits in (own, others)))
 
 
 def noisy_tokens(
-    tokens: Tokens, tokenizer: PreTrainedTokenizerBase, share: float, generator: np.random.Generator
+    tokens: Tokens,
+    tokenizer: PreTrainedTokenizerBase,
+    shares: NDArray[np.float64],
+    generator: np.random.Generator,
 ) -> Tokens:
-    """Replace a share of the tokens by any others.
+    """Replace a share of each text's tokens by any others.
 
     Args:
-        tokens: Of texts.
+        tokens: Of N texts.
         tokenizer: Theirs; special tokens are neither replaced nor drawn.
-        share: In [0, 1].
+        shares: Of each text's tokens, in [0, 1], shape ``(N,)``.
         generator: Draws which, and by what.
     """
     ids = tokens.columns["input_ids"]
     special = np.array(tokenizer.all_special_ids)
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
-    replaced = (generator.random(len(ids)) < share) & ~np.isin(ids, special)
+    replaced = (generator.random(len(ids)) < np.repeat(shares, tokens.lengths)) & ~np.isin(ids, special)
     drawn = generator.choice(ordinary, len(ids)).astype(ids.dtype)
     return replace(tokens, columns=tokens.columns | {"input_ids": np.where(replaced, drawn, ids)})

@@ -44,7 +44,7 @@ def test_each_is_fitted_on_validation_texts_through_the_branches_that_it_is_for(
     fitted = fitted_temperatures(model, tokenizer, task, params.student.distill)
     assert written == pytest.approx(fitted)
     assert written[0] == pytest.approx(expected[0], rel=1e-3)
-    monkeypatch.setattr("stages.student.calibration._NOISE", (0.0,))
+    monkeypatch.setattr("stages.student.calibration.MOST_NOISE", 0.0)
     without_noise = fitted_temperatures(model, tokenizer, task, params.student.distill)
     assert without_noise == pytest.approx(expected, rel=1e-3)
     assert without_noise.mixture < written[1]  # of foreign texts, it knows less
@@ -56,10 +56,14 @@ def test_noise_replaces_tokens_of_texts_and_no_others(finished: Path) -> None:
     ids = tokens.columns["input_ids"]
     special = np.isin(ids, tokenizer.all_special_ids)
     for share, least, most in ((0.0, 0.0, 0.0), (0.5, 0.2, 0.8), (1.0, 0.9, 1.0)):
-        noisy = noisy_tokens(tokens, tokenizer, share, np.random.default_rng(0)).columns["input_ids"]
+        # Of the first text that was given, which is the longest, and so the first.
+        shares = np.array([share, 0.0])
+        noisy = noisy_tokens(tokens, tokenizer, shares, np.random.default_rng(0)).columns["input_ids"]
         assert (noisy == ids)[special].all()
         assert not np.isin(noisy[~special], tokenizer.all_special_ids).any()
-        assert least <= (noisy != ids)[~special].mean() <= most
+        first = slice(0, tokens.lengths[0])
+        assert least <= (noisy != ids)[first][~special[first]].mean() <= most
+        assert (noisy == ids)[tokens.lengths[0] :].all()
 
 
 def test_a_student_with_one_branch_is_less_sure_of_other_languages_too(finished: Path) -> None:
