@@ -36,21 +36,24 @@ class Transport:
             ) from None
         self._openai: Any = openai
         self._url, self._key = how.url, ""
-        headers: dict[str, Any] = dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
-        if how.key_variable is None:
-            headers["Authorization"] = openai.Omit()
-        else:
+        # What the client would add from the environment is for one host alone.
+        unsent = [
+            "OpenAI-Organization",
+            "OpenAI-Project",
+            *(["Authorization"] if not how.key_variable else []),
+        ]
+        self._options: Any = {"headers": dict.fromkeys(unsent, openai.Omit())}
+        if how.key_variable is not None:
             self._key = os.environ.get(how.key_variable, "").strip()
             if not self._key:
                 raise StageError(
                     f"the environment variable {how.key_variable}, which is to hold the API key, is not set"
                 )
         self._client = openai.AsyncOpenAI(
-            api_key=self._key or "none",  # or it takes one of its own from the environment
+            api_key=self._key or "none",  # else it takes one from the environment
             base_url=how.url,
             max_retries=how.retries,
             timeout=how.timeout,
-            default_headers=headers,
             # Texts go to the host that is named, and to none that it points to.
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
@@ -62,7 +65,9 @@ class Transport:
             AnswerError: No answer came, or it is a refusal of this request, or broken JSON.
             StageError: The server would refuse any request.
         """
-        return await self._sent(path, self._client.post(path, cast_to=object, body=body))
+        return await self._sent(
+            path, self._client.post(path, cast_to=object, body=body, options=self._options)
+        )
 
     async def get(self, path: str) -> Any:
         """Ask for what a server says of itself.
@@ -71,7 +76,7 @@ class Transport:
             AnswerError: As `post`, and where there is no such path.
         """
         try:
-            return await self._sent(path, self._client.get(path, cast_to=object))
+            return await self._sent(path, self._client.get(path, cast_to=object, options=self._options))
         except StageError as error:
             raise AnswerError(str(error)) from error
 
