@@ -108,6 +108,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # one packet for an answer: head and body apart wait for each other
     server: Server
 
     def log_message(self, *args: Any) -> None:

@@ -1,6 +1,7 @@
 """Teachers behind HTTP: real requests over loopback, to a server with tiny models behind it."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from behind_http import AGAIN, FINETUNE, LABEL, PROBE, PROMPT, N, said, set_chat, set_endpoint, texts
 from endpoint_server import (
     ChatModel,
     Server,
@@ -21,26 +23,20 @@ from endpoint_server import (
     write_chat_model,
 )
 from scipy.special import logsumexp
-from tiny import CLASSES, SIZES, Run, tiny_params, write_params
+from tiny import CLASSES, Run, tiny_params, write_params
 
 from cache import EndpointNotes, SoftLabelSet, Store, example_ids
 from cache.folder import Folder
 from cache.store import producer_ids, store_root
 from stages.artifacts import SOFT_LABELS
-from stages.data.examples import read_examples
 from stages.teacher.endpoint import chat_logprobs
 from stages.teacher.endpoint.journal import Journal, Line, left_behind
 from stages.teacher.endpoint.letter_bias import letter_bias
 from stages.teacher.endpoint.transport import foreign_host
 from stages.teacher.params import EndpointParams
 
-LABEL = ("teacher", "label", "--language", "de")
-FINETUNE = ("teacher", "finetune", "--language", "de")
-N = sum(SIZES.values())
-PROBE, AGAIN = 1, 8
 PINNED = "5a3d15747b4028aff2eeac37bad224d4d2cc0dd45237a8a9dd977da1f1135105"
 """The id of the producer of these tests: another one would have every stored answer asked for again."""
-PROMPT = "What is this? {text}\n{classes}\nOne letter."
 
 
 @pytest.fixture(scope="module")
@@ -56,39 +52,12 @@ def server(chat_model: ChatModel) -> Iterator[Server]:
         yield server
 
 
-def set_chat(url: str, *, revision: str | None = "1", prompt: str = PROMPT, **endpoint: Any) -> None:
-    values = {"shape": "chat-logprobs", "model": "tiny", "template": "data/prompt.txt", "retries": 2}
-    Path("data/prompt.txt").write_text(prompt + "\n")
-    set_endpoint(values | {"url": f"{url}/v1"} | endpoint, revision=revision)
-
-
-def set_endpoint(endpoint: dict[str, Any], *, revision: str | None = "1", **teacher: Any) -> None:
-    params = tiny_params()
-    params["teachers"]["de"] = {"endpoint": endpoint, **teacher}
-    params["teachers"]["de"] |= {} if revision is None else {"revision": revision}
-    write_params(params)
-
-
 @pytest.fixture
 def german(workspace: Path, run: Run, server: Server) -> Server:
     """A server that is the German teacher, pinned; nothing was asked yet."""
     set_chat(server.url)
     assert run("prepare").code == run(*FINETUNE).code == 0
     return server
-
-
-def texts() -> list[str]:
-    from pipeline.params import load_params
-
-    task = load_params(Path("params.yaml")).task
-    return [text for split in SIZES for text in read_examples(task, "de", split)["text"].to_pylist()]
-
-
-def said() -> np.ndarray[Any, Any]:
-    """What the set says of all texts, shape ``(N, C)``."""
-    label_set = SoftLabelSet.read(SOFT_LABELS / "de", language="de")
-    logits: np.ndarray[Any, Any] = label_set.join(example_ids([texts()])).logits
-    return logits
 
 
 # What is asked and kept
@@ -310,6 +279,14 @@ def test_a_run_in_which_nothing_is_answered_ends_early(german: Server, run: Run)
     done = run(*LABEL)
     assert "50 texts in a row got no answer" in done.err
     assert len(german.asked) == PROBE + 50
+
+
+def test_who_has_no_client_is_told_how_to_get_one(
+    german: Server, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    done = run(*LABEL)
+    assert (done.code, "pip install -c constraints.txt -e '.[endpoint]'" in done.err) == (1, True)
 
 
 # Letters
