@@ -1,12 +1,10 @@
 """Stage one with a teacher behind HTTP: who it is, what the store lacks, and what is read from it then."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache import EndpointNotes, Producer, SoftLabels, Store
@@ -65,7 +63,7 @@ def label_by_endpoint(
         StageError: See `identify` and `fill_by_asking`; or its classes are not the task's.
         CacheError: The store cannot be used.
     """
-    endpoint, store, order = _known(task, teacher, root, examples.language, place)
+    endpoint, store, order = known(task, teacher, root, examples.language, place)
     lookup, tally = fill_by_asking(
         endpoint, store, examples, format_=params.format, accept_change=accept_change
     )
@@ -80,7 +78,7 @@ def label_by_endpoint(
     )
 
 
-def _known(
+def known(
     task: TaskParams, teacher: OneTeacher, root: str, language: str, place: Path
 ) -> tuple[Endpoint, Store, NDArray[np.int64]]:
     """Identify a teacher, and find the task's classes among its own."""
@@ -154,10 +152,10 @@ def try_out(
         if one.endpoint is None:
             continue
         its = examples.of_teacher(number, names)
-        endpoint, store, _ = _known(task, one, root, language, place)
+        endpoint, store, _ = known(task, one, root, language, place)
         misses = np.flatnonzero(~store.look_up(its.ids).found)
         some = np.sort(np.random.default_rng().permutation(misses)[:limit])
-        its = replace(its, ids=its.ids.take(pa.array(some)), rows=its.rows[some])
+        its = its.at(some)
         tally = Tally()
         if len(some):
             _, tally = fill_by_asking(
