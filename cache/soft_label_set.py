@@ -135,15 +135,12 @@ class SoftLabelSet:
             ids = [entry["id"] for entry in entries]
             changes = [TopKChange.decode(entry.get("top_k_change")) for entry in entries]
             kinds = [(producer.classes, producer.columns) for producer in producers]
-            bias, terms = (
-                _letter_bias(entries[0], len(producers[0].classes)),
-                dict(entries[0].get("terms", {})),
-            )
+            first = entries[0] if entries else {}  # a teacher behind HTTP is the only producer
+            bias, terms = _letter_bias(first, kinds), dict(first.get("terms", {}))
         except FileNotFoundError:
             raise refuse("there are no soft labels") from None
         except (
             AttributeError,
-            IndexError,
             KeyError,
             ProducerError,
             RecursionError,
@@ -228,16 +225,18 @@ class SoftLabelSet:
         return has, soft_labels
 
 
-def _letter_bias(entry: Mapping[str, Any], n_classes: int) -> NDArray[np.float32] | None:
+def _letter_bias(
+    entry: Mapping[str, Any], kinds: Sequence[tuple[list[str], Any]]
+) -> NDArray[np.float32] | None:
     """Read a manifest's correction.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is none of C classes.
     """
     if entry.get("letter_bias") is None:
         return None
     bias = np.array(entry["letter_bias"], np.float32)
-    if bias.shape != (n_classes,) or not np.isfinite(bias).all():
+    if bias.shape != (len(kinds[0][0]),) or not np.isfinite(bias).all():
         raise ValueError(f"letter_bias is {entry['letter_bias']}")
     return bias
 

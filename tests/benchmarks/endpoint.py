@@ -1,6 +1,6 @@
 """Benchmark of teachers behind HTTP: answers a second, memory, and what kills cost.
 
-The server is a process of its own on loopback. It takes 50 ms for an answer, has 32 slots, and computes nothing.
+The server is a process of its own on loopback: it takes 50 ms for an answer, has 32 slots, computes nothing.
 """
 
 import asyncio
@@ -125,15 +125,16 @@ def ask(folder: Path, url: str, *, revision: str, concurrency: int, limit: int |
         import numpy as np
 
         from pipeline.params import load_params
-        from stages.teacher.endpoint import label
+        from stages.artifacts import TEACHERS
+        from stages.teacher.endpoint.asking import fill_by_asking
+        from stages.teacher.endpoint.label import known
+        from stages.teacher.labelling.examples import Examples
 
         params = load_params(Path("params.yaml"))
-        examples = label.Examples.read(params.task, "de")
-        endpoint, store, _ = label.known(
-            params.task, params.teachers["de"], "store", "de", label.TEACHERS / "de"
-        )
+        examples = Examples.read(params.task, "de")
+        endpoint, store, _ = known(params.task, params.teachers["de"], "store", "de", TEACHERS / "de")
         some = examples if limit is None else examples.at(np.arange(limit))
-        return label.fill_by_asking(endpoint, store, some, format_="arrow", accept_change=False)[1]
+        return fill_by_asking(endpoint, store, some, format_="arrow", accept_change=False)[1]
 
 
 ANSWER = json.dumps(
