@@ -139,14 +139,7 @@ class SoftLabelSet:
             bias, terms = _letter_bias(first, kinds), dict(first.get("terms", {}))
         except FileNotFoundError:
             raise refuse("there are no soft labels") from None
-        except (
-            AttributeError,
-            KeyError,
-            ProducerError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (AttributeError, KeyError, ProducerError, RecursionError, TypeError, ValueError) as error:
             raise refuse(f"the manifest is not readable ({error!r})") from error
         if found_language != language:
             raise refuse(f"the soft labels are of language '{found_language}'")
