@@ -324,17 +324,16 @@ class _Kept:
 
     def _note(self, lines: list[Line], logits: NDArray[np.float32]) -> None:
         """Count in the store how well the teacher answered."""
-        if self._endpoint.wording.how.shape != "chat-logprobs":
-            return
         notes = EndpointNotes.read(self.store.folder)  # others may have counted meanwhile
-        outside = np.maximum(1 - np.exp(logsumexp(logits.astype(np.float64), axis=1)), 0).sum()
-        self.notes = replace(
-            notes,
-            answers=notes.answers + len(lines),
-            letters=notes.letters + logits.size,
-            missing=notes.missing + sum(line.missing for line in lines),
-            outside=notes.outside + float(outside),
-        )
+        self.notes = replace(notes, answers=notes.answers + len(lines))
+        if self._endpoint.wording.how.shape == "chat-logprobs":
+            outside = np.maximum(1 - np.exp(logsumexp(logits.astype(np.float64), axis=1)), 0).sum()
+            self.notes = replace(
+                self.notes,
+                letters=notes.letters + logits.size,
+                missing=notes.missing + sum(line.missing for line in lines),
+                outside=notes.outside + float(outside),
+            )
         self.notes.write(self.store.folder)
 
     def __enter__(self) -> None:
@@ -358,7 +357,7 @@ def _require_sense(endpoint: Endpoint, notes: EndpointNotes, *, at_least: int) -
         StageError: Too many letters are missing, or too much probability is outside the classes.
     """
     how = endpoint.wording.how
-    if notes.answers < at_least:
+    if notes.answers < at_least or not notes.letters:
         return
     if notes.missing / notes.letters > how.max_missing:
         raise StageError(

@@ -571,6 +571,29 @@ def test_a_letter_bias_is_taken_off_where_answers_are_read(german: Server, run: 
     np.testing.assert_array_equal(said(), raw)
 
 
+def test_what_is_known_of_a_server_travels_with_its_soft_labels(
+    german: Server, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_chat(german.url, letter_bias="contextual")
+    assert run(*LABEL).code == 0
+    before = said()
+    assert run("cache", "push", str(tmp_path / "other")).code == 0
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", str(tmp_path / "other"))
+    set_chat("http://127.0.0.1:9", letter_bias="contextual")
+    assert run(*LABEL).code == 0
+    np.testing.assert_array_equal(said(), before)
+    assert run("cache", "gc", "--unused-for", "0d", "--yes").code == 0
+    assert len(producer_ids(tmp_path / "other")) == 1  # answers that were paid for are kept
+
+
+def test_parts_of_the_texts_are_asked_about_by_themselves(german: Server, run: Run) -> None:
+    for part in ("1/2", "2/2"):
+        assert f"part {part}" in run(*LABEL, "--part", part).out
+    n_asked = len(german.asked)
+    assert run(*LABEL).code == 0
+    assert len(german.asked) == n_asked
+
+
 # The journal
 
 
