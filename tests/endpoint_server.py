@@ -67,9 +67,12 @@ class ChatModel:
 
     def logprobs(self, messages: list[dict[str, str]]) -> torch.Tensor:
         """Log-probabilities of the next token, ``(V,)``."""
-        ids = self.tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
         with self.lock, torch.inference_mode():
-            return torch.log_softmax(self.model(ids).logits[0, -1] + self.lift, dim=-1)
+            return torch.log_softmax(self.model(self.ids(messages)).logits[0, -1] + self.lift, dim=-1)
+
+    def ids(self, messages: list[dict[str, str]]) -> Any:
+        """Token ids of a chat up to where the model answers, ``(1, T)``."""
+        return self.tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
 
 
 class Server(ThreadingHTTPServer):
