@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -104,6 +104,7 @@ def fill_by_asking(
     with told(store, lookup, examples):
         notes = EndpointNotes.read(store.folder)
         wants_bias = endpoint.wording.how.letter_bias is not None and notes.letter_bias is None
+        _require_sense(endpoint, notes, at_least=_ENOUGH)
         if wants_bias or not lookup.found.all():
             _say_where_texts_go(endpoint, examples.language)
             asyncio.run(_ask(endpoint, store, lookup, examples, tally, format_, accept_change))
@@ -197,6 +198,17 @@ def _questions(store: Store, lookup: Lookup, examples: Examples) -> Iterator[tup
             yield from zip(block.tolist(), map(list, zip(*fields, strict=True)), strict=True)
 
 
+async def _answers(endpoint: Endpoint, transport: Transport, texts: Sequence[Sequence[str]]) -> list[Answer]:
+    """Ask about a few texts."""
+    free = asyncio.Semaphore(endpoint.wording.how.concurrency)
+
+    async def one(text: Sequence[str]) -> Answer:
+        async with free:
+            return await endpoint.ask(transport, text)
+
+    return list(await asyncio.gather(*map(one, texts)))
+
+
 async def _ask_again(
     endpoint: Endpoint, transport: Transport, kept: "_Kept", lookup: Lookup, examples: Examples
 ) -> None:
@@ -214,7 +226,7 @@ async def _ask_again(
     fields = examples.texts(some)
     texts = [list(one) for one in zip(*fields, strict=True)]
     try:
-        answers = await asyncio.gather(*(endpoint.ask(transport, one) for one in texts))
+        answers = await _answers(endpoint, transport, texts)
     except AnswerError as error:
         raise StageError(
             f"asked again, the teacher for '{examples.language}' gave no answer: {error}"
@@ -240,7 +252,7 @@ async def _estimate_bias(endpoint: Endpoint, transport: Transport, kept: "_Kept"
     """Ask about texts without content, and let the store know what to take off the answers."""
     n_fields = len(endpoint.wording.text_fields)
     try:
-        answers = await asyncio.gather(*(endpoint.ask(transport, [text] * n_fields) for text in CONTENT_FREE))
+        answers = await _answers(endpoint, transport, [[text] * n_fields for text in CONTENT_FREE])
     except AnswerError as error:
         raise StageError(f"no answer about a text without content, for letter_bias: {error}") from error
     bias = letter_bias([answer.logits for answer in answers])
@@ -259,6 +271,7 @@ class _Kept:
         self._endpoint, self._lookup, self._format = endpoint, lookup, format_
         self._journal: Journal | None = None
         self._lines: list[Line] = []
+        self._n_kept = 0
         self._since = time.monotonic()
 
     def take_left_behind(self) -> None:
@@ -300,7 +313,10 @@ class _Kept:
         line = Line(self._lookup.ids[position].as_py().hex(), answer.logits, answer.missing)
         self._journal.add(line)
         self._lines.append(line)
-        if len(self._lines) >= _SHARD or time.monotonic() - self._since > _SHARD_SECONDS:
+        self._n_kept += 1
+        is_first_look = self._n_kept == _ENOUGH  # before many answers are paid for that say too little
+        is_due = len(self._lines) >= _SHARD or time.monotonic() - self._since > _SHARD_SECONDS
+        if is_first_look or is_due:
             self.write()
             _require_sense(self._endpoint, self.notes, at_least=_ENOUGH)
 
@@ -312,9 +328,8 @@ class _Kept:
             return
         ids = pa.array([bytes.fromhex(line.id) for line in lines], ID_TYPE)
         logits = np.array([line.logits for line in lines], np.float32)
-        soft_labels = replace(
-            SoftLabels.pack(ids, logits), made_with=(canonical_json(_made_with()).decode(),)
-        )
+        made_with = canonical_json({"openai": version("openai")}).decode()
+        soft_labels = replace(SoftLabels.pack(ids, logits), made_with=(made_with,))
         self._lookup.seen.add(self.store.append(soft_labels, format_=self._format))
         self._lookup.fill(soft_labels)
         self._note(lines, logits)
@@ -371,8 +386,3 @@ def _require_sense(endpoint: Endpoint, notes: EndpointNotes, *, at_least: int) -
             f"no letter, more than endpoint.max_outside, {how.max_outside:g}; let the template ask for one "
             "letter and nothing else, and turn thinking off"
         )
-
-
-def _made_with() -> dict[str, str]:
-    """Say what asked: it decides nothing."""
-    return {"openai": version("openai"), "mblm": "endpoint"}

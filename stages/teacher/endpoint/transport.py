@@ -14,7 +14,7 @@ from stages.errors import StageError
 from stages.teacher.endpoint.wording import AnswerError
 from stages.teacher.params import EndpointParams
 
-_FOR_NOBODY = (301, 302, 303, 307, 308, 401, 403, 404, 405)
+_FOR_NOBODY = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405)
 """What a server answers to every request where it answers it to one: address, key or model are wrong."""
 
 
