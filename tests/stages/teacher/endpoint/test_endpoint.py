@@ -305,7 +305,7 @@ def test_a_missing_letter_is_bounded_by_the_least_that_came(german: Server, run:
 
 def test_too_many_missing_letters_stop_the_run_now_and_later(german: Server, run: Run) -> None:
     set_chat(german.url, top_logprobs=3, max_missing=0.0, concurrency=1)
-    german.faults.extend([None] + [says(top(("A", -0.5), ("x", -3.0)))] * N)
+    german.faults.extend([None] + [says(top(("A", -0.5), ("x", -3.0)))] * 2 * N)
     done = run(*LABEL)
     assert (done.code, "66.7% of the letters are missing" in done.err) == (1, True)
     assert "66.7% of the letters are missing" in run(*LABEL).err
