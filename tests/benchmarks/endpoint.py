@@ -41,7 +41,9 @@ def throughput(folder: Path) -> None:
     for at_once in (1, 16, SLOTS):
         n = min(TEXTS, 400 * at_once)
         with serving(SECONDS) as (url, _):
+            before = time.process_time()
             tally = ask(folder, url, revision=f"{at_once}", concurrency=at_once, limit=n)
+            cpu = time.process_time() - before
         possible = at_once / SECONDS
         row(f"{at_once} at once: answers", tally.answered / tally.seconds, "/s")
         row(
@@ -50,6 +52,7 @@ def throughput(folder: Path) -> None:
             "%",
             at_least=95 if at_once == SLOTS else None,
         )
+        row(f"{at_once} at once: CPU time for an answer", 1000 * cpu / tally.answered, "ms")
 
 
 def memory(folder: Path) -> None:
