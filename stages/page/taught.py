@@ -1,6 +1,7 @@
 """What a language's teachers say: their soft labels, read and compared with the hard ones."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class LabelSet(NamedTuple):
         n_labels: How many there are: one for each distinct text.
         n_bytes: Of its shards.
         order: What the labelled examples say of the declared class order.
+        terms: What was said of who answered behind HTTP, such as the licence.
     """
 
     name: str
@@ -38,6 +40,7 @@ class LabelSet(NamedTuple):
     n_labels: int
     n_bytes: int
     order: ClassOrder
+    terms: Mapping[str, str]
 
 
 class Taught(NamedTuple):
@@ -173,4 +176,5 @@ def _label_set(task: TaskParams, one: OneSays, title: str, labels: NDArray[np.in
         n_labels=json.loads(manifest.read_text(encoding="utf-8"))["examples"],
         n_bytes=sum((one.folder / name).stat().st_size for name in one.label_set.shards),
         order=weigh_class_order(counts.T),
+        terms=one.label_set.terms,
     )

@@ -41,7 +41,7 @@ class TeacherFacts:
         name: What params.yaml calls the teacher.
         producer_ids: Of the soft labels: one, or one for each fold.
         soft_labels: Sha256 of the soft-label set's manifest.
-        made_by: What was said of who made them, where they were imported.
+        made_by: What was said of who made them, where they were imported or a server answered.
     """
 
     name: str
@@ -54,7 +54,9 @@ class TeacherFacts:
         """Say where a teacher's soft labels come from."""
         producers = says.label_set.producers
         manifest = file_digest(says.folder / "manifest.json")
-        return cls(name, [one.id for one in producers], manifest, producers[0].imported or {})
+        return cls(
+            name, [one.id for one in producers], manifest, producers[0].imported or says.label_set.terms
+        )
 
 
 def model_card(
