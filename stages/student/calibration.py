@@ -1,28 +1,29 @@
 """How sure a student may be: what its logits are divided by before they become probabilities."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from stages.data.examples import read_examples
+from stages.data.examples import NO_LABEL, UNLABELLED, has_only_texts, has_split, read_examples
 from stages.data.tables import some_of
-from stages.data.task import TaskParams
+from stages.data.task import SplitName, TaskParams
 from stages.models.batches import Tokens, tokenize
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.progress import Bar
-from stages.results.measures import fit_temperature
+from stages.results.measures import fit_temperature, probabilities
 from stages.student.mixtures import mixture_logits
 from stages.student.params import DistillParams
 
-MOST_NOISE = 1.0
-"""Of validation texts, none to so many of the tokens are replaced: how foreign an unseen language may be."""
-
-_MOST_TEXTS = 1000
-"""Of a language, so many texts are looked at; a hash chooses them."""
+_MOST_TEXTS, _MOST_OTHERS = 1000, 200
+"""Of a supervised language, and of any other, so many texts are looked at; a hash chooses them."""
+_FEWEST = 0.2
+"""Share of the noisy texts that decide at the least."""
 
 
 class Temperatures(NamedTuple):
@@ -46,10 +47,11 @@ def fitted_temperatures(
     """Fit temperatures on the validation texts of the supervised languages (Guo et al. 2017, section 4.2).
 
     A text of another language meets no branch of its own, and words that no training text had: what is
-    fitted on texts that the student knows how to read makes it far too sure of others. So the mixture's
+    fitted on texts that the student knows how to read may make it far too sure of others. So the mixture's
     temperature is fitted on mixtures that leave out the branch of each text's language, on texts in which
-    none to all of the tokens are replaced by others (as Tomani et al. 2021, arXiv 2012.10988, do with
-    images for all shifts of a domain). No label of another language is used.
+    some of the tokens are replaced by others (as Tomani et al. 2021, arXiv 2012.10988, do with images, for
+    all shifts of a domain at once). How many are, says how sure the student is of other languages: as many
+    as make it no less sure of texts that are known. No label of another language is used.
 
     Args:
         model: The student, on its device.
@@ -59,24 +61,63 @@ def fitted_temperatures(
     """
     n_branches = model.config.n_branches
     generator = np.random.default_rng(params.seed)
-    labels: list[NDArray[np.int32]] = []
-    own: list[NDArray[np.float32]] = []
-    others: list[NDArray[np.float32]] = []
-    for place, language in enumerate(Bar(task.supervised, desc="calibrate", unit="language", delay=2)):
-        examples = some_of(read_examples(task, language, "validation"), _MOST_TEXTS)
+
+    def say(language: str, split: SplitName, weights: Tensor, *, noise: bool = False) -> _Said:
+        most = _MOST_TEXTS if language in task.supervised else _MOST_OTHERS
+        examples = some_of(read_examples(task, language, split), most)
         fields = [examples[field].to_pylist() for field in task.text_fields]
         tokens = tokenize(tokenizer, fields, max_tokens=params.max_tokens)
-        shares = generator.permutation(np.linspace(0, MOST_NOISE, len(tokens)))
-        noisy = noisy_tokens(tokens, tokenizer, shares, generator)
-        its = torch.eye(n_branches)[[place % n_branches]]
-        without = its if n_branches == 1 else (1 - its) / (n_branches - 1)
-        for texts, weights, found in ((tokens, its, own), (noisy, without, others)):
-            batch_tokens = params.batch_size * params.max_tokens
-            [logits] = mixture_logits(model, tokenizer, texts, weights, batch_tokens=batch_tokens)
-            found.append(logits)
-        labels.append(examples["label"].to_numpy())
-    right = np.concatenate(labels)
-    return Temperatures(*(fit_temperature(np.concatenate(logits), right) for logits in (own, others)))
+        shares = generator.permutation(np.linspace(0, float(noise), len(tokens)))
+        tokens = noisy_tokens(tokens, tokenizer, shares, generator) if noise else tokens
+        batch_tokens = params.batch_size * params.max_tokens
+        [logits] = mixture_logits(model, tokenizer, tokens, weights[None], batch_tokens=batch_tokens)
+        in_order = shares[np.argsort(tokens.positions)]
+        return _Said(logits, examples["label"].fill_null(NO_LABEL).to_numpy(), in_order)
+
+    own, noisy, others = [], [], []
+    for language in Bar(task.languages, desc="calibrate", unit="language", delay=2):
+        if language in task.supervised:
+            its = torch.eye(n_branches)[task.supervised.index(language) % n_branches]
+            without = its if n_branches == 1 else (1 - its) / (n_branches - 1)
+            own.append(say(language, "validation", its))
+            noisy.append(say(language, "validation", without, noise=True))
+        else:
+            split: SplitName = UNLABELLED if has_only_texts(task, language) else "validation"
+            if has_split(language, split):
+                others.append(say(language, split, torch.full((n_branches,), 1 / n_branches)))
+    surest = np.mean([_confidence(one.logits).mean() for one in others]) if others else None
+    return Temperatures(_fitted(own), _fitted(noisy, surest=surest))
+
+
+class _Said(NamedTuple):
+    """What the student says of N texts: logits, hard labels, and shares of tokens that were replaced."""
+
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    shares: NDArray[np.float64]
+
+
+def _confidence(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Give the probability of each text's most probable class, before calibration, ``(N,)``."""
+    confidence: NDArray[np.float64] = probabilities(logits).max(axis=1)
+    return confidence
+
+
+def _fitted(said: Sequence[_Said], *, surest: float | np.floating | None = None) -> float:
+    """Fit one temperature to what was said of several languages.
+
+    Args:
+        said: Of each language.
+        surest: Only the least noisy texts count: as many as it takes until the student is less sure of them,
+            on average; None: all do.
+    """
+    logits, labels, shares = (np.concatenate(parts) for parts in zip(*said, strict=True))
+    order = np.argsort(shares, kind="stable")
+    n = len(order)
+    if surest is not None:
+        as_sure = np.flatnonzero(np.cumsum(_confidence(logits[order])) / np.arange(1, n + 1) >= surest)
+        n = max(round(_FEWEST * n), int(as_sure[-1]) + 1 if len(as_sure) else 0)
+    return fit_temperature(logits[order[:n]], labels[order[:n]])
 
 
 def noisy_tokens(

