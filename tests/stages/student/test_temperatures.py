@@ -63,7 +63,7 @@ def test_noise_counts_as_far_as_the_student_is_as_sure_of_it_as_of_other_languag
     confidence = 1 / (1 + np.exp(-margin))
     half = float(confidence[:50].mean()) - 1e-5
     assert _fitted(said, surest=half) == pytest.approx(fit_temperature(logits[:50], labels[:50]))
-    assert by_few < _fitted(said, surest=half) < by_all == _fitted(said, surest=0.0)
+    assert by_few != by_all == _fitted(said, surest=0.0)
 
 
 def test_noise_replaces_tokens_of_texts_and_no_others(finished: Path) -> None:
