@@ -11,7 +11,10 @@ from typing import NamedTuple
 import boto3
 import pytest
 from clone import environment, output_of
+from ruamel.yaml import YAML
 from tiny import ROOT, examples, tiny_params, write_params
+
+from stages.teacher.params import TeacherParams
 
 pytestmark = pytest.mark.slow
 
@@ -119,3 +122,14 @@ def test_every_command_of_the_readme_runs(
             write_params(tiny_params())  # "change languages, classes and models in it"
         if "dvc queue start" in script:
             wait_for_experiments(reproduced, seen)
+
+
+def test_the_table_of_teachers_says_what_params_yaml_takes() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| `(\{[^`]*\})` \|", text)
+    kinds = {
+        next(key for key in ("base", "soft_labels", "producer", "endpoint") if key in row)
+        for row in map(YAML(typ="safe").load, rows)
+        if TeacherParams.model_validate(row)
+    }
+    assert kinds == {"base", "soft_labels", "producer", "endpoint"}
