@@ -76,7 +76,7 @@ def _imports_of(file: Path) -> frozenset[tuple[str, str]]:
     return _imports(file.read_text(encoding="utf-8"), file.relative_to(_ROOT).parts)
 
 
-# Each file is imported by many: by its text, it is parsed once in a process, and is never taken for an older one.
+# Each file is imported by many: it is looked through once in a process, or whenever its text has changed.
 @cache
 def _imports(text: str, place: tuple[str, ...]) -> frozenset[tuple[str, str]]:
     found = set()
