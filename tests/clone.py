@@ -79,6 +79,12 @@ def stages_run(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith(marker)}
 
 
+def require_what_an_experiment_runs(ran: set[str]) -> None:
+    """Check which stages an experiment has run: those that its parameter decides."""
+    assert {"plan", "student-distill"} <= ran
+    assert not ran & (TEACHERS | {"prepare", "student-pretrain", "student-baseline"})
+
+
 def make(folder: Path, *arguments: str, before: tuple[str, ...] = ()) -> str:
     """Run make as after its installation, with a command before it that starts it."""
     installed = ("--no-print-directory", "--old-file", ".venv/installed")

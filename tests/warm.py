@@ -216,7 +216,7 @@ def let_dvc_write_its_lock_in_c() -> None:
             return
         yaml = YAML(typ="safe")
         yaml.default_flow_style = False
-        yaml.sort_base_mapping_type_on_output = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # is declared as None
         yaml.representer.add_representer(OrderedDict, yaml.Representer.represent_dict)
         file = Path(path)
         data = yaml.load(file) if file.exists() else {}
