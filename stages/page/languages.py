@@ -58,7 +58,7 @@ def _known(found: Findings) -> Table:
                     one.verdict(),
                 ]
             )
-    head = ["language", "kind", "student", "most frequent class", "finetune", "teacher", "use it?"]
+    head = ["language", "kind", "student", "most frequent class", "finetune", "teacher", "verdict"]
     return Table("Test accuracy beside chance, baseline and teacher", head, rows)
 
 

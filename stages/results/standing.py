@@ -44,12 +44,12 @@ class Standing(NamedTuple):
         return self.low <= self.majority
 
     def verdict(self) -> str:
-        """Say in words whether to use the student: ``good``, or what speaks against it."""
+        """Say in words what is sure: ``above chance``, or what speaks against the student."""
         if self.near_chance:
             return "near chance"
         behind = [("finetune", self.over_baseline), ("its teacher", self.over_teachers)]
         names = [name for name, bounds in behind if bounds is not None and bounds[1] < 0]
-        return f"behind {' and '.join(names)}" if names else "good"
+        return f"behind {' and '.join(names)}" if names else "above chance"
 
 
 def standings(

@@ -122,6 +122,7 @@ def distill(
             config=fitted.model.config,
             encoder=read_note(encoder),
             accuracy=last,
+            counts=_validation_counts(task),
             teachers=fitted.teachers,
             data=data_source(task),
             translations=list(inherited(task, teachers).tables),
@@ -321,6 +322,15 @@ def _class_weights(task: TaskParams, params: DistillParams, train: Texts) -> Ten
             f"'{', '.join(absent)}'; take it out of task.classes, or give each class a weight"
         )
     return balanced_class_weights(counts)
+
+
+def _validation_counts(task: TaskParams) -> dict[str, list[int]]:
+    """Count the validation examples of each class, by supervised language."""
+    counts = {}
+    for language in task.supervised:
+        labels = read_examples(task, language, "validation")["label"].to_numpy()
+        counts[language] = np.bincount(labels, minlength=len(task.classes)).tolist()
+    return counts
 
 
 def _student(

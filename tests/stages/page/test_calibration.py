@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 from page_reader import percent, read_page
 from tiny import Run
 from written_out import calibration_error_of
@@ -28,3 +29,21 @@ def test_errors_are_those_of_the_test_split_before_and_after_division_by_the_tem
             for when, by in (("before", 1.0), ("after", temperature)):
                 expected = calibration_error_of(one.logits / by, one.labels)
                 assert rows[language][f"mblm: {when}"] == percent(expected)
+
+
+def test_the_surest_answers_come_first(varied: Path) -> None:
+    task = load_params(Path("params.yaml")).task
+    student = read_predictions(task, "student")
+    config = json.loads(Path("artifacts/student/config.json").read_text())
+    rows = read_page().table("Accuracy of the surest answers")
+    for kind, name in (("supervised", "own_temperature"), ("zero-shot", "mixture_temperature")):
+        of_kind = [student[language, "test"] for language in task.groups[kind]]
+        logits = np.concatenate([one.logits for one in of_kind]) / config[name]
+        sure = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        right = logits.argmax(axis=1) == np.concatenate([one.labels for one in of_kind])
+        for share in (1.0, 0.5):
+            count = round(share * len(right))
+            order = np.argsort(-sure.max(axis=1))[:count]
+            row = rows[percent(share)]
+            assert row[f"{kind}: accuracy"] == percent(right[order].mean())
+            assert row[f"{kind}: --abstain-below"] == f"{sure.max(axis=1)[order].min():.2f}"
