@@ -5,6 +5,8 @@ trainings note the digests, so as not to go on from a checkpoint of other code.
 """
 
 import ast
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,12 @@ def imported(file: Path) -> set[Path]:
     A name that a package's ``__init__.py`` passes on counts as imported from where it is defined.
     """
     found = set()
-    for module, name in _imports(file):
+    for module, name in _imports_of(file):
         path = _ROOT.joinpath(*module.split("."))
         if module.split(".")[0] not in _PACKAGES:
             continue
         if path.is_dir():
-            passed_on = {alias: where for where, alias in _imports(path / "__init__.py")}
+            passed_on = {alias: where for where, alias in _imports_of(path / "__init__.py")}
             inside = [
                 path / f"{name}.py",
                 _ROOT.joinpath(*passed_on.get(name, "").split(".")).with_suffix(".py"),
@@ -69,17 +71,36 @@ def imported(file: Path) -> set[Path]:
     return found
 
 
-def _imports(file: Path) -> set[tuple[str, str]]:
+def _imports_of(file: Path) -> frozenset[tuple[str, str]]:
     """List a file's imports: modules, and the names taken from them, empty for a module as a whole."""
+    return _imports(file.read_text(encoding="utf-8"), file.relative_to(_ROOT).parts)
+
+
+# Each file is imported by many: it is looked through once in a process, or whenever its text has changed.
+@functools.cache
+def _imports(text: str, place: tuple[str, ...]) -> frozenset[tuple[str, str]]:
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _statements(_parsed(text)):
         if isinstance(node, ast.Import):
             found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            package = file.relative_to(_ROOT).parts[: -node.level] if node.level else ()
+            package = place[: -node.level] if node.level else ()
             module = ".".join([*package, *([node.module] if node.module else [])])
             found |= {(module, alias.name) for alias in node.names}
-    return found
+    return frozenset(found)
+
+
+@functools.cache
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Give what stands in a module, a class, a function or any other block, but no expressions."""
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for inner in getattr(node, part, ()):
+            yield inner
+            yield from _statements(inner)
 
 
 def only_declares(file: Path) -> bool:
@@ -89,7 +110,7 @@ def only_declares(file: Path) -> bool:
     only declares has no functions but private ones, which validate; its classes have no methods but
     validators and properties of one expression; and it has no constants but types.
     """
-    return all(_declares(node) for node in ast.parse(file.read_text(encoding="utf-8")).body)
+    return all(_declares(node) for node in _parsed(file.read_text(encoding="utf-8")).body)
 
 
 def _declares(node: ast.stmt) -> bool:

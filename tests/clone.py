@@ -58,7 +58,6 @@ def environment(home: Path) -> dict[str, str]:
         "GIT_AUTHOR_EMAIL": "a@b",
         "GIT_COMMITTER_NAME": "a",
         "GIT_COMMITTER_EMAIL": "a@b",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
@@ -78,6 +77,12 @@ def output_of(folder: Path, *command: str) -> str:
 def stages_run(output: str) -> set[str]:
     marker = "Running stage '"
     return {line.split("'")[1] for line in output.splitlines() if line.startswith(marker)}
+
+
+def require_what_an_experiment_runs(ran: set[str]) -> None:
+    """Check which stages an experiment has run: those that its parameter decides."""
+    assert {"plan", "student-distill"} <= ran
+    assert not ran & (TEACHERS | {"prepare", "student-pretrain", "student-baseline"})
 
 
 def make(folder: Path, *arguments: str, before: tuple[str, ...] = ()) -> str:

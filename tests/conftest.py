@@ -34,16 +34,22 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("fixed")
 
 
+LONGEST = ("readme", "export", "on_ray", "gpu", "dvc_experiments", "dvc", "torchrun")
+"""Files that take half a minute or more, those that wait for the same clone apart."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that no process waits for another at the end."""
     n_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -n_slow[item.path])
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path.stem, len(place)), -n_slow[item.path]))
 
 
 def pytest_collection_finish() -> None:
     """Leave what is imported by now out of garbage collections: torch and the Trainer ask for many."""
     gc.collect()
     gc.freeze()
+    gc.get_freeze_count = lambda: 1  # each training asks; to count them takes a tenth of a second
 
 
 @pytest.fixture(autouse=True, scope="session")

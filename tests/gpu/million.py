@@ -27,7 +27,7 @@ COMMAND = [sys.executable, "-m", "pipeline", *LABEL]
 
 def main(pack: Path, *, tiny: bool) -> None:
     """Label, kill after a quarter of the shards, label the rest, and look at every soft label."""
-    n, layers, hidden = (900, 1, 32) if tiny else (1_000_000, 6, 384)
+    n, layers, hidden = (300, 1, 32) if tiny else (1_000_000, 6, 384)
     with TemporaryDirectory() as folder, chdir(folder):
         progress(f"preparing {n:,} texts")
         write_work(Path(), 1000, layers=layers, hidden=hidden)

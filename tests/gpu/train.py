@@ -41,7 +41,7 @@ def main(pack: Path, *, tiny: bool) -> None:
     shape = TINY if tiny else BASE
     steps(shape)
     sources(shape)
-    first, last = (2, 4) if tiny else (20, 60)
+    first, last = (2, 3) if tiny else (20, 60)
     with TemporaryDirectory() as folder, chdir(folder):
         progress("preparing a training")
         write_training(shape, n_texts=shape.texts * (last + 5))
@@ -62,7 +62,7 @@ def steps(shape: Shape) -> None:
         works.append(synchronous(step_of(model, mblm=mblm, shape=shape, bfloat16=True)))
         works[-1]()
         peaks.append(peak_of(works[-1]))
-    finetune, mblm_ = (one.wall for one in spent_each(*works, repeats=9))
+    finetune, mblm_ = (one.wall for one in spent_each(*works, repeats=repeats_of(shape)))
     row("finetune", finetune * 1e3, "ms")
     row("mblm over finetune", mblm_ / finetune, "times", at_most=1.10 * shape.pairs_of_mixture)
     if torch.cuda.is_available():
@@ -70,6 +70,11 @@ def steps(shape: Shape) -> None:
         row("mblm's over it", peaks[1] / peaks[0], "times", at_most=1.15 * shape.pairs_of_mixture)
     else:
         note("memory is measured on a GPU only")
+
+
+def repeats_of(shape: Shape) -> int:
+    """Tell how often steps are done to be compared."""
+    return 3 if shape is TINY else 9
 
 
 def synchronous(work: Callable[[], None]) -> Callable[[], None]:
@@ -99,7 +104,7 @@ def sources(shape: Shape) -> None:
     works = [synchronous(work) for work in works]
     for work in works:
         work()
-    hard, disk, asked = (one.wall for one in spent_each(*works, repeats=9))
+    hard, disk, asked = (one.wall for one in spent_each(*works, repeats=repeats_of(shape)))
     heading(f"Training step by where the soft labels come from; {K} teachers of the encoder's size")
     row("soft labels from disk over hard labels", disk / hard, "times", at_most=1.02)
     row("teachers on the card over soft labels from disk", asked / disk, "times")

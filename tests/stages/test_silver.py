@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import CLASSES, ROOT, Run, tiny_params, write_jsonl, write_params
+from warm import warm_python
 
 from cache import SoftLabelSet
 from stages.artifacts import SILVER_LABELS
@@ -54,8 +54,8 @@ def said_of_dutch(params: dict[str, Any]) -> tuple[SoftLabelSet, np.ndarray[Any,
 def test_a_student_labels_through_the_branch_that_is_named(
     branch: str, round_two: dict[str, Any], run: Run
 ) -> None:
-    # In a process of its own, which has loaded nothing yet.
-    command = [sys.executable, "-m", "pipeline", "teacher", "silver", "--set", f"teachers.nl.branch={branch}"]
+    # In a process of its own, which has loaded nothing of ours yet.
+    command = [warm_python(), "-m", "pipeline", "teacher", "silver", "--set", f"teachers.nl.branch={branch}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr

@@ -511,34 +511,49 @@ def git_in(folder: Path) -> Callable[..., str]:
     return git
 
 
-@pytest.fixture
-def clone(finished: Path, run: Run) -> Path:
+@pytest.fixture(scope="module")
+def clone_once(finished_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with DVC whose history knows two experiments, with different teachers of German."""
-    ready = use_ready_teacher(finished / "artifacts/teachers/de")
-    set_bias(ready, [0.5, 0.0, 0.0])
+    folder = tmp_path_factory.mktemp("clone") / "work"
+    shutil.copytree(finished_once, folder)
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, finished)
+        shutil.copy(ROOT / name, folder)
     for name in ("cache", "stages"):
-        shutil.copytree(ROOT / name, finished / name, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MBLM_TEACHER_CACHE": str(folder / "store")}
 
-    def call(*command: str) -> None:
-        subprocess.run(command, cwd=finished, env=environment, check=True, capture_output=True)
+    def call(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, check=True, capture_output=True, text=True
+        )
+        return done.stderr
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        set_bias(use_ready_teacher(folder / "artifacts/teachers/de"), [0.5, 0.0, 0.0])
     call("git", "init", "-q")
     call("git", "config", "user.email", "someone@example.org")
     call("git", "config", "user.name", "Someone")
-    dvc = (warm_python(), "-m", "dvc")
+    dvc, pipeline = (warm_python(), "-m", "dvc"), (warm_python(), "-m", "pipeline")
     call(*dvc, "init")
-    assert run("plan").code == 0
-    assert run("teacher", "silver").code == 0  # there are none
+    call(*pipeline, "plan")
+    call(*pipeline, "teacher", "silver")  # there are none
     call(*dvc, "commit", "--force", "teacher-label@de", "teacher-label@en", "teacher-silver")
     call("git", "add", "dvc.lock", "dvc.yaml")
     call("git", "commit", "-qm", "first")
-    assert run("teacher", "finetune", "--language", "de").code == 0
-    assert "0 cached, 57 to label" in run(*LABEL).err
+    call(*pipeline, "teacher", "finetune", "--language", "de")
+    assert "0 cached, 57 to label" in call(*pipeline, *LABEL)
     call(*dvc, "commit", "--force", "teacher-label@de")
     call("git", "commit", "-qam", "second")
+    return folder
+
+
+@pytest.fixture
+def clone(clone_once: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that clone."""
+    shutil.rmtree(finished)
+    shutil.copytree(clone_once, finished)
+    monkeypatch.chdir(finished)
     return finished
 
 
