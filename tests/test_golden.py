@@ -215,7 +215,22 @@ def test_the_golden_run_gets_the_same_page(finished_long_ago: Path, run: Run) ->
     added = [heading for heading in found["headings"] if heading not in expected["headings"]]
     assert added == [["h2", "Do the teachers know more?"], ["h2", "Where to use it"]]
     found["headings"] = [heading for heading in found["headings"] if heading not in added]
-    del found["tables"]["Teachers and finetune on validation data"]
+    for added_table in (
+        "Teachers and finetune on validation data",
+        "Test accuracy beside chance, baseline and teacher",
+        *(f"Recall by class, {kind} languages" for kind in ("supervised", "zero-shot")),
+        "Accuracy of the surest answers of mblm",
+    ):
+        del found["tables"][added_table]
+    for part in ("figures", "charts"):
+        found[part] = [one for one in found[part] if "Accuracy of the surest answers" not in one]
+    # Version 0.1 fitted a temperature for the page; its students have none.
+    for kind in ("supervised", "zero-shot"):
+        del expected["tables"][f"mblm, {kind} languages"], found["tables"][f"mblm, {kind} languages"]
+        name = f"Expected calibration error on the test split, {kind} languages"
+        for row, former in zip(found["tables"].pop(name), expected["tables"].pop(name), strict=True):
+            assert row[:4] == former[:4]  # of teachers
+            assert (row[5], row[8]) == (former[5], former[8])  # before calibration
     for row in found["tables"]["Who wrote the soft labels"]:
         assert row.pop(1) in ("teacher", "scratch")  # what people call it is told since 0.2
     assert found == expected
