@@ -34,14 +34,18 @@ producer.
 ``producer.json`` holds the facts that decide a logit besides the text (digests of weights and tokenizer,
 model config, text fields, truncation, dtype, outputs); the producer id is the sha256 of their canonical JSON
 (sorted keys, no spaces, UTF-8). Where ``imported`` is among them, nobody here computed the logits: it says
-who is said to have made them, and out of what. ``name.json`` holds what people call the producer in this
-store, ``last_use.json`` says who used it last, for people and for ``cache gc``.
-``damaged/`` holds what ``cache repair`` set aside, as it was, under its name or with a number behind it.
+who is said to have made them, and out of what. Where ``endpoint`` is, it says how a server was asked, and
+``endpoint.json`` which servers answered, and how well (``cache/endpoint_notes.py``). ``name.json`` holds what
+people call the producer in this store, ``last_use.json`` says who used it last, for people and for
+``cache gc``. ``damaged/`` holds what ``cache repair`` set aside, as it was, under its name or with a number
+behind it.
 ``manifest.json`` holds ``schema``, ``language``, ``examples`` (a count) and ``producers``: for each its
 ``id``, ``facts`` and the names of its ``shards``, and ``top_k_change``, as in a store's ``top_k.json``: what
-keeping k logits changes (``cache/top_k.py``). Shards that the manifest does not name are no part of the set.
+keeping k logits changes (``cache/top_k.py``); ``letter_bias``, C numbers that readers add to the logits; and
+``terms``, what is said of who answered. Shards that the manifest does not name are no part of the set.
 """
 
+from cache.endpoint_notes import EndpointNotes
 from cache.errors import (
     CacheError,
     DamagedShardError,
@@ -69,6 +73,7 @@ __all__ = [
     "MODEL_FILES",
     "CacheError",
     "DamagedShardError",
+    "EndpointNotes",
     "Index",
     "Lookup",
     "ManifestError",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -37,6 +37,8 @@ class SoftLabelSet:
         shards: Names of its shards, and the producer of each.
         top_k_change: What top-k changes in a student's training; None where all logits are kept, or where it
             was not measured.
+        letter_bias: What `find` adds to the C logits of a teacher behind HTTP; None: nothing.
+        terms: What was said of who answered behind HTTP, such as the licence.
     """
 
     folder: Path
@@ -44,6 +46,8 @@ class SoftLabelSet:
     producers: list[Producer]
     shards: dict[str, Producer]
     top_k_change: TopKChange | None = None
+    letter_bias: NDArray[np.float32] | None = None
+    terms: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def write(
@@ -53,6 +57,8 @@ class SoftLabelSet:
         language: str,
         parts: Sequence[tuple[Producer, SoftLabels]],
         top_k_changes: Mapping[str, TopKChange] | None = None,
+        letter_bias: Sequence[float] | None = None,
+        terms: Mapping[str, str] | None = None,
         format_: str = "arrow",
     ) -> None:
         """Write a set in place of the one that lies there.
@@ -65,6 +71,8 @@ class SoftLabelSet:
             language: Of the examples.
             parts: Each producer's soft labels; no example is in two of them.
             top_k_changes: What top-k changes, by producer id, where it was measured.
+            letter_bias: Of a teacher behind HTTP, to be added to its C logits; they are written as they are.
+            terms: What was said of who answered behind HTTP.
             format_: ``arrow`` or ``zarr``.
         """
         producers = []
@@ -81,7 +89,9 @@ class SoftLabelSet:
                 for start in range(0, len(soft_labels), step)
             ]
             change = (top_k_changes or {}).get(producer.id)
-            measured = {"top_k_change": change.encode()} if change else {}
+            measured: dict[str, Any] = {"top_k_change": change.encode()} if change else {}
+            measured |= {"letter_bias": list(letter_bias)} if letter_bias is not None else {}
+            measured |= {"terms": dict(terms)} if terms else {}
             producers.append({"id": producer.id, "facts": producer.facts, "shards": shards, **measured})
         manifest = {
             "schema": SCHEMA_VERSION,
@@ -125,6 +135,8 @@ class SoftLabelSet:
             ids = [entry["id"] for entry in entries]
             changes = [TopKChange.decode(entry.get("top_k_change")) for entry in entries]
             kinds = [(producer.classes, producer.columns) for producer in producers]
+            first = entries[0] if entries else {}  # a teacher behind HTTP is the only producer
+            bias, terms = _letter_bias(first, kinds), dict(first.get("terms", {}))
         except FileNotFoundError:
             raise refuse("there are no soft labels") from None
         except (AttributeError, KeyError, ProducerError, RecursionError, TypeError, ValueError) as error:
@@ -145,7 +157,7 @@ class SoftLabelSet:
             raise refuse(f"{n_found} soft labels where the manifest says {n_examples}")
         known = [change for change in changes if change]
         change = reduce(add, known) if len(known) == len(entries) else None
-        return cls(folder, language, producers, shards, change)
+        return cls(folder, language, producers, shards, change, bias, terms)
 
     @property
     def classes(self) -> list[str]:
@@ -172,7 +184,7 @@ class SoftLabelSet:
         return soft_labels
 
     def find(self, ids: pa.FixedSizeBinaryArray) -> tuple[NDArray[np.bool_], SoftLabels]:
-        """Give the soft labels of those examples that have one.
+        """Give the soft labels of those examples that have one, with `letter_bias` added.
 
         The shards are read and checked one after the other; no more than one is in memory.
 
@@ -199,7 +211,27 @@ class SoftLabelSet:
                     folder=str(self.folder), language=self.language, reason=str(error)
                 ) from error
         has = lookup.found
-        return has, lookup.soft_labels() if has.all() else lookup.some(has)
+        soft_labels = lookup.soft_labels() if has.all() else lookup.some(has)
+        if self.letter_bias is not None:
+            columns = {"logits": soft_labels.logits + self.letter_bias}
+            soft_labels = replace(soft_labels, columns=columns)
+        return has, soft_labels
+
+
+def _letter_bias(
+    entry: Mapping[str, Any], kinds: Sequence[tuple[list[str], Any]]
+) -> NDArray[np.float32] | None:
+    """Read a manifest's correction.
+
+    Raises:
+        ValueError: It is none of C classes.
+    """
+    if entry.get("letter_bias") is None:
+        return None
+    bias = np.array(entry["letter_bias"], np.float32)
+    if bias.shape != (len(kinds[0][0]),) or not np.isfinite(bias).all():
+        raise ValueError(f"letter_bias is {entry['letter_bias']}")
+    return bias
 
 
 def _load(path: Path) -> Any:

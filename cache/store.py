@@ -13,6 +13,7 @@ from typing import Any, Self
 import platformdirs
 import pyarrow as pa
 
+from cache.endpoint_notes import ENDPOINT
 from cache.errors import CacheError, DamagedShardError, ProducerError, UnreadableError
 from cache.folder import Folder, is_temporary
 from cache.identity.digests import canonical_json
@@ -246,7 +247,7 @@ class Store:
 
     def foreign(self) -> list[str]:
         """List what lies in the folder and is nobody's: it is never read."""
-        ours = {FACTS, LAST_USE, NAME, SET_ASIDE, TOP_K}
+        ours = {FACTS, LAST_USE, NAME, SET_ASIDE, TOP_K, ENDPOINT}
         return [
             name
             for name, entry in self.folder.list().items()

@@ -16,6 +16,7 @@ from cache import store_root
 from pipeline.options import Engine
 from pipeline.params import PipelineParams
 from stages.errors import StageError
+from stages.teacher.endpoint.label import try_out
 from stages.teacher.label import label, label_part
 from stages.teacher.labelling.examples import Part
 
@@ -34,6 +35,8 @@ class Options:
     engine: Engine
     address: str | None
     actors: int | None
+    limit: int | None = None
+    accept_change: bool = False
 
     def __post_init__(self) -> None:
         if self.part is not None:
@@ -44,6 +47,8 @@ class Options:
             raise StageError(
                 "--part is for machines that know nothing of each other; --engine ray shares the work itself"
             )
+        if self.limit is not None and (self.language == "all" or self.part or self.engine is Engine.RAY):
+            raise StageError("--limit is a first try with one language; give it without all, --part and Ray")
         if self.engine is not Engine.RAY and (self.address or self.actors):
             raise StageError("--address and --actors are for Ray: give --engine ray with them")
 
@@ -53,6 +58,8 @@ class Options:
             if value is not None:
                 yield f"--{name}={value}"
         yield f"--engine={self.engine}"
+        if self.accept_change:
+            yield "--accept-change"
 
 
 def label_one(params: PipelineParams, options: Options) -> str:
@@ -68,14 +75,17 @@ def label_one(params: PipelineParams, options: Options) -> str:
     language = options.language
     sections = params.task, params.teacher_of(language), params.teacher.label
     root = store_root(params.cache.root)
+    accept = options.accept_change
+    if options.limit is not None:
+        return try_out(*sections, root, language, limit=options.limit, accept_change=accept)
     if options.part is not None:
-        return label_part(*sections, root, language, Part.parse(options.part)).line()
+        return label_part(*sections, root, language, Part.parse(options.part), accept_change=accept).line()
     if options.engine is Engine.RAY:
         from stages.teacher.labelling.on_ray import OnRay  # an optional dependency
 
         with OnRay(address=options.address, n_actors=options.actors) as engine:
-            return label(*sections, root, language, engine=engine.fill).line()
-    return label(*sections, root, language).line()
+            return label(*sections, root, language, engine=engine.fill, accept_change=accept).line()
+    return label(*sections, root, language, accept_change=accept).line()
 
 
 def label_all(params: PipelineParams, options: Options, more: Sequence[str]) -> None:

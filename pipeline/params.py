@@ -73,6 +73,27 @@ class PipelineParams(Params):
         return self
 
     @model_validator(mode="after")
+    def _endpoints_can_tell_every_class(self) -> Self:
+        n_classes = len(self.task.classes)
+        for language, teacher in self.teachers.items():
+            for how in (one.endpoint for one in teacher.all if one.endpoint):
+                most, instead = 255, "use the shape classify"
+                if how.shape == "chat-logprobs":
+                    by_id = "logprob_token_ids" in how.extra
+                    most = 26 if by_id else min(26, how.top_logprobs)
+                    instead = "use the shape decision, or vLLM's extra: {logprob_token_ids: …} up to 26"
+                if how.shape != "classify" and n_classes > most:
+                    raise ValueError(
+                        f"teachers.{language}.endpoint: the shape {how.shape} tells {most} classes at most, "
+                        f"the task has {n_classes}; {instead}"
+                    )
+                if how.dialect == "vllm" and len(self.task.text_fields) > 1:
+                    raise ValueError(
+                        f"teachers.{language}.endpoint: vLLM's /classify takes one text, the task has two"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _weights_by_name_name_all(self) -> Self:
         sections = {"student.distill": self.student.distill}
         for run, settings in self.ablation.settings(self.student.distill).items():

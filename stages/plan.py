@@ -19,7 +19,7 @@ from stages.student.params import StudentSection
 from stages.student.variants import HARD_ONLY, relevant
 from stages.teacher.params import OneTeacher, TeacherParams, TeacherSection
 
-_LABELLED = ("labels", "soft_labels", "producer", "name", "weight")
+_LABELLED = ("labels", "soft_labels", "producer", "endpoint", "name", "weight")
 """What decides soft labels of a teacher, or what stage one says of them, besides the teacher itself."""
 
 
@@ -50,10 +50,14 @@ def plan(
 
 def _file_of(teacher: OneTeacher) -> dict[str, Any]:
     """Give the file of a teacher without a model, and its digest: DVC watches no single file of data/."""
-    if teacher.soft_labels is None or teacher.soft_labels.file is None:
-        return {}
-    file = Path(teacher.soft_labels.file)
-    return {"soft_labels": str(file), "sha256": file_digest(file) if file.is_file() else None}
+    for key, named in (
+        ("soft_labels", teacher.soft_labels and teacher.soft_labels.file),
+        ("template", teacher.endpoint and teacher.endpoint.template),
+    ):
+        if named:
+            file = Path(named)
+            return {key: str(file), "sha256": file_digest(file) if file.is_file() else None}
+    return {}
 
 
 def _facts(
@@ -73,7 +77,8 @@ def _facts(
         facts[f"teacher-finetune@{language}"] = {
             "task": taught,
             "teachers": [
-                departures(one, "base", "revision", "finetune", "producer", "branch") | _file_of(one)
+                departures(one, "base", "revision", "finetune", "producer", "endpoint", "branch")
+                | _file_of(one)
                 for one in its.all
             ],
             "folds": its.folds,

@@ -7,7 +7,6 @@ bounded by a window of rows and 20 bytes an example.
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +32,9 @@ _Read = Callable[[str, Split], Iterator[Rows]]
 def prepare(task: TaskParams) -> Prepared:
     """Write ``artifacts/data/<language>/<split>.arrow`` for all languages.
 
-    Supervised languages need all three splits, zero-shot languages a test split; their validation split is
-    written where there is one, and their training split never, since zero-shot languages have no labels.
+    Supervised languages need all three splits, zero-shot languages a test split, or texts without labels;
+    their validation split is written where there is one, and their training split never, since zero-shot
+    languages have no labels.
     Any language may have texts for pre-training: the split ``unlabelled``. Where such texts teach the
     student, that split has examples like the others, without labels.
 
@@ -116,40 +116,54 @@ class _Work(NamedTuple):
         if share is not None:
             done.notes.append(f"{language}: {share:.0%} of train, by hash, are the validation split")
         n_rows: dict[Split, int] = {}
+        missing: StageError | None = None
         for split in SPLITS if supervised else SPLITS[1:]:
             self.others.clear()
-            windows = _windows(task, self.read, language, split, share, self.named)
-            table = None
-            # A zero-shot language needs no validation split: its column may be missing from another's.
-            with suppress(*([] if supervised or split == "test" else [MissingColumnError])):
-                table = _write(windows, data_file(language, split, self.folder), task)
-            if table is not None:
-                n_rows[split] = table.num_rows
+            found = self._examples(language, split, share)
+            if isinstance(found, StageError):
+                if supervised:
+                    raise found
+                missing = found if split == "test" else None
+            else:
+                n_rows[split] = found.num_rows
                 if split == "train" and task.unlabelled:
-                    table = separate(task, self.revision, language, self.folder, table)
-            if table is not None:
-                whole = n_rows[split] == table.num_rows
-                done.add(language, split, table, task.text_fields, is_whole=whole)
-            elif supervised or split == "test":
-                raise StageError(self._empty(language, split, share))
+                    found = separate(task, self.revision, language, self.folder, found)
+                whole = n_rows[split] == found.num_rows
+                done.add(language, split, found, task.text_fields, is_whole=whole)
             if language == task.languages[0]:
                 strangers = {name: n for name, n in self.others.items() if name not in task.languages}
                 done.note_left_out(split, strangers)
         self.n_train[language] = n_rows.get("train", 0) + (0 if share is None else n_rows["validation"])
         self._write_unlabelled(language)
+        if missing and has_split(language, UNLABELLED, self.folder):
+            done.notes.append(f"{language}: no test split; student evaluate estimates from its other texts")
+        elif missing:
+            raise StageError(f"{missing}; or give its split unlabelled, whose texts serve for an estimate")
         return n_rows
+
+    def _examples(self, language: str, split: Split, share: float | None) -> pa.Table | StageError:
+        """Write the examples of a split, and give them; or say why there are none."""
+        windows = _windows(self.task, self.read, language, split, share, self.named)
+        try:
+            table = _write(windows, data_file(language, split, self.folder), self.task)
+        except MissingColumnError as error:  # a zero-shot language needs no column in another's file
+            if language in self.task.supervised:
+                raise
+            return error
+        return StageError(self._empty(language, split, share)) if table is None else table
 
     def _write_unlabelled(self, language: str) -> None:
         """Write a language's texts without labels, but for those out of its training split."""
         path, is_taught = data_file(language, UNLABELLED, self.folder), may_teach(self.task, language)
-        if not is_taught:
+        is_only = language in self.task.zero_shot and not has_split(language, "test", self.folder)
+        if not (is_taught or is_only):
             write_batches(read_unlabelled(self.task, language), path)
         elif language not in self.task.supervised:
             self.n_train[language] = write_zero_shot(
                 self.task, self.revision, language, self.folder, self.named
             )
         if path.exists():
-            self.done.add_unlabelled(language, mapped(path), is_taught=is_taught)
+            self.done.add_unlabelled(language, mapped(path), is_taught=is_taught or is_only)
 
     def _empty(self, language: str, split: Split, share: float | None) -> str:
         hint = "; task.validation_share takes a part of train" * (split == "validation" and not share)

@@ -23,6 +23,7 @@ from stages.page.confusion import confusion
 from stages.page.cost import cost
 from stages.page.curves import curves
 from stages.page.findings import Findings, find
+from stages.page.languages import languages
 from stages.page.premise import premise
 from stages.page.run import run
 from stages.page.summary import numbers, summary
@@ -69,6 +70,7 @@ def _page(found: Findings, params: Mapping[str, Any]) -> str:
         n_bins=N_BINS,
         summary=summary(found),
         premise=premise(found),
+        languages=languages(found),
         accuracy=accuracy(found),
         branches=branches(found),
         confusion=confusion(found),

@@ -7,7 +7,7 @@ from typing import Any
 PAGE = Path("artifacts/report/report.html")
 SECTIONS = {
     *("summary", "premise", "accuracy", "branches", "confusion", "calibration", "agreement", "disagreements"),
-    *("curves", "teachers", "cache", "run"),
+    *("curves", "teachers", "cache", "run", "languages"),
 }
 HEADINGS = ("h1", "h2", "h3")
 _READ = {*HEADINGS, "caption", "dd", "dt", "figcaption", "td", "th"}

@@ -47,8 +47,10 @@ ARROWS = {
     "stages.results": "cache stages stages.data",
     "stages.page": "cache stages stages.data stages.results",
     "stages.teacher": (
-        "cache cache.commands stages stages.data stages.models stages.results stages.teacher.labelling"
+        "cache cache.commands stages stages.data stages.models stages.results stages.teacher.endpoint "
+        "stages.teacher.labelling"
     ),
+    "stages.teacher.endpoint": "cache stages stages.data stages.teacher stages.teacher.labelling",
     "stages.teacher.labelling": (
         "cache cache.commands cache.identity stages stages.data stages.models stages.results stages.teacher"
     ),
@@ -57,7 +59,7 @@ ARROWS = {
     "stages commands": ("cache stages stages.data stages.page stages.results stages.student stages.teacher"),
     "pipeline": (
         "cache pipeline.commands stages stages.ablation stages.data stages.models stages.student "
-        "stages.teacher stages.teacher.labelling"
+        "stages.teacher stages.teacher.endpoint stages.teacher.labelling"
     ),
     "pipeline.commands": (
         "cache cache.commands pipeline stages stages commands stages.ablation stages.data stages.results "

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cache.commands.ls import Listed, describe, ls
+from cache.endpoint_notes import ENDPOINT
 from cache.errors import ProducerError, StoreError, UnreadableError
 from cache.folder import Folder, is_temporary, read_file
 from cache.schema import require_known_schema
@@ -55,7 +56,8 @@ def plan(
         max_size: Then also choose the longest unused ones until the store has at most so many bytes.
         referenced: Never choose these producers; without `unused_for` and `max_size`, choose all others that
             nobody used within ``GRACE``.
-        imported: Choose among producers, too, that were imported: nobody can compute their soft labels again.
+        imported: Choose among producers, too, that were imported or are behind HTTP: nobody can compute their
+            soft labels again, or not for nothing.
 
     Raises:
         UnreadableError: It is not known when a producer was used last, or one of those that would go has
@@ -85,7 +87,8 @@ def plan(
 
 def _is_imported(root: str | Path, producer: str) -> bool:
     with suppress(ProducerError, UnreadableError):  # who would delete it looks again, and says so
-        return Store.open(root, producer).producer.imported is not None
+        found = Store.open(root, producer).producer
+        return found.imported is not None or found.endpoint is not None
     return False
 
 
@@ -120,7 +123,7 @@ def delete(root: str | Path, victim: Victim) -> bool:
                 aside.delete(name)
         aside.delete_if_empty()
     for name, entry in folder.list().items():
-        is_ours = ShardName.parse(name) or is_temporary(name) or name in (LAST_USE, NAME, TOP_K)
+        is_ours = ShardName.parse(name) or is_temporary(name) or name in (LAST_USE, NAME, TOP_K, ENDPOINT)
         if is_ours and not entry.is_folder:
             folder.delete(name)
     folder.delete(FACTS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.commands.name import give_name
+from cache.endpoint_notes import EndpointNotes
 from cache.errors import DamagedShardError, StoreError, UnreadableError
 from cache.folder import Folder
 from cache.names import name_of
@@ -103,6 +104,7 @@ def copy(
             try:
                 _copy_last_use(store.folder, there.folder)
                 _copy_top_k(store.folder, there.folder)
+                _copy_endpoint_notes(store.folder, there.folder)
                 _copy_name(source, target, producer_id)
             except UnreadableError as error:
                 failed.append(error)
@@ -113,6 +115,12 @@ def _copy_top_k(source: Folder, target: Folder) -> None:
     ours, theirs = TopKChange.read(source), TopKChange.read(target)
     if ours and (theirs is None or theirs.examples < ours.examples):
         ours.note(target)
+
+
+def _copy_endpoint_notes(source: Folder, target: Folder) -> None:
+    ours, theirs = EndpointNotes.read(source), EndpointNotes.read(target)
+    if ours.answers > theirs.answers:
+        ours.write(target)
 
 
 def _copy_name(source: str | Path, target: str | Path, producer_id: str) -> None:

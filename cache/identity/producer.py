@@ -21,6 +21,7 @@ _WEIGHTS_INDEX = "model.safetensors.index.json"
 _VOLATILE_KEYS = frozenset(
     {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "label2id"}
     | {"_commit_hash", "is_local", "local_files_only", "use_cache"}
+    | {"own_temperature", "mixture_temperature"}  # of a student, whose logits are raw
 )
 # Keys of adapter_config.json likewise: the adapter is loaded into the model that it lies beside.
 _VOLATILE_ADAPTER_KEYS = frozenset({"base_model_name_or_path", "inference_mode", "peft_version", "revision"})
@@ -129,6 +130,27 @@ class Producer:
         _ = producer.columns
         return producer
 
+    @classmethod
+    def of_endpoint(
+        cls, asked: Mapping[str, Any], *, classes: Sequence[str], text_fields: Sequence[str]
+    ) -> Self:
+        """Identify a teacher behind HTTP by how it is asked and what it says that it is.
+
+        Args:
+            asked: Shape, model, revision, prompt and whatever else decides an answer; no address, no key.
+            classes: Class names in the order of the logits.
+            text_fields: The task's text fields in the order in which they make an example id.
+        """
+        return cls(
+            {
+                "schema": _FACTS_SCHEMA,
+                "outputs": ["logits"],
+                "endpoint": dict(asked),
+                "config": {"id2label": {str(index): name for index, name in enumerate(classes)}},
+                "text_fields": list(text_fields),
+            }
+        )
+
     def with_facts(self, facts: Mapping[str, Any]) -> Self:
         """Add what else can change an answer and is not in the files: JSON values that stages find out."""
         return type(self)({**self.facts, **facts})
@@ -158,6 +180,12 @@ class Producer:
         if not isinstance(imported, dict) or not isinstance(imported.get("facts"), dict):
             return None
         return {str(key): str(value) for key, value in imported["facts"].items()}
+
+    @property
+    def endpoint(self) -> dict[str, Any] | None:
+        """How a teacher behind HTTP is asked; None: the teacher is no such one."""
+        endpoint = self.facts.get("endpoint")
+        return endpoint if isinstance(endpoint, dict) else None
 
     @property
     def outputs(self) -> Outputs:

@@ -98,7 +98,7 @@ def show(
         print_line(f"{'imported':<12} {json.dumps({key: made[key] for key in made if key != 'facts'})}")
         for key, value in opened.producer.imported.items():
             print_line(f"  {key:<10} {value}")
-    else:
+    elif opened.producer.endpoint is None:
         kind = found.facts["config"].get("model_type")
         print_line(f"{'model':<12} {kind}; all of its configuration: --json")
     shards = [

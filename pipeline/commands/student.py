@@ -61,7 +61,40 @@ def evaluate(params: ParamsFile = Path("params.yaml"), changes: Changes = []) ->
     averages = run(loaded.task, loaded.student.distill, loaded.student.evaluate)["test"]
     shares = [f"{kind} {values['accuracy']:.1%}" for kind, values in averages.items()]
     typer.echo(f"student, test: {', '.join(shares)}")
+    typer.echo(_by_verdict(loaded))
+    for guess in _guesses():
+        typer.echo(guess)
     typer.echo(f"teachers over finetune, validation: {_premise(loaded)}")
+
+
+def _by_verdict(loaded: PipelineParams) -> str:
+    """Say in which languages to use the student, and what speaks against it in others."""
+    from cache import CacheError
+    from stages.errors import StageError
+    from stages.results.predictions import read_predictions
+    from stages.results.standing import standings
+
+    said = [read_predictions(loaded.task, model) for model in ("student", "baseline")]
+    try:
+        found = standings(loaded.task, loaded.teachers, *said)
+    except (CacheError, StageError):  # there are no soft labels
+        found = standings(loaded.task, {}, *said)
+    by_verdict: dict[str, list[str]] = {}
+    for language, one in found.items():
+        by_verdict.setdefault(one.verdict(), []).append(language)
+    return "; ".join(f"{verdict} in {', '.join(names)}" for verdict, names in sorted(by_verdict.items()))
+
+
+def _guesses() -> list[str]:
+    """Say how good the student may be in languages without labels; of none, nothing."""
+    from stages.results.predictions import read_estimates
+
+    guessed = [
+        f"{row['language']} {100 * row['confidence']:.0f} %"
+        for row in read_estimates()
+        if row["accuracy"] is None
+    ]
+    return [f"guessed without labels: {', '.join(guessed)}"] if guessed else []
 
 
 def _premise(loaded: PipelineParams) -> str:
@@ -89,7 +122,8 @@ def predict(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="A .jsonl or .parquet file, in place of JSONL on standard output.")
+        Path | None,
+        typer.Option(help="A .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, in place of standard output."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
     language: Annotated[
@@ -118,6 +152,13 @@ def predict(
         typer.Option(metavar="NAME", help="A column of CSV or TSV without a header line; once for each."),
     ] = None,
     prefix: Annotated[str, typer.Option(help="Put before the names of the new columns.")] = "",
+    abstain_below: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="No label where no class has this probability; 0.7, for example."),
+    ] = None,
+    uncalibrated: Annotated[
+        bool, typer.Option("--uncalibrated", help="Probabilities of the raw logits.")
+    ] = False,
     model: Student = None,
     params: ParamsFile = Path("params.yaml"),
     changes: Changes = [],  # noqa: B006
@@ -139,6 +180,8 @@ def predict(
         model=model or STUDENT,
         language=language,
         prefix=prefix,
+        calibrated=not uncalibrated,
+        abstain_below=abstain_below,
     )
     typer.echo(done.line(), err=output is None)
 

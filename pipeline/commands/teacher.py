@@ -54,6 +54,18 @@ def label(
         int | None,
         typer.Option(min=1, help="With `--engine ray`: teachers at once; else one for each GPU, or CPU."),
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Only a first try: ask an endpoint about so many texts, and estimate what all take."
+        ),
+    ] = None,
+    accept_change: Annotated[
+        bool,
+        typer.Option(
+            "--accept-change", help="Go on though an endpoint's server has changed, or answers otherwise."
+        ),
+    ] = False,
     params: ParamsFile = Path("params.yaml"),
     changes: Changes = [],  # noqa: B006
 ) -> None:
@@ -63,7 +75,7 @@ def label(
 
     if shard is not None:
         typer.echo("warning: --shard is called --part now; the old name goes with the next release", err=True)
-    options = label_jobs.Options(language, jobs, part or shard, engine, address, actors)
+    options = label_jobs.Options(language, jobs, part or shard, engine, address, actors, limit, accept_change)
     if language == "all":
         label_jobs.label_all(loaded, options, ["--params", str(params), *(f"--set={c}" for c in changes)])
     else:

@@ -59,6 +59,12 @@ def may_teach(task: TaskParams, language: str) -> bool:
     return task.unlabelled and (language in task.supervised or task.zero_shot_texts)
 
 
+def has_only_texts(task: TaskParams, language: str, folder: Path = DATA) -> bool:
+    """Tell whether a language has no labels to be evaluated with: its texts serve for an estimate."""
+    there = {split for split in ("test", UNLABELLED) if has_split(language, split, folder)}
+    return language in task.zero_shot and there == {UNLABELLED}
+
+
 def taught_splits(task: TaskParams, language: str) -> list[SplitName]:
     """List the splits of a language that teach the student; of a zero-shot one, at most ``unlabelled``."""
     labelled: list[SplitName] = ["train"] if language in task.supervised else []
@@ -182,11 +188,10 @@ def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
     Raises:
         StageError: `prepare` has not run.
     """
-    taught = may_teach(task, language)
-    if has_split(language, UNLABELLED) and not taught:
+    splits = [UNLABELLED] if has_only_texts(task, language) else taught_splits(task, language)
+    if has_split(language, UNLABELLED) and UNLABELLED not in splits:
         table = _open(data_file(language, UNLABELLED))
         return dict(zip(table[ENTITY].to_pylist(), table["text"].to_pylist(), strict=True))
-    splits = taught_splits(task, language)
     tables = [read_examples(task, language, split) for split in splits]
     texts = [text for field in task.text_fields for table in tables for text in table[field].to_pylist()]
     entities: list[str | None] = [None] * len(texts)

@@ -28,7 +28,7 @@ _BY_SUFFIX = {
     ".parquet": "parquet",
 }
 _FORMATS = ("plain", "jsonl", "csv", "tsv", "parquet")
-_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
 
 class MissingColumnError(StageError):
@@ -119,7 +119,7 @@ class Input:
     def compression(self) -> str | None:
         """The suffix that says how it is compressed, if it is."""
         suffix = "" if self.is_stdin or self.path is None else self.path.suffix.lower()
-        return suffix if suffix in _COMPRESSED else None
+        return suffix if suffix in COMPRESSED else None
 
     def count(self) -> int | None:
         """Count the examples of a file quickly, for a progress bar: of text formats, the lines."""
@@ -169,7 +169,7 @@ class Input:
         elif self.format == "parquet":
             raise StageError(f"cannot read {self.name}: Parquet is compressed within; unpack it")
         else:
-            with io.BufferedReader(pa.CompressedInputStream(file, _COMPRESSED[compression])) as content:
+            with io.BufferedReader(pa.CompressedInputStream(file, COMPRESSED[compression])) as content:
                 yield content
 
     def require_columns(self, names: Sequence[str], reserved: Sequence[str]) -> None:
@@ -230,7 +230,7 @@ class Input:
 
 def kind_of(path: Path) -> str | None:
     """Give a file's format by its suffix, the one before ``.gz`` or ``.zst``; None: it has no known one."""
-    inner = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
+    inner = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
     return _BY_SUFFIX.get(inner.suffix.lower())
 
 

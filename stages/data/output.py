@@ -15,6 +15,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.data.files import COMPRESSED
 from stages.data.rows import Window
 from stages.errors import StageError
 
@@ -27,12 +28,24 @@ class Output:
     """Where examples are written to.
 
     Attributes:
-        path: A .jsonl or .parquet file; None stands for JSONL on standard output.
+        path: A .jsonl file, which .gz or .zst compresses, or a .parquet file; None stands for JSONL on
+            standard output.
         overwrite: Whether a file that is there may be replaced.
     """
 
     path: Path | None
     overwrite: bool = False
+
+    @property
+    def _codec(self) -> str | None:
+        """How the file is compressed; None: it is not, or by itself."""
+        return None if self.path is None else COMPRESSED.get(self.path.suffix)
+
+    @property
+    def _format(self) -> str:
+        """The suffix, the one before ``.gz`` or ``.zst``."""
+        assert self.path is not None
+        return (self.path.with_suffix("") if self._codec else self.path).suffix
 
     def require_free(self) -> None:
         """Refuse to write, before anything is computed.
@@ -42,8 +55,10 @@ class Output:
         """
         if self.path is None:
             return
-        if self.path.suffix not in (".jsonl", ".parquet"):
-            raise StageError(f"cannot write {self.path}: it is not one of .jsonl, .parquet")
+        if self._format not in (".jsonl", ".parquet") or (self._codec and self._format == ".parquet"):
+            raise StageError(
+                f"cannot write {self.path}: it is not one of .jsonl, .jsonl.gz, .jsonl.zst, .parquet"
+            )
         if self.path.is_dir():
             raise StageError(f"{self.path} is a folder; name a file")
         there = next(parent for parent in self.path.absolute().parents if parent.exists())
@@ -71,7 +86,11 @@ class Output:
         temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with temporary.open("wb") as file:
-                if self.path.suffix == ".jsonl":
+                if self._codec:
+                    own = os.fdopen(os.dup(file.fileno()), "wb")  # the stream closes it
+                    with pa.CompressedOutputStream(pa.PythonFile(own), self._codec) as stream:
+                        yield partial(_write_json, stream)
+                elif self._format == ".jsonl":
                     yield partial(_write_json, file)
                 else:
                     parquet = _Parquet(file)

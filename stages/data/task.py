@@ -106,7 +106,8 @@ class TaskParams(Params):
     supervised: Annotated[list[Language], Field(min_length=1)]
     """Languages with labelled training data and a teacher. Their order is that of the branches."""
     zero_shot: list[Language] = []
-    """Languages that are only evaluated."""
+    """Languages that are only evaluated; or those that have texts without labels alone, for which `student
+    evaluate` estimates how often the student is right."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """This share of the training examples is the validation split of a supervised language that has none. A
     hash chooses them, as for `max_examples`."""

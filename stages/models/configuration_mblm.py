@@ -30,9 +30,9 @@ class MBLMConfig(PreTrainedConfig):
         mixing: What a mixture is of: ``representations`` (before the classifier) or ``logits``.
         pooling: What represents a text: the state of its ``first`` token, of its ``last``, or the ``mean`` of
             all; None: as the encoder's family does.
-        own_temperature: What logits of a text's own branch are divided by, so that probabilities are as high
-            as they are often right. The model's logits are raw; whoever needs probabilities divides.
-        mixture_temperature: Likewise of the mixture.
+        own_temperature: What the logits of a text in one of `languages` are divided by, so that probabilities
+            are as high as they are often right. The model's logits are raw; who needs probabilities divides.
+        mixture_temperature: Likewise of a text in any other language.
         default_language: Whose branch serves texts that come without a language id; None: the mixture.
         schema_version: Of the folder that the student is saved to.
     """

@@ -4,11 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.page.charts import errors_chart, reliability_chart
-from stages.page.drawing import MARKS
+from stages.page.charts import Line, curves_chart, errors_chart, reliability_chart
+from stages.page.drawing import MARKS, STUDENT
 from stages.page.findings import Findings
 from stages.page.tables import Figure, Table, percent
-from stages.results.measures import Bins
+from stages.results.measures import Bins, by_coverage
+
+_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""Of the texts, so many are answered, in the table."""
 
 
 class Calibration(NamedTuple):
@@ -17,10 +20,12 @@ class Calibration(NamedTuple):
     Attributes:
         panels: Accuracy over confidence, of teachers and student by kind of language.
         errors: Calibration errors by language, a figure for each kind of language.
+        abstaining: Accuracy of those answers of which the student is the surest, by their share.
     """
 
     panels: list[Figure]
     errors: list[Figure]
+    abstaining: Figure
 
 
 def calibration(found: Findings) -> Calibration:
@@ -28,7 +33,7 @@ def calibration(found: Findings) -> Calibration:
     shown = [*([("teacher", "supervised")] if found.models["teacher"] else [])]
     shown += [(found.student_name, kind) for kind in found.groups]
     panels = [_panel(found, model, kind) for model, kind in shown]
-    return Calibration(panels, [_errors(found, kind) for kind in found.groups])
+    return Calibration(panels, [_errors(found, kind) for kind in found.groups], _abstaining(found))
 
 
 def _panel(found: Findings, model: str, kind: str) -> Figure:
@@ -52,6 +57,29 @@ def _bins_table(title: str, before: Bins, after: Bins) -> Table:
             cells += [f"{count:,}", *map(percent, means)]
         rows.append(cells)
     return Table(title, ["bin", *(f"{what} {when}" for when in ("before", "after") for what in whats)], rows)
+
+
+def _abstaining(found: Findings) -> Figure:
+    lines, columns = [], []
+    for kind, languages in found.groups.items():
+        results = [found.student[name] for name in languages]
+        probs = np.concatenate([one.probabilities(calibrated=True) for one in results])
+        accuracies = by_coverage(probs, np.concatenate([one.labels for one in results]))
+        sure = -np.sort(-probs.max(axis=1))
+        n = len(accuracies)
+        counts = np.maximum(1, np.round(n * np.array(_SHARES))).astype(np.int64)
+        columns.append([f"{sure[count - 1]:.2f}" for count in counts])
+        columns.append([percent(accuracies[count - 1]) for count in counts])
+        # Of a handful of answers, accuracy says nothing.
+        shown = np.unique(np.linspace(max(1, n // 20), n, 200).astype(np.int64))
+        x, y = (shown / n).tolist(), accuracies[shown - 1].tolist()
+        lines.append(Line(kind, x, y, STUDENT, is_dashed=kind == "zero-shot"))
+    title = f"Accuracy of the surest answers of {found.student_name}"
+    chart = curves_chart(lines, percent=True, title=title, over="texts answered", of_shares=True)
+    rows = [[percent(share), *cells] for share, *cells in zip(_SHARES, *columns, strict=True)]
+    whats = ("--abstain-below", "accuracy")
+    head = ["texts answered", *(f"{kind}: {what}" for kind in found.groups for what in whats)]
+    return Figure(title, chart, Table(title, head, rows))
 
 
 def _errors(found: Findings, kind: str) -> Figure:

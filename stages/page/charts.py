@@ -176,17 +176,29 @@ def _limits(groups: Iterable[Sequence[float]]) -> tuple[float, float]:
     return min(shares) - room, max(shares) + room
 
 
-def curves_chart(lines: Sequence[Line], *, percent: bool, title: str) -> Markup:
-    """Draw lines over the steps of a training, each with its name at its end."""
+def curves_chart(
+    lines: Sequence[Line], *, percent: bool, title: str, over: str = "optimizer step", of_shares: bool = False
+) -> Markup:
+    """Draw lines, each with its name at its end.
+
+    Args:
+        lines: Of one colour or several.
+        percent: Whether heights are shares.
+        title: For those who cannot see it.
+        over: What the lines run over: the steps of a training.
+        of_shares: Whether that is a share.
+    """
     with blank(_WIDTH, 260) as (figure, axes):
-        inset(figure, left=40, right=92, top=10, bottom=42)
+        inset(figure, left=46, right=92, top=10, bottom=42)
         for line in lines:
             width, front = (1, 1) if line.is_thin else (2.2, 2)
             dashes = (0, (3, 1.5)) if line.is_dashed else "-"
             axes.plot(line.x, line.y, color=line.colour, linewidth=width, linestyle=dashes, zorder=front)
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_xlabel("optimizer step")
+        axes.set_xlabel(over)
+        if of_shares:
+            in_percent(axes.xaxis)
         if percent:
             axes.set_ylim(_limits(line.y for line in lines))
             in_percent(axes.yaxis)

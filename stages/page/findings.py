@@ -17,9 +17,10 @@ from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
 from stages.page.result import Result
 from stages.page.taught import Silver, Taught, read_silver, read_taught
-from stages.results.measures import Bins, by_confidence, fit_temperature
-from stages.results.predictions import Predictions, read_predictions, validation_accuracy
+from stages.results.measures import Bins, by_confidence
+from stages.results.predictions import Predictions, read_estimates, read_predictions, validation_accuracy
 from stages.results.premise import Premise, premise
+from stages.results.standing import Standing, standings
 from stages.results.teachers import Teachers
 
 Curve = list[dict[str, float]]
@@ -49,6 +50,8 @@ class Findings:
         premise: Teachers and baseline compared on validation data; None where it has no soft labels.
         weights: Sha256 of the weight files of ``student`` and ``baseline``, by path.
         silver: What zero-shot languages learned from, by language.
+        standings: How the student stands in each language with a test split.
+        estimates: A row per language: how good the student seems without labels, and is.
     """
 
     task: TaskParams
@@ -69,6 +72,8 @@ class Findings:
     premise: Premise | None
     weights: dict[str, str]
     silver: dict[str, Silver]
+    standings: dict[str, Standing]
+    estimates: list[dict[str, Any]]
 
     @property
     def supervised(self) -> list[str]:
@@ -123,9 +128,9 @@ def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str
         CacheError: The soft labels are not there or not readable.
     """
     predictions = read_predictions(task, "student")
-    student = _results(task, predictions)
+    student = _results(task, predictions, STUDENT)
     of_baseline = read_predictions(task, "baseline")
-    baseline = _results(task, of_baseline)
+    baseline = _results(task, of_baseline, BASELINE)
     taught = {language: read_taught(task, teachers[language], language) for language in task.supervised}
     counts, digests = _data(task)
     by_language = _read_json(PLOTS / "accuracy_by_language.json", "student evaluate")
@@ -170,25 +175,19 @@ def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str
             language: read_silver(task, teachers[language], language)
             for language in silver_languages(task, teachers)
         },
+        standings=standings(task, teachers, predictions, of_baseline),
+        estimates=read_estimates(),
     )
 
 
-def _results(task: TaskParams, predictions: Mapping[tuple[str, Split], Predictions]) -> dict[str, Result]:
-    """Give a model's test results by language.
-
-    One temperature calibrates the model. It is fitted on the supervised languages: others have no labels in
-    use, and must do with what is learned from these.
-    """
-    held_out = [
-        one
-        for (language, split), one in predictions.items()
-        if split == "validation" and language in task.supervised
-    ]
-    temperature = fit_temperature(
-        np.concatenate([one.logits for one in held_out]), np.concatenate([one.labels for one in held_out])
-    )
+def _results(
+    task: TaskParams, predictions: Mapping[tuple[str, Split], Predictions], folder: Path
+) -> dict[str, Result]:
+    """Give a model's test results by language, with the temperature that its configuration has for them."""
+    config = _read_json(folder / "config.json", "student distill")
+    own, mixture = (config.get(f"{name}_temperature", 1.0) for name in ("own", "mixture"))
     return {
-        language: Result(one.examples, one.logits, temperature)
+        language: Result(one.examples, one.logits, own if language in task.supervised else mixture)
         for (language, split), one in predictions.items()
         if split == "test"
     }

@@ -25,7 +25,7 @@ class Result:
     Attributes:
         examples: As `stages.data.examples.read_examples` gives them.
         logits: In the task's class order, shape ``(N, C)``.
-        temperature: What calibrates the model: fitted on validation examples.
+        temperature: What calibrates the model: fitted on validation examples of supervised languages.
     """
 
     examples: pa.Table

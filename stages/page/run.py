@@ -71,7 +71,12 @@ def _producer(one: LabelSet) -> list[str]:
     producer = one.producers[0]
     facts = producer.facts
     kind = clip(str(facts["config"].get("model_type", "–")), 60)
-    if producer.imported is None:
+    if producer.endpoint is not None:  # its terms among it
+        endpoint = producer.endpoint
+        told = {key: endpoint[key] for key in ("shape", "revision") if key in endpoint} | dict(one.terms)
+        kind = clip(str(endpoint.get("model", "–")), 60)
+        reads = clip(", ".join(f"{key}: {value}" for key, value in told.items()), 200)
+    elif producer.imported is None:
         reads = f"{facts['max_tokens']} tokens, {facts['dtype']}"
     else:  # what was said of who made them, their licence among it
         said = ", ".join(f"{key}: {value}" for key, value in producer.imported.items())

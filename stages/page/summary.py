@@ -35,8 +35,8 @@ def summary(found: Findings) -> list[Tile]:
 def numbers(found: Findings) -> dict[str, dict[str, float]]:
     """Average accuracy, agreement and calibration error over the languages of each kind.
 
-    All are shares of the test split, before calibration; ``validation`` is the accuracy on that split, and
-    ``teachers_over_finetune_validation`` a difference there.
+    All are shares of the test split; ``validation`` is the accuracy on that split, and
+    ``teachers_over_finetune_validation`` a difference there. ``calibration_error`` is of raw logits.
     """
     values: dict[str, dict[str, float]] = {}
     names = {"student": found.student_name, "finetune": "finetune", "teachers": "teacher"}
@@ -49,8 +49,9 @@ def numbers(found: Findings) -> dict[str, dict[str, float]]:
     if same:
         values["supervised"]["same_class"] = float(np.mean(same))
     for kind, languages in found.groups.items():
-        errors = [found.student[name].calibration_error(calibrated=False) for name in languages]
-        values[kind]["calibration_error"] = float(np.mean(errors))
+        for key, calibrated in (("calibration_error", False), ("calibration_error_calibrated", True)):
+            errors = [found.student[name].calibration_error(calibrated=calibrated) for name in languages]
+            values[kind][key] = float(np.mean(errors))
         if kind in found.validation_accuracy:
             values[kind]["validation"] = found.validation_accuracy[kind]
     return values

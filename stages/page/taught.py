@@ -1,6 +1,7 @@
 """What a language's teachers say: their soft labels, read and compared with the hard ones."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from cache import Producer, file_digest
 from stages.artifacts import SILVER_LABELS, SOFT_LABELS
 from stages.data.classes import ClassOrder, weigh_class_order
-from stages.data.examples import SPLITS, read_examples, taught_splits
+from stages.data.examples import SPLITS, has_split, read_examples, taught_splits
 from stages.data.task import Split, TaskParams
 from stages.page.result import Result
 from stages.results.measures import confusion, entropy, fit_temperature, probabilities
@@ -29,6 +30,7 @@ class LabelSet(NamedTuple):
         n_labels: How many there are: one for each distinct text.
         n_bytes: Of its shards.
         order: What the labelled examples say of the declared class order.
+        terms: What was said of who answered behind HTTP, such as the licence.
     """
 
     name: str
@@ -38,6 +40,7 @@ class LabelSet(NamedTuple):
     n_labels: int
     n_bytes: int
     order: ClassOrder
+    terms: Mapping[str, str]
 
 
 class Taught(NamedTuple):
@@ -95,14 +98,18 @@ def read_silver(task: TaskParams, teachers: Teachers, language: str) -> Silver:
         CacheError: The soft labels are not there or not readable.
     """
     said = said_by(task, teachers, language, taught_splits(task, language), folder=SILVER_LABELS)
-    of_test = said_by(task, teachers, language, ["test"], folder=SILVER_LABELS)
-    labels = read_examples(task, language, "test")["label"].to_numpy()
+    accuracy = None
+    if has_split(language, "test"):
+        of_test = said_by(task, teachers, language, ["test"], folder=SILVER_LABELS)
+        labels = read_examples(task, language, "test")["label"].to_numpy()
+        if of_test.has.all():
+            accuracy = float((of_test.together.argmax(axis=1) == labels).mean())
     return Silver(
         titles=[one.title for one in teachers.all],
         producers=[producer.id for one in said.each for producer in one.label_set.producers],
         n_texts=len(said.together),
         confidence=float(probabilities(said.together).max(axis=1).mean()),
-        accuracy=float((of_test.together.argmax(axis=1) == labels).mean()) if of_test.has.all() else None,
+        accuracy=accuracy,
     )
 
 
@@ -169,4 +176,5 @@ def _label_set(task: TaskParams, one: OneSays, title: str, labels: NDArray[np.in
         n_labels=json.loads(manifest.read_text(encoding="utf-8"))["examples"],
         n_bytes=sum((one.folder / name).stat().st_size for name in one.label_set.shards),
         order=weigh_class_order(counts.T),
+        terms=one.label_set.terms,
     )

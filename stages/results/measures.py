@@ -94,6 +94,22 @@ def calibration_error(bins: Bins) -> float:
     return float((bins.counts * gaps).sum() / max(bins.counts.sum(), 1))
 
 
+def by_coverage(probs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.float64]:
+    """Say how accurate a classifier is that answers only the k texts of which it is the surest, for each k.
+
+    Args:
+        probs: Shape ``(N, C)``, rows that add up to 1.
+        labels: Hard labels, shape ``(N,)``.
+
+    Returns:
+        Accuracies in [0, 1], shape ``(N,)``: of the surest answer, of the two surest, up to all of them.
+    """
+    order = np.argsort(-probs.max(axis=1), kind="stable")
+    right = probs.argmax(axis=1) == labels
+    accuracies: NDArray[np.float64] = np.cumsum(right[order]) / np.arange(1, len(labels) + 1)
+    return accuracies
+
+
 def divergence(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give the Jensen-Shannon divergence of two distributions for each example (Lin, 1991).
 

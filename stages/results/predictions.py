@@ -130,6 +130,16 @@ def read_predictions(
     return found
 
 
+def read_estimates(folder: Path = PREDICTIONS) -> list[dict[str, Any]]:
+    """Read how good the student seems in each language without a look at labels, and how good it is.
+
+    Where there is no test split, that is not known. Version 0.1 wrote nothing of the kind.
+    """
+    path = folder / "estimates.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return [row for row in rows if row["split"] != "validation"]
+
+
 def open_predictions(path: Path, *, command: str) -> pa.ipc.RecordBatchFileReader:
     """Open a file of predictions.
 

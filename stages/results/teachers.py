@@ -58,6 +58,7 @@ class OneSays(NamedTuple):
         has: Of which examples there are any, shape ``(N,)``.
         logits: In the task's class order, shape ``(N, C)``; 0 where there are none.
         hidden: Its hidden states, shape ``(N, H)``, where kept and of all examples.
+        letter_bias: What was added to the logits, shape ``(C,)``; None: nothing.
     """
 
     folder: Path
@@ -65,24 +66,28 @@ class OneSays(NamedTuple):
     has: NDArray[np.bool_]
     logits: NDArray[np.float32]
     hidden: NDArray[np.float16] | None
+    letter_bias: NDArray[np.float32] | None = None
 
     def outside(self) -> float | None:
         """Give the share of probability that it gives to no class, on average; None: nobody can tell."""
         producer = self.label_set.producers[0]
-        return outside_classes(producer, self.logits[self.has]) if self.has.any() else None
+        logits = self.logits[self.has]
+        as_told = logits if self.letter_bias is None else logits - self.letter_bias
+        return outside_classes(producer, as_told) if self.has.any() else None
 
 
 def outside_classes(producer: Producer, logits: NDArray[np.float32]) -> float | None:
     """Give the share of probability that was given to no class, on average.
 
     Args:
-        producer: Of soft labels. Only imported logarithms of probabilities tell.
+        producer: Of soft labels. Only log-probabilities tell, imported ones or an endpoint's.
         logits: At least one example's, shape ``(N, C)``.
 
     Returns:
         In [0, 1]; None: nobody can tell.
     """
-    imported = producer.facts.get("imported")
+    told = (producer.endpoint or {}).get("shape") == "chat-logprobs"
+    imported = {"values": "log_probabilities"} if told else producer.facts.get("imported")
     if not isinstance(imported, dict) or imported.get("values") != "log_probabilities":
         return None
     if producer.outputs.top_k is not None:
@@ -143,7 +148,8 @@ def said_by(
             wide = np.zeros((len(has), len(order)), np.float32)
             wide[has] = logits
             logits, hidden = wide, None
-        each.append(OneSays(place, label_set, has, logits, hidden))
+        bias = None if label_set.letter_bias is None else label_set.letter_bias[order]
+        each.append(OneSays(place, label_set, has, logits, hidden, bias))
     weights = weights_of(teachers, asked, len(ids))
     has = np.logical_and.reduce([one.has | (of_one == 0) for one, of_one in zip(each, weights, strict=True)])
     together = average_teachers(

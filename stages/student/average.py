@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cache import file_digest
@@ -13,13 +14,15 @@ from stages.models.configuration_mblm import MBLMConfig
 from stages.models.students import load_student
 from stages.progress import Bar
 
+_TEMPERATURES = ("own_temperature", "mixture_temperature")
+
 
 def average(folders: Sequence[Path], *, output: Path, overwrite: bool = False) -> str:
     """Write a student whose weights are the mean of others', which adds nothing to what classifying costs.
 
     Models that saw the same examples in another order find weights whose mean transfers better than each of
     them, as long as they begin with the same ones, those of the new classifier too (Schmidt et al. 2023,
-    arXiv 2305.16834).
+    arXiv 2305.16834). Their temperatures are averaged, too, since no validation data is at hand here.
 
     Args:
         folders: The students, as `student distill` wrote them.
@@ -36,6 +39,7 @@ def average(folders: Sequence[Path], *, output: Path, overwrite: bool = False) -
     target = _target(folders, output, overwrite=overwrite)
     card = _card(folders[0], len(folders))
     mean = RunningMean()
+    temperatures: dict[str, list[float]] = {name: [] for name in _TEMPERATURES}
     first = None
     for folder in Bar(folders, desc="average", unit="student", delay=2):
         model, tokenizer = load_student(folder)
@@ -51,7 +55,11 @@ def average(folders: Sequence[Path], *, output: Path, overwrite: bool = False) -
         if not all(weights.isfinite().all() for weights in model.parameters()):
             raise StageError(f"{folder} has weights that are NaN or infinite; train it again")
         mean.add(model)
+        for name, its_own in temperatures.items():
+            its_own.append(getattr(model.config, name))
     mean.give_to(model)
+    for name, all_of_them in temperatures.items():
+        setattr(model.config, name, fmean(all_of_them))
     with replaced_folder(target) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
@@ -83,9 +91,9 @@ def _target(folders: Sequence[Path], output: Path, *, overwrite: bool) -> Path:
 
 
 def _facts(config: MBLMConfig) -> dict[str, Any]:
-    """Give what a student's configuration says of it, and not of where and with what it was written."""
+    """Give what a student's configuration says of it, and not of how sure it is or who wrote it."""
     facts: dict[str, Any] = config.to_diff_dict()
-    left_out = ("_name_or_path", "transformers_version")
+    left_out = ("_name_or_path", "transformers_version", *_TEMPERATURES)
     return {key: value for key, value in facts.items() if key not in left_out}
 
 

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from cache import file_digest
 from stages.data.task import TaskParams
 from stages.models.configuration_mblm import MBLMConfig
+from stages.results.measures import interval
 from stages.results.teachers import OneSays
 from stages.student.params import DistillParams
 from stages.student.variants import relevant
@@ -26,6 +27,11 @@ _TRAINED = {
     "and through a mixture of branches",
 }
 
+_CHANCE = (
+    "A language whose interval is not above the share of its most frequent class is near chance: the student "
+    "is of no use there. Of languages that are not in this table, nothing is known here."
+)
+
 
 @dataclass(frozen=True)
 class TeacherFacts:
@@ -35,7 +41,7 @@ class TeacherFacts:
         name: What params.yaml calls the teacher.
         producer_ids: Of the soft labels: one, or one for each fold.
         soft_labels: Sha256 of the soft-label set's manifest.
-        made_by: What was said of who made them, where they were imported.
+        made_by: What was said of who made them, where they were imported or a server answered.
     """
 
     name: str
@@ -48,7 +54,9 @@ class TeacherFacts:
         """Say where a teacher's soft labels come from."""
         producers = says.label_set.producers
         manifest = file_digest(says.folder / "manifest.json")
-        return cls(name, [one.id for one in producers], manifest, producers[0].imported or {})
+        return cls(
+            name, [one.id for one in producers], manifest, producers[0].imported or says.label_set.terms
+        )
 
 
 def model_card(
@@ -59,6 +67,7 @@ def model_card(
     config: MBLMConfig,
     encoder: Mapping[str, Any],
     accuracy: Mapping[str, float],
+    counts: Mapping[str, Sequence[int]],
     teachers: Mapping[str, Sequence[TeacherFacts]],
     data: str,
     translations: Sequence[str] = (),
@@ -73,6 +82,7 @@ def model_card(
         config: The student's.
         encoder: What `stages.models.encoders.note_encoder` noted of the encoder.
         accuracy: On the validation split, by language.
+        counts: Validation examples by class, by language.
         teachers: By language; empty where the student has none.
         data: Where the examples come from, and in which revision.
         translations: Zero-shot languages into which training texts were translated for it.
@@ -118,7 +128,13 @@ print(classify({text}))
 
 ## Languages
 
-{_table(accuracy, teachers)}
+{_table(accuracy, counts, teachers)}
+
+{_CHANCE}
+
+## Probabilities
+
+{_probabilities(config)}
 
 ## Parameters
 
@@ -188,9 +204,27 @@ def _routing(config: MBLMConfig) -> str:
     )
 
 
-def _table(accuracy: Mapping[str, float], teachers: Mapping[str, Sequence[TeacherFacts]]) -> str:
-    titles = ["language", "validation accuracy"]
-    rows = [[_plain(language), f"{value:.3f}"] for language, value in accuracy.items()]
+def _probabilities(config: MBLMConfig) -> str:
+    own, others = f"{config.own_temperature:.3g}", f"{config.mixture_temperature:.3g}"
+    return (
+        f"The logits are raw. Divide them by {own} for a text in one of these languages, and by {others} for "
+        "any other (`own_temperature` and `mixture_temperature` in `config.json`): probabilities are then "
+        "about as high as answers are often right. Both were fitted on validation texts of these languages."
+    )
+
+
+def _table(
+    accuracy: Mapping[str, float],
+    counts: Mapping[str, Sequence[int]],
+    teachers: Mapping[str, Sequence[TeacherFacts]],
+) -> str:
+    titles = ["language", "validation accuracy", "95 % interval", "most frequent class"]
+    rows = []
+    for language, value in accuracy.items():
+        n = sum(counts[language])
+        low, high = interval(round(value * n), n)
+        shares = f"{low:.3f} to {high:.3f}", f"{max(counts[language]) / n:.3f}"
+        rows.append([_plain(language), f"{value:.3f}", *shares])
     if teachers:
         titles += ["teacher", "producer id of the soft labels", "sha256 of their manifest.json"]
         for row, language in zip(rows, accuracy, strict=True):

@@ -36,6 +36,7 @@ from stages.models.training import (
     training_arguments,
 )
 from stages.results.teachers import Teachers
+from stages.student.calibration import fitted_temperatures
 from stages.student.card import TeacherFacts, model_card
 from stages.student.objective import (
     balanced_class_weights,
@@ -105,6 +106,9 @@ def distill(
         start = _fit(task, teachers, finetune, encoder, name=f"student-{output.name}-start", resume=resume)
     fitted = _fit_all(task, teachers, params, encoder, f"student-{output.name}", resume=resume, start=start)
     end_all_but_the_first()
+    temperatures = fitted_temperatures(fitted.model.eval(), fitted.tokenizer, task, params)
+    fitted.model.config.own_temperature = temperatures.own
+    fitted.model.config.mixture_temperature = temperatures.mixture
     with replaced_folder(output) as folder:
         fitted.model.save_pretrained(folder)
         fitted.tokenizer.model_max_length = params.max_tokens  # what it was trained on; `pipeline` cuts there
@@ -118,6 +122,7 @@ def distill(
             config=fitted.model.config,
             encoder=read_note(encoder),
             accuracy=last,
+            counts=_validation_counts(task),
             teachers=fitted.teachers,
             data=data_source(task),
             translations=list(inherited(task, teachers).tables),
@@ -317,6 +322,15 @@ def _class_weights(task: TaskParams, params: DistillParams, train: Texts) -> Ten
             f"'{', '.join(absent)}'; take it out of task.classes, or give each class a weight"
         )
     return balanced_class_weights(counts)
+
+
+def _validation_counts(task: TaskParams) -> dict[str, list[int]]:
+    """Count the validation examples of each class, by supervised language."""
+    counts = {}
+    for language in task.supervised:
+        labels = read_examples(task, language, "validation")["label"].to_numpy()
+        counts[language] = np.bincount(labels, minlength=len(task.classes)).tolist()
+    return counts
 
 
 def _student(

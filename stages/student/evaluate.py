@@ -3,27 +3,31 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
-from transformers import PreTrainedTokenizerBase
 
 from cache import write_atomically
-from stages.artifacts import BASELINE, METRICS, PLOTS, STUDENT
-from stages.data.examples import SPLITS, has_split, read_examples
-from stages.data.task import Split, TaskParams
+from stages.artifacts import BASELINE, METRICS, PLOTS, PREDICTIONS, STUDENT
+from stages.data.examples import SPLITS, UNLABELLED, has_only_texts, has_split, read_examples
+from stages.data.tables import some_of
+from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
-from stages.models.batches import Tokens, current_device, to_device, tokenize
-from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.models.batches import current_device, tokenize
 from stages.models.students import MIXTURE, class_names, load_student
 from stages.progress import Bar
 from stages.results.measures import N_BINS, by_confidence, confusion, probabilities
 from stages.results.predictions import Predictions, write_predictions
+from stages.student.estimates import estimate
+from stages.student.mixtures import mixture_logits
 from stages.student.params import DistillParams, EvaluateParams
+
+_MOST_TEXTS = 2_000
+"""Texts of a language without labels that are looked at; a hash chooses them."""
 
 
 def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -> dict[str, Any]:
@@ -41,7 +45,9 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
     by_language: list[dict[str, Any]] = []
     metrics = {}
     for name, (folder, command) in models.items():
-        answered = list(answers(task, distill, params, folder, command=command))
+        splits = [*SPLITS[1:], *([UNLABELLED] if name == "student" else [])]
+        said = list(answers(task, distill, params, folder, command=command, splits=splits))
+        answered = [answer for answer in said if answer.split != UNLABELLED]
         used = [answer.of(answer.used) for answer in answered]
         write_predictions(task, name, used)
         own = [_row(task, one) for one in used]
@@ -59,6 +65,7 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
                 for branch in answer.logits
             ]
             _write_json(PLOTS / "accuracy_by_branch.json", by_branch)
+            _write_json(PREDICTIONS / "estimates.json", [_estimate(task, answer) for answer in said])
     _write_json(PLOTS / "accuracy_by_language.json", by_language)
     tested_rows = [row for row in by_language if (row["model"], row["split"]) == ("student", "test")]
     _write_json(PLOTS / "test_accuracy.json", tested_rows)
@@ -70,7 +77,8 @@ class ByBranch(NamedTuple):
 
     Attributes:
         language: The examples' language.
-        split: Their split.
+        split: Their split; ``unlabelled`` of languages that have no test split.
+        temperature: What calibrates what `used` says.
         examples: As `stages.data.examples.read_examples` gives them.
         used: The branch that the language uses, or ``mixture``.
         logits: By branch; each of shape ``(N, C)``.
@@ -78,7 +86,8 @@ class ByBranch(NamedTuple):
     """
 
     language: str
-    split: Split
+    split: SplitName
+    temperature: float
     examples: pa.Table
     used: str
     logits: dict[str, NDArray[np.float32]]
@@ -86,7 +95,7 @@ class ByBranch(NamedTuple):
 
     def of(self, branch: str) -> Predictions:
         """Give what one branch says."""
-        return Predictions(self.language, self.split, branch, self.examples, self.logits[branch])
+        return Predictions(self.language, cast(Split, self.split), branch, self.examples, self.logits[branch])
 
 
 def answers(
@@ -96,7 +105,7 @@ def answers(
     folder: Path,
     *,
     command: str,
-    splits: Sequence[Split] = SPLITS[1:],
+    splits: Sequence[SplitName] = SPLITS[1:],
 ) -> Iterator[ByBranch]:
     """Send the validation and test examples of every language through every branch.
 
@@ -120,17 +129,28 @@ def answers(
             f"the student in {folder} was trained for other classes or languages than params.yaml names; "
             f"train it again with: python -m pipeline {command}"
         )
-    shared = model.config.n_branches == 1
+    n_branches = model.config.n_branches
+    own, of_others = model.config.own_temperature, model.config.mixture_temperature
+    shared = n_branches == 1
+    # (K + 1, K): each branch alone, and all of them alike.
+    weights = torch.cat([torch.eye(n_branches), torch.full((1, n_branches), 1 / n_branches)])
+    names = [*([] if shared else model.config.languages), MIXTURE]
     for language in Bar(task.languages, desc=f"evaluate {name}", unit="language"):
         for split in splits:
-            if not has_split(language, split):
+            is_wanted = split != UNLABELLED or has_only_texts(task, language)
+            if not (is_wanted and has_split(language, split)):
                 continue
             examples = read_examples(task, language, split)
+            if split == UNLABELLED:
+                examples = some_of(examples, _MOST_TEXTS)
             fields = [examples[field].to_pylist() for field in task.text_fields]
             used = language if language in task.supervised and not shared else MIXTURE
             tokens = tokenize(tokenizer, fields, max_tokens=distill.max_tokens)
-            logits = _logits(model, tokenizer, tokens, batch_tokens=params.batch_size * distill.max_tokens)
-            yield ByBranch(language, split, examples, used, logits, tokens.n_cut)
+            batch_tokens = params.batch_size * distill.max_tokens
+            logits = mixture_logits(model, tokenizer, tokens, weights, batch_tokens=batch_tokens)
+            by_name = dict(zip(names, logits[-len(names) :], strict=True))
+            temperature = own if language in task.supervised else of_others
+            yield ByBranch(language, split, temperature, examples, used, by_name, tokens.n_cut)
 
 
 def _row(task: TaskParams, one: Predictions) -> dict[str, Any]:
@@ -138,11 +158,30 @@ def _row(task: TaskParams, one: Predictions) -> dict[str, Any]:
     return {
         "split": one.split,
         "language": one.language,
-        "kind": next(kind for kind, names in _groups(task).items() if one.language in names),
+        "kind": _kind(task, one.language),
         "branch": one.branch,
         "accuracy": float((one.predicted == one.labels).mean()),
         "macro_f1": _macro_f1(one.labels, one.predicted, len(task.classes)),
     }
+
+
+def _estimate(task: TaskParams, answer: ByBranch) -> dict[str, Any]:
+    """Say how good the student seems in a language without a look at labels; and how good it is, if known."""
+    its = answer.logits[answer.used]
+    alone = [logits for name, logits in answer.logits.items() if name != MIXTURE]
+    labelled = answer.split != UNLABELLED
+    return {
+        "split": answer.split,
+        "language": answer.language,
+        "kind": _kind(task, answer.language),
+        "examples": len(its),
+        **estimate(its, np.stack(alone or [its]), temperature=answer.temperature)._asdict(),
+        "accuracy": _row(task, answer.of(answer.used))["accuracy"] if labelled else None,
+    }
+
+
+def _kind(task: TaskParams, language: str) -> str:
+    return next(kind for kind, names in _groups(task).items() if language in names)
 
 
 def _groups(task: TaskParams) -> dict[str, list[str]]:
@@ -198,28 +237,6 @@ def _calibration(task: TaskParams, predictions: list[Predictions]) -> list[dict[
         }
         for place, middle in enumerate(middles)
     ]
-
-
-@torch.inference_mode()
-def _logits(
-    model: MBLMForSequenceClassification,
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: Tokens,
-    *,
-    batch_tokens: int,
-) -> dict[str, NDArray[np.float32]]:
-    """Classify N texts by every branch and by the uniform mixture, in one pass; each ``(N, C)``."""
-    n_branches = model.config.n_branches
-    # (K + 1, K): each branch alone, and all of them alike.
-    weights = torch.cat([torch.eye(n_branches), torch.full((1, n_branches), 1 / n_branches)])
-    weights = weights.to(model.device)
-    logits = np.empty((len(weights), len(tokens), len(class_names(model.config))), np.float32)
-    for texts in tokens.batches(batch_tokens):
-        states = model(**to_device(tokens.batch(texts, tokenizer), model.device)).branch_states
-        found = torch.stack([model.classify(states, w.expand(len(states), -1)) for w in weights])
-        logits[:, tokens.positions[texts]] = found.float().cpu().numpy()
-    names = [*(model.config.languages if n_branches > 1 else []), MIXTURE]
-    return dict(zip(names, logits[-len(names) :], strict=True))
 
 
 def _averages(task: TaskParams, rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:

@@ -35,6 +35,7 @@ class Predicted:
 
     Attributes:
         examples: Their count.
+        abstained: How many of them have no label, since no class is probable enough; None: all have one.
         branches: How many of them went through each branch, or the mixture.
         without_branch: How many named a language that has no branch, by language.
         output: The file, or None for standard output.
@@ -43,6 +44,7 @@ class Predicted:
     """
 
     examples: int
+    abstained: int | None
     branches: Counter[str]
     without_branch: Counter[str]
     output: Path | None
@@ -54,7 +56,14 @@ class Predicted:
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(self.branches.items()))
         place = "" if self.output is None else f" in {self.output}"
         cut = f"; {self.cut:,} cut to student.distill.max_tokens, {self.max_tokens}" if self.cut else ""
-        return f"{self.examples:,} examples{place}; by branch: {counts}{self._without_branch()}{cut}"
+        rest = f"{self._abstained()}; by branch: {counts}{self._without_branch()}{cut}"
+        return f"{self.examples:,} examples{place}{rest}"
+
+    def _abstained(self) -> str:
+        if self.abstained is None:
+            return ""
+        share = self.abstained / self.examples
+        return f"; {self.abstained:,} ({share:.0%}) without a label, since no class is probable enough"
 
     def _without_branch(self) -> str:
         named = [f"{name} {count:,}" for name, count in self.without_branch.most_common(_NAMED)]
@@ -72,6 +81,8 @@ def predict(
     model: Path = STUDENT,
     language: str | None = None,
     prefix: str = "",
+    calibrated: bool = True,
+    abstain_below: float | None = None,
     window: int = WINDOW,
 ) -> Predicted:
     """Write every example as it is, and ``label``, ``probabilities`` by class and ``branch``, in its order.
@@ -84,6 +95,9 @@ def predict(
         model: The student's folder.
         language: Of all examples, where `source` names no column for it.
         prefix: Put before the names of the three columns.
+        calibrated: Whether logits are divided by the student's temperatures.
+        abstain_below: An example whose most probable class is less probable gets null for a label; None: all
+            get one.
         window: Examples in memory at a time.
 
     Raises:
@@ -104,7 +118,8 @@ def predict(
     if first is None:
         raise StageError(f"{source.name} holds no examples")
     _require_language_field(first, source)
-    student = _Student(model, distill, evaluate.batch_size * distill.max_tokens)
+    student = _Student(model, distill, evaluate.batch_size * distill.max_tokens, calibrated=calibrated)
+    n_abstained = 0
     with (
         output.writing() as write,
         Bar(total=source.count(), desc="predict", unit="example", delay=2) as bar,
@@ -119,11 +134,19 @@ def predict(
                 probabilities[positions] = found
                 bar.update(len(positions))
             used = [student.branch(i) for i in ids]
-            write(examples, pa.table(_columns(student.classes, probabilities, used), names=names))
+            unsure = probabilities.max(axis=1) < (abstain_below or 0.0)
+            n_abstained += int(unsure.sum())
+            write(examples, pa.table(_columns(student.classes, probabilities, unsure, used), names=names))
             branches.update(used)
             without_branch.update(one for one, i in zip(languages, ids, strict=True) if one and i < 0)
     return Predicted(
-        branches.total(), branches, without_branch, output.path, student.n_cut, distill.max_tokens
+        branches.total(),
+        None if abstain_below is None else n_abstained,
+        branches,
+        without_branch,
+        output.path,
+        student.n_cut,
+        distill.max_tokens,
     )
 
 
@@ -135,7 +158,7 @@ class _Student:
         n_cut: Examples so far that were longer than allowed.
     """
 
-    def __init__(self, folder: Path, params: DistillParams, batch_tokens: int) -> None:
+    def __init__(self, folder: Path, params: DistillParams, batch_tokens: int, *, calibrated: bool) -> None:
         self._folder, self._params, self._batch_tokens = folder, params, batch_tokens
         self._device = current_device()
         self._model, self._tokenizer = load_student(folder)
@@ -144,6 +167,8 @@ class _Student:
         require_max_tokens(
             params.max_tokens, self._tokenizer, self._config.mplm_config, key="student.distill.max_tokens"
         )
+        own, mixture = self._config.own_temperature, self._config.mixture_temperature
+        self._temperatures = (own, mixture) if calibrated else (1.0, 1.0)
         self.classes = class_names(self._config)
         self.n_cut = 0
         self._language_ids: dict[str | None, int] = {}
@@ -206,7 +231,9 @@ class _Student:
             bfloat16 = self._params.precision == "bfloat16"
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 logits = self._model(**batch, language_ids=ids).logits
-            found = logits.float().softmax(dim=-1).cpu().numpy()
+            own, mixture = self._temperatures
+            temperatures = torch.where(ids < 0, mixture, own).unsqueeze(1)
+            found = (logits.float() / temperatures).softmax(dim=-1).cpu().numpy()
             if np.isnan(found).any():
                 broken = positions[np.isnan(found).any(axis=1)][0]
                 raise StageError(
@@ -228,8 +255,13 @@ def _languages(examples: Window, source: Input, language: str | None) -> Sequenc
     return [language] * len(examples) if name is None else column(examples, name)
 
 
-def _columns(classes: list[str], probabilities: NDArray[np.float32], branches: list[str]) -> list[pa.Array]:
+def _columns(
+    classes: list[str],
+    probabilities: NDArray[np.float32],
+    unsure: NDArray[np.bool_],
+    branches: list[str],
+) -> list[pa.Array]:
     """Give label, probabilities and branch; the probabilities are a struct with a field per class."""
-    labels = pa.array(classes).take(pa.array(probabilities.argmax(axis=1)))
+    labels = pa.array(classes).take(pa.array(probabilities.argmax(axis=1), mask=unsure))
     by_class = pa.StructArray.from_arrays([pa.array(p) for p in probabilities.T], names=classes)
     return [labels, by_class, pa.array(branches)]

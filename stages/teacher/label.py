@@ -36,6 +36,7 @@ from stages.models.pins import model_folder
 from stages.progress import say
 from stages.results.averages import average_teachers
 from stages.results.teachers import outside_classes, weights_of
+from stages.teacher.endpoint.label import label_by_endpoint
 from stages.teacher.folds import Fold
 from stages.teacher.labelling.examples import Examples, Part
 from stages.teacher.labelling.identity import producer_of
@@ -111,6 +112,7 @@ def label(
     teachers: Path = TEACHERS,
     soft_labels: Path = SOFT_LABELS,
     metrics: Path = METRICS / "teachers",
+    accept_change: bool = False,
 ) -> Labelled:
     """Write ``artifacts/soft_labels/<language>``, a set per teacher, and the teachers' accuracy.
 
@@ -124,6 +126,7 @@ def label(
         teachers: In which folder the teachers are.
         soft_labels: In which folder the sets are to be.
         metrics: In which folder the accuracy is.
+        accept_change: Whether servers may be others than before, or answer otherwise.
 
     Raises:
         StageError: The teacher or the data is not there, the teacher's classes are not the task's or are
@@ -143,18 +146,23 @@ def label(
                 f"no text of '{language}' is for teacher '{one.title}', by task.source.teacher_field; "
                 f"take it out of teachers.{language}"
             )
-        if one.base is None:
+        if one.endpoint is not None:
+            part, n_asked = _from_endpoint(task, one, params, root, its, place, accept_change=accept_change)
+            parts, n_labelled = [part], n_labelled + n_asked
+        elif one.base is None:
             parts = [_taken(task, one, root, its, place)]
         else:
             parts, n_asked = _asked(task, one, params, root, its, place, teacher.folds, engine)
             n_labelled += n_asked
-        _require_class_order(its, parts, complete=one.base is not None)
+        _require_class_order(its, parts, complete=one.base is not None or one.endpoint is not None)
         said.append(parts)
         SoftLabelSet.write(
             output,
             language=language,
             parts=[(part.producer, part.soft_labels) for part in parts],
             top_k_changes={part.producer.id: part.change for part in parts if part.change},
+            letter_bias=None if parts[0].bias is None else parts[0].bias.tolist(),
+            terms=one.endpoint.facts if one.endpoint else None,
             format_=params.format,
         )
     for left_over in set((soft_labels / language).glob("more-*")) - set(sets):
@@ -198,6 +206,23 @@ def _taken(task: TaskParams, teacher: OneTeacher, root: str, examples: Examples,
     return _OfModel(taken.producer, index, taken.soft_labels, taken.order, taken.top_k_change)
 
 
+def _from_endpoint(
+    task: TaskParams,
+    teacher: OneTeacher,
+    params: LabelParams,
+    root: str,
+    examples: Examples,
+    place: Path,
+    *,
+    accept_change: bool,
+) -> tuple["_OfModel", int]:
+    """Let a server label; gives what it says, and about how many examples it was asked."""
+    done = label_by_endpoint(task, teacher, params, root, examples, place, accept_change=accept_change)
+    _give_name(root, done.producer.id, teacher.name, Fold(0, 1))
+    index = Index(done.soft_labels.ids)
+    return _OfModel(done.producer, index, done.soft_labels, done.order, None, done.letter_bias), done.n_asked
+
+
 def label_part(
     task: TaskParams,
     teacher: TeacherParams,
@@ -205,6 +230,8 @@ def label_part(
     root: str,
     language: str,
     part: Part,
+    *,
+    accept_change: bool = False,
 ) -> LabelledPart:
     """Let the store have a part of the soft labels, while other machines see to the others; write no set.
 
@@ -216,9 +243,13 @@ def label_part(
     n_stored = n_labelled = 0
     places = of_each_teacher(TEACHERS / language, len(teacher.all))
     for number, (one, place) in enumerate(zip(teacher.all, places, strict=True)):
+        its = examples.of_teacher(number, [each.name for each in teacher.all])
+        if one.endpoint is not None:
+            done = label_by_endpoint(task, one, params, root, its, place, accept_change=accept_change)
+            n_stored += len(done.soft_labels)
+            n_labelled += done.n_asked
         if one.base is None:
             continue
-        its = examples.of_teacher(number, [each.name for each in teacher.all])
         for model in _models(task, one, params, root, language, place, teacher.folds):
             lookup, n_asked = fill(params, model.store, model.folder, its.of_fold(model.fold))
             n_stored += int(lookup.found.sum())
@@ -293,6 +324,7 @@ class _OfModel(NamedTuple):
         soft_labels: Of N examples.
         order: Where the task's classes are among the model's, shape ``(C,)``.
         change: What top-k changes, where it was measured.
+        bias: What is added to its logits when they are read, shape ``(C,)``; None: nothing.
     """
 
     producer: Producer
@@ -300,10 +332,11 @@ class _OfModel(NamedTuple):
     soft_labels: SoftLabels
     order: NDArray[np.int64]
     change: TopKChange | None
+    bias: NDArray[np.float32] | None = None
 
     def outside(self) -> float | None:
         """Give the share of probability that it gives to no class, on average; None: nobody can tell."""
-        if self.producer.imported is None:
+        if self.producer.imported is None and self.producer.endpoint is None:
             return None
         return outside_classes(self.producer, self.soft_labels.logits)
 
@@ -373,6 +406,7 @@ def _looked_up(
     for part in parts:
         positions = part.positions.positions(ids)
         found = positions >= 0
-        logits[found] = part.soft_labels.take(positions[found]).logits[:, part.order]
+        said = part.soft_labels.take(positions[found]).logits
+        logits[found] = (said if part.bias is None else said + part.bias)[:, part.order]
         has |= found
     return logits, has

@@ -1,8 +1,9 @@
 """Sections `teacher` and `teachers` of params.yaml. Light to import: no torch."""
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from stages.data.task import Quoting
 from stages.params import Keep, MaxTokens, Params, Pooling, Precision, ScratchParams, Share, TrainingParams
@@ -54,8 +55,107 @@ class SoftLabelsParams(ValuesParams):
         return self
 
 
+class EndpointParams(Params):
+    """Section `teachers.<language>.endpoint`: a teacher behind HTTP.
+
+    What is left out of the plan, with ``exclude``, changes no soft label: an answer is the same from any
+    address, with any key and at any speed.
+    """
+
+    url: Annotated[str, Field(exclude=True)]
+    """What the shape's path is put behind, such as ``http://localhost:8000/v1``."""
+    shape: Literal["chat-logprobs", "classify", "decision"]
+    """What is asked and read: log-probabilities of letters in a chat (``/chat/completions``), logits of a
+    classifier (``/predict`` or ``/classify``), or probabilities of options (``/systemone``)."""
+    dialect: Literal["tei", "vllm"] | None = None
+    """Of the shape ``classify``: Text Embeddings Inference or vLLM."""
+    model: str | None = None
+    """What the server calls the model; only ``tei`` needs none."""
+    template: Annotated[str, Field(pattern="^data/")] | None = None
+    """A text file below ``data/``, which DVC watches. Of ``chat-logprobs`` it is the prompt, with a
+    placeholder for each text field, such as ``{text}``, and ``{classes}`` for the list of letters; of
+    ``decision`` it is the question, without placeholders."""
+    descriptions: dict[str, str] = {}
+    """What classes mean, by the names that the teacher is told; they stand beside these."""
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    """Of ``classify``: the classifier's class names, in its order. Only ``vllm`` does not tell them."""
+    top_logprobs: PositiveInt = 20
+    """How many log-probabilities the server is asked for; most servers give 20 at most."""
+    extra: dict[str, Any] = {}
+    """Further fields of each request, such as vLLM's ``logprob_token_ids``; null leaves out one that is sent
+    otherwise."""
+    letter_bias: Literal["contextual"] | None = None
+    """Whether what the teacher says of texts without content is taken off its answers when they are read
+    (contextual calibration; Zhao et al., 2021); null: answers are read as they are."""
+    facts: dict[str, str] = {}
+    """Who answers and under which terms, such as name and licence; the card and the report show them."""
+    key_variable: Annotated[str | None, Field(exclude=True)] = None
+    """Which environment variable holds the API key; null: none is sent."""
+    concurrency: Annotated[int, Field(ge=1, le=1000, exclude=True)] = 16
+    """Requests at once."""
+    retries: Annotated[int, Field(ge=0, exclude=True)] = 5
+    """How often a request is sent again after 408, 409, 429, 5xx, a lost connection or a time-out."""
+    timeout: Annotated[PositiveFloat, Field(exclude=True)] = 60.0
+    """Seconds until a request counts as lost."""
+    tolerance: Annotated[float, Field(gt=0, le=1, exclude=True)] = 0.05
+    """By how much the probability of a class may differ when a text is asked about again."""
+    max_missing: Annotated[float, Field(ge=0, le=1, exclude=True)] = 0.1
+    """The share of letters that may be missing among the log-probabilities; with more, the run stops."""
+    max_outside: Annotated[float, Field(ge=0, le=1, exclude=True)] = 0.5
+    """The mean share of probability that may go to no letter; with more, the run stops."""
+
+    @field_validator("url")
+    @classmethod
+    def _the_url_is_an_address_alone(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it begins with http:// or https:// and a host")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "it may hold no user, password or query; put the key into an environment variable and name "
+                "that with key_variable"
+            )
+        return url.rstrip("/")
+
+    @field_validator("key_variable")
+    @classmethod
+    def _a_variable_is_named_and_no_key(cls, name: str | None) -> str | None:
+        if name is not None and not (name.isidentifier() and name == name.upper()):
+            raise ValueError(  # which does not repeat what may be a key
+                "it is the name of an environment variable, such as OPENAI_API_KEY, and never the key itself"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _each_shape_has_what_it_needs(self) -> Self:
+        is_classifier = self.shape == "classify"
+        if is_classifier == (self.dialect is None):
+            raise ValueError("the shape classify, and no other, has a dialect: tei or vllm")
+        if self.model is None and self.dialect != "tei":
+            raise ValueError(f"model is missing; the shape {self.shape} sends it")
+        if self.shape == "chat-logprobs" and self.template is None:
+            raise ValueError("template is missing; name a text file below data/ with the prompt")
+        if self.dialect == "vllm" and self.classes is None:
+            raise ValueError("classes is missing; vLLM does not name its classes, so list them in its order")
+        for key, is_unused in (
+            ("template", is_classifier),
+            ("descriptions", is_classifier),
+            ("letter_bias", is_classifier),
+            ("classes", not is_classifier),
+            ("top_logprobs", self.shape != "chat-logprobs"),
+        ):
+            if is_unused and key in self.model_fields_set and getattr(self, key):
+                raise ValueError(f"{key} means nothing to the shape {self.shape}; leave it out")
+        taken = {"model", "messages", "input", "inputs", "state", "questions", "stream", "n"} & set(
+            self.extra
+        )
+        if taken:
+            raise ValueError(f"extra may not hold {sorted(taken)[0]}, which is made here")
+        return self
+
+
 class OneTeacher(Params):
-    """Where a teacher comes from: one of `base`, `soft_labels` and `producer`."""
+    """Where a teacher comes from: one of `base`, `soft_labels`, `producer` and `endpoint`."""
 
     base: str | None = None
     """Hub id or local folder of an encoder, or ``scratch`` for a small one built here."""
@@ -63,13 +163,16 @@ class OneTeacher(Params):
     """Soft labels that somebody else made, in a file or a column: there is no model then."""
     producer: str | None = None
     """Whose soft labels are taken out of the store, as it has them: a name, or the beginning of an id."""
+    endpoint: EndpointParams | None = None
+    """A server that is asked about each text, once."""
     name: Annotated[str, Field(pattern=r"^[^\W_][\w@.:/+-]{0,89}$")] | None = None
     """What people call the teacher, such as ``de@2026.11-large``, in the store and wherever it is shown; it
     decides nothing, but where `task.source.teacher_field` asks for it."""
     weight: PositiveFloat = 1.0
     """How much it counts in the average of several teachers."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub id; null takes the newest, whose commit is then pinned."""
+    """Branch, tag or commit of a Hub id; null takes the newest, whose commit is then pinned. Of an endpoint:
+    which version of the model answers, in your words, since HTTP does not tell."""
     finetune: bool = True
     """Whether to fine-tune `base` on the task; false takes it as a teacher that is ready."""
     labels: dict[str, str] | None = None
@@ -86,18 +189,32 @@ class OneTeacher(Params):
 
     @model_validator(mode="after")
     def _it_comes_from_one_place(self) -> Self:
-        given = [key for key in ("base", "soft_labels", "producer") if getattr(self, key) is not None]
+        places = ("base", "soft_labels", "producer", "endpoint")
+        given = [key for key in places if getattr(self, key) is not None]
         if len(given) != 1:
             what = f"{' and '.join(given)} are both given" if given else "none is given"
-            raise ValueError(f"a teacher is one of base, soft_labels and producer, and {what}")
+            raise ValueError(f"a teacher is one of base, soft_labels, producer and endpoint, and {what}")
+        return self
+
+    @model_validator(mode="after")
+    def _an_endpoint_has_a_revision(self) -> Self:
+        if self.endpoint and self.revision is None and self.endpoint.dialect != "tei":
+            raise ValueError(
+                "revision is missing; say which version of the model answers, such as a date or a commit: a "
+                "server does not prove it, and two may call theirs alike"
+            )
         return self
 
     @property
     def title(self) -> str:
         """What the teacher is called for people."""
         return self.name or " at ".join(
-            filter(None, (self.base or self.producer or self._file, self.revision))
+            filter(None, (self.base or self.producer or self._model or self._file, self.revision))
         )
+
+    @property
+    def _model(self) -> str | None:
+        return (self.endpoint.model or "a classifier behind HTTP") if self.endpoint else None
 
     @property
     def _file(self) -> str:

@@ -28,6 +28,8 @@ def pin_soft_labels(teacher: OneTeacher, folder: Path, *, key: str) -> str:
     if teacher.producer is not None:
         pinned = {"producer": teacher.producer}
         said = f"the soft labels of producer {teacher.producer[:12]} in the store"
+    elif teacher.endpoint is not None:
+        pinned, said = endpoint_pin(teacher, key=key), f"the endpoint of {teacher.title}"
     elif teacher.soft_labels is None or teacher.soft_labels.file is None:
         pinned, said = {"column": "task.source.soft_label_field"}, "the soft labels in its data"
     else:
@@ -52,3 +54,23 @@ def read_pin(place: Path) -> dict[str, str]:
 def file_pin(file: Path) -> dict[str, str]:
     """Give what stands for a file of soft labels: its place and its content."""
     return {"file": str(file), "sha256": file_digest(file)}
+
+
+def endpoint_pin(teacher: OneTeacher, *, key: str) -> dict[str, str]:
+    """Give what stands for an endpoint: the revision and the template; the plan has the rest.
+
+    Args:
+        teacher: One with an endpoint.
+        key: Its place in params.yaml.
+
+    Raises:
+        StageError: The template is not there.
+    """
+    assert teacher.endpoint is not None
+    pinned = {"shape": teacher.endpoint.shape, "revision": teacher.revision or ""}
+    if teacher.endpoint.template is None:
+        return pinned
+    file = Path(teacher.endpoint.template)
+    if not file.is_file():
+        raise StageError(f"{key}.endpoint.template is {file}, which is not there")
+    return pinned | file_pin(file)

@@ -203,7 +203,7 @@ def test_every_parameter_concerns_the_stages_that_it_decides_and_no_other(
 ) -> None:
     keys = set(leaves(complete)) - {"task.source.kind", "task.supervised"}
     # Those of what stands in the place of a base, and of a finished student.
-    keys -= {"teachers.de.producer", "teachers.de.soft_labels", "teachers.de.branch"}
+    keys -= {f"teachers.de.{key}" for key in ("producer", "soft_labels", "endpoint", "branch")}
     keys = {key for key in keys if not key.startswith("teachers.en")}
     assert keys == set(CHANGES)
     before = planned(run, complete)

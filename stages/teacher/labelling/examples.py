@@ -79,12 +79,15 @@ class Examples:
         rows = np.flatnonzero(kept)
         return cls(task, language, ids if len(rows) == len(ids) else ids.take(pa.array(rows)), rows)
 
+    def at(self, positions: NDArray[np.int64]) -> Self:
+        """Leave the examples at some positions, which rise."""
+        return replace(self, ids=self.ids.take(pa.array(positions)), rows=self.rows[positions])
+
     def of_fold(self, fold: Fold) -> Self:
         """Leave the examples of one fold, which its model has not been trained on."""
         if fold.of == 1:
             return self
-        kept = np.flatnonzero(fold.holds(self.ids))
-        return replace(self, ids=self.ids.take(pa.array(kept)), rows=self.rows[kept])
+        return self.at(np.flatnonzero(fold.holds(self.ids)))
 
     def of_teacher(self, place: int, names: Sequence[str | None]) -> Self:
         """Leave the examples that a teacher is to be asked about.
@@ -99,8 +102,7 @@ class Examples:
         asked = self.asked(names)
         if asked is None:
             return self
-        kept = np.flatnonzero(asked[place])
-        return replace(self, ids=self.ids.take(pa.array(kept)), rows=self.rows[kept])
+        return self.at(np.flatnonzero(asked[place]))
 
     def asked(self, names: Sequence[str | None]) -> NDArray[np.bool_] | None:
         """Tell which teachers are to be asked about each example: those that any row with its text asks for.

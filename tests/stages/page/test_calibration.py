@@ -1,27 +1,49 @@
-"""Calibration is fitted on one split and reported on another."""
+"""Calibration: with the temperatures that a student has in its configuration."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 from page_reader import percent, read_page
+from tiny import Run
 from written_out import calibration_error_of
 
 from pipeline.params import load_params
-from stages.results.measures import fit_temperature
 from stages.results.predictions import read_predictions
 
 
-def test_calibration_is_fitted_on_validation_and_reported_on_test(varied: Path) -> None:
+def test_errors_are_those_of_the_test_split_before_and_after_division_by_the_temperature(
+    varied: Path, run: Run
+) -> None:
+    path = Path("artifacts/student/config.json")
+    config = json.loads(path.read_text()) | {"own_temperature": 1.75, "mixture_temperature": 3.25}
+    path.write_text(json.dumps(config))
+    assert run("report").code == 0
     task = load_params(Path("params.yaml")).task
     student = read_predictions(task, "student")
-    held_out = [student[language, "validation"] for language in task.supervised]
-    temperature = fit_temperature(
-        np.concatenate([one.logits for one in held_out]), np.concatenate([one.labels for one in held_out])
-    )
-    rows = read_page().table("Expected calibration error on the test split, supervised")
-    for language in task.supervised:
-        one = student[language, "test"]
-        assert rows[language]["mblm: temperature"] == f"{temperature:.2f}"
-        for when, by in (("before", 1.0), ("after", temperature)):
-            expected = calibration_error_of(one.logits / by, one.labels)
-            assert rows[language][f"mblm: {when}"] == percent(expected)
+    for kind, temperature in (("supervised", 1.75), ("zero-shot", 3.25)):
+        rows = read_page().table(f"Expected calibration error on the test split, {kind}")
+        for language in task.groups[kind]:
+            one = student[language, "test"]
+            assert rows[language]["mblm: temperature"] == f"{temperature:.2f}"
+            for when, by in (("before", 1.0), ("after", temperature)):
+                expected = calibration_error_of(one.logits / by, one.labels)
+                assert rows[language][f"mblm: {when}"] == percent(expected)
+
+
+def test_the_surest_answers_come_first(varied: Path) -> None:
+    task = load_params(Path("params.yaml")).task
+    student = read_predictions(task, "student")
+    config = json.loads(Path("artifacts/student/config.json").read_text())
+    rows = read_page().table("Accuracy of the surest answers")
+    for kind, name in (("supervised", "own_temperature"), ("zero-shot", "mixture_temperature")):
+        of_kind = [student[language, "test"] for language in task.groups[kind]]
+        logits = np.concatenate([one.logits for one in of_kind]) / config[name]
+        sure = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        right = logits.argmax(axis=1) == np.concatenate([one.labels for one in of_kind])
+        for share in (1.0, 0.5):
+            count = round(share * len(right))
+            order = np.argsort(-sure.max(axis=1))[:count]
+            row = rows[percent(share)]
+            assert row[f"{kind}: accuracy"] == percent(right[order].mean())
+            assert row[f"{kind}: --abstain-below"] == f"{sure.max(axis=1)[order].min():.2f}"

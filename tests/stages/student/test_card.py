@@ -59,6 +59,7 @@ def card_of(*, params: dict[str, Any] | None = None, **task: Any) -> str:
             "pooling": None,
         },
         accuracy=dict.fromkeys(languages, 0.5),
+        counts={name: [30, 60, 10] for name in languages},
         teachers={name: [TeacherFacts(HOSTILE[i] * 2, ["ab"], "cd", {})] for i, name in enumerate(languages)},
         data="some/data at 0123",
     )
@@ -126,7 +127,8 @@ def test_the_card_says_where_the_student_comes_from(finished: Path) -> None:
         folder = Path("artifacts/soft_labels") / language
         producer = SoftLabelSet.read(folder, language=language).producers[0]
         digest = file_digest(folder / "manifest.json")
-        assert row == [language, f"{validation[language]:.3f}", "scratch", producer.id, digest]
+        own = f"{validation[language]:.3f}"
+        assert (row[:2], row[3:]) == ([language, own], ["0.333", "scratch", producer.id, digest])
     (params,) = [json.loads(token.content) for token in parsed(card) if token.info == "json"]
     assert params == relevant(load_params(Path("params.yaml")).student.distill)
     assert "variant `mblm`" in card
@@ -134,6 +136,12 @@ def test_the_card_says_where_the_student_comes_from(finished: Path) -> None:
     length = AutoTokenizer.from_pretrained("artifacts/student").model_max_length
     assert length == params["max_tokens"]
     assert f"Length: the first {length} tokens of a text" in card
+
+
+def test_the_table_shows_how_sure_an_accuracy_is_and_what_chance_is() -> None:
+    card = card_of()
+    assert re.search(r"\| 0\.500 +\| 0\.404 to 0\.596 +\| 0\.600 ", card)
+    assert "Divide them by 1 for a text in one of these languages" in card
 
 
 def test_the_hub_reads_the_header(finished: Path) -> None:

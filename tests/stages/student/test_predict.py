@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -53,19 +54,21 @@ def texts(finished: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(finished_once: Path) -> Any:
-    """What the model itself says of one text through one branch: probabilities by class."""
+    """What the model itself says of one text through one branch: calibrated probabilities by class."""
     folder = finished_once / "artifacts/student"
     model = MBLMForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def say(*texts: str, branch: int) -> dict[str, float]:
+    def say(*texts: str, branch: int, calibrated: bool = True) -> dict[str, float]:
         with torch.inference_mode():
             batch = tokenizer(
                 *([text] for text in texts), return_tensors="pt", truncation=True, max_length=48
             )
             logits = model(**batch, language_ids=torch.tensor([branch])).logits
-        names = model.config.id2label
-        return {names[i]: float(p) for i, p in enumerate(logits.softmax(-1)[0])}
+        config, names = model.config, model.config.id2label
+        temperature = config.mixture_temperature if branch < 0 else config.own_temperature
+        probabilities = (logits / (temperature if calibrated else 1)).softmax(-1)
+        return {names[i]: float(p) for i, p in enumerate(probabilities[0])}
 
     return say
 
@@ -84,6 +87,31 @@ def test_a_text_gets_the_label_and_the_probabilities_that_the_model_gives_it(
             assert row["probabilities"] == pytest.approx(probabilities, abs=1e-5)
             assert row["label"] == max(probabilities, key=lambda name: row["probabilities"][name])
             assert row["branch"] == ["de", "en", "mixture"][branch]
+
+
+def test_raw_logits_and_answers_of_which_the_student_is_not_sure_on_request(
+    texts: Path, run: Run, expected: Any
+) -> None:
+    rows = lines(run(*PREDICT, "texts.txt", "--language", "de", "--uncalibrated").out)
+    for row in rows:
+        wanted = expected(row["text"], branch=0, calibrated=False)
+        assert row["probabilities"] == pytest.approx(wanted, abs=1e-5)
+    least = float(np.mean(sorted(max(row["probabilities"].values()) for row in rows)[1:3]))
+    done = run(*PREDICT, "texts.txt", "--language", "de", "--uncalibrated", "--abstain-below", str(least))
+    assert "5 examples; 2 (40%) without a label, since no class is probable enough; by branch" in done.err
+    for row, whole in zip(lines(done.out), rows, strict=True):
+        is_sure = max(row["probabilities"].values()) >= least
+        assert row == whole | {"label": whole["label"] if is_sure else None}
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("gz", "gzip"), ("zst", "zstd")])
+def test_output_may_be_compressed(suffix: str, codec: str, texts: Path, run: Run) -> None:
+    plain = run(*PREDICT, "texts.txt").out
+    done = run(*PREDICT, "texts.txt", "--output", f"out.jsonl.{suffix}")
+    assert done.code == 0, done.err
+    with pa.CompressedInputStream(pa.OSFile(f"out.jsonl.{suffix}"), codec) as stream:
+        assert stream.read().decode() == plain
+    assert "cannot write out.parquet" in refused(run, "texts.txt", "--output", f"out.parquet.{suffix}")
 
 
 def test_the_language_may_differ_from_example_to_example(finished: Path, run: Run, expected: Any) -> None:
@@ -409,7 +437,7 @@ def test_options_that_contradict_the_input_are_refused(texts: Path, run: Run) ->
     assert "--format xml is none of plain, jsonl, csv, tsv, parquet" in refused(
         run, "texts.txt", "--format", "xml"
     )
-    assert "cannot write out.csv: it is not one of .jsonl, .parquet" in refused(
+    assert "cannot write out.csv: it is not one of .jsonl, .jsonl.gz, .jsonl.zst, .parquet" in refused(
         run, "texts.txt", "--output", "out.csv"
     )
     assert "cannot read gone.txt: No such file" in refused(run, "gone.txt")

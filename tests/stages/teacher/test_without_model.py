@@ -165,7 +165,7 @@ def test_a_file_with_classes_in_another_order_is_refused(finished: Path, run: Ru
 @pytest.mark.parametrize(
     ("teacher", "said"),
     [
-        ({}, "a teacher is one of base, soft_labels and producer, and none is given"),
+        ({}, "a teacher is one of base, soft_labels, producer and endpoint, and none is given"),
         ({"base": "scratch", "producer": "x"}, "and base and producer are both given"),
         ({"soft_labels": "soft.jsonl"}, "teachers.de.soft_labels.file"),
         ({"soft_labels": {"field": "x", "values": "votes"}}, "field describes a file; name it with file"),

@@ -1,0 +1,41 @@
+"""What a student says of texts by mixtures of its branches, of which a single branch is one."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from stages.models.batches import Tokens, to_device
+from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.models.students import class_names
+
+
+@torch.inference_mode()
+def mixture_logits(
+    model: MBLMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Tokens,
+    weights: Tensor,
+    *,
+    batch_tokens: int,
+) -> NDArray[np.float32]:
+    """Classify N texts by M mixtures, each text going once through every branch.
+
+    Args:
+        model: The student, with K branches.
+        tokenizer: Its tokenizer.
+        tokens: The texts.
+        weights: Of the branches in each mixture, rows on the simplex, ``(M, K)``.
+        batch_tokens: A batch has at most so many.
+
+    Returns:
+        Raw logits in the texts' order, ``(M, N, C)``.
+    """
+    weights = weights.to(model.device)
+    logits = np.empty((len(weights), len(tokens), len(class_names(model.config))), np.float32)
+    for texts in tokens.batches(batch_tokens):
+        states = model(**to_device(tokens.batch(texts, tokenizer), model.device)).branch_states
+        found = torch.stack([model.classify(states, w.expand(len(states), -1)) for w in weights])
+        logits[:, tokens.positions[texts]] = found.float().cpu().numpy()
+    return logits

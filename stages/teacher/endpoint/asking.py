@@ -1,0 +1,388 @@
+"""Ask a teacher behind HTTP what the store lacks: many requests at once, each answer kept as it comes."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.special import logsumexp, softmax
+
+from cache import ID_TYPE, EndpointNotes, Lookup, SoftLabels, Store, canonical_json
+from cache.soft_labels import id_bytes
+from stages.artifacts import ARTIFACTS
+from stages.errors import StageError
+from stages.progress import Bar, say
+from stages.teacher.endpoint.identity import CONTENT_FREE, Endpoint, reported_by
+from stages.teacher.endpoint.journal import Journal, Line, left_behind
+from stages.teacher.endpoint.letter_bias import letter_bias
+from stages.teacher.endpoint.transport import Transport, foreign_host
+from stages.teacher.endpoint.wording import Answer, AnswerError
+from stages.teacher.labelling.examples import Examples
+from stages.teacher.labelling.loop import told
+
+JOURNALS = ARTIFACTS / "asked"
+AGAIN = 8
+"""Stored texts that are asked about again before anything else is asked."""
+
+_BLOCK = 512
+"""Texts that are read from disk at once, before which the store is looked at."""
+_SHARD, _SHARD_SECONDS = 1024, 30.0
+"""Answers that become a shard, at most; and after how long there is one of fewer, for others to see."""
+_IN_A_ROW = 50
+"""Texts without an answer, one after the other, after which the run ends."""
+_ENOUGH = 50
+"""Answers whose shares of missing letters and of probability outside the classes mean something."""
+
+
+@dataclass
+class Tally:
+    """What a run has asked and what came of it.
+
+    Attributes:
+        answered: Texts with an answer.
+        failed: Texts without one.
+        tokens: That the server counted.
+        seconds: That it took.
+        first: Why the first text without an answer has none, and its beginning.
+        in_a_row: Texts without an answer since the last one with one.
+    """
+
+    answered: int = 0
+    failed: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    first: str = ""
+    in_a_row: int = 0
+    _since: float = field(default_factory=time.monotonic)
+
+    def count(self, answer: Answer) -> None:
+        """Count an answer."""
+        self.answered += 1
+        self.tokens += answer.tokens
+        self.in_a_row = 0
+        self.seconds = time.monotonic() - self._since
+
+    def fail(self, text: str, error: AnswerError) -> None:
+        """Count a text without an answer."""
+        self.failed += 1
+        self.in_a_row += 1
+        self.first = self.first or f"{text[:40]!r}: {error}"
+
+    def line(self) -> str:
+        """Say how it goes, in a part of a line."""
+        share = self.failed / max(self.answered + self.failed, 1)
+        rate = self.answered / max(self.seconds, 1e-9)
+        return f"{rate:,.1f} answers/s, {share:.1%} failed, {self.tokens:,} tokens"
+
+
+def fill_by_asking(
+    endpoint: Endpoint, store: Store, examples: Examples, *, format_: str, accept_change: bool
+) -> tuple[Lookup, Tally]:
+    """Let a store have the soft labels of all examples: the teacher is asked for those that it lacks.
+
+    Args:
+        endpoint: The teacher.
+        store: Of its producer.
+        examples: N of them.
+        format_: Of the shards.
+        accept_change: Whether it is right that the server is another one than before, or answers otherwise.
+
+    Raises:
+        StageError: The server changed, a text got no answer, too many letters are missing, or too much
+            probability is outside the classes. The answers that came are in the store.
+        CacheError: The store cannot be used.
+    """
+    lookup = store.look_up(examples.ids, overflow=ARTIFACTS)
+    _Kept(endpoint, store, lookup, format_).take_left_behind()
+    tally = Tally()
+    with told(store, lookup, examples):
+        notes = EndpointNotes.read(store.folder)
+        wants_bias = endpoint.wording.how.letter_bias is not None and notes.letter_bias is None
+        _require_sense(endpoint, notes, at_least=_ENOUGH)
+        if wants_bias or not lookup.found.all():
+            _say_where_texts_go(endpoint, examples.language)
+            asyncio.run(_ask(endpoint, store, lookup, examples, tally, format_, accept_change))
+        _require_sense(endpoint, EndpointNotes.read(store.folder), at_least=1)
+        if tally.failed:
+            n = tally.failed + tally.answered
+            raise StageError(
+                f"{tally.failed:,} of {n:,} texts of '{examples.language}' got no answer, first "
+                f"{tally.first}; the others are stored, and the same command asks for the rest"
+            )
+    return lookup, tally
+
+
+def _say_where_texts_go(endpoint: Endpoint, language: str) -> None:
+    host = foreign_host(endpoint.wording.how)
+    if host is not None:
+        say(f"{language}: texts leave this machine: they are sent to {host}, whose terms apply")
+
+
+async def _ask(
+    endpoint: Endpoint,
+    store: Store,
+    lookup: Lookup,
+    examples: Examples,
+    tally: Tally,
+    format_: str,
+    accept_change: bool,
+) -> None:
+    """Ask about all that is missing, behind what was asked before and what estimates the bias."""
+    how = endpoint.wording.how
+    store.create()
+    async with Transport(how) as transport:
+        kept = _Kept(endpoint, store, lookup, format_, accept_change=accept_change)
+        said = await reported_by(transport, endpoint.wording)
+        endpoint.require_same(said)
+        kept.require_known(said)
+        await _ask_again(endpoint, transport, kept, lookup, examples)
+        if how.letter_bias is not None and kept.notes.letter_bias is None:
+            await _estimate_bias(endpoint, transport, kept)
+        n_missing = int(np.count_nonzero(~lookup.found))
+        if not n_missing:
+            return
+        questions = _questions(store, lookup, examples)
+        with kept, Bar(desc=f"ask '{examples.language}'", unit="text", total=n_missing) as bar:
+
+            async def work() -> None:
+                for position, texts in questions:
+                    try:
+                        answer = await endpoint.ask(transport, texts)
+                    except AnswerError as error:
+                        tally.fail(" | ".join(texts), error)
+                        if tally.in_a_row >= _IN_A_ROW and tally.in_a_row >= how.concurrency:
+                            raise StageError(
+                                f"{tally.in_a_row} texts in a row got no answer, first {tally.first}"
+                            ) from error
+                    else:
+                        kept.keep(position, answer)
+                        tally.count(answer)
+                    bar.set_postfix_str(tally.line(), refresh=False)
+                    bar.update()
+
+            await _together([work() for _ in range(min(how.concurrency, n_missing))])
+    say(f"{examples.language}: {tally.answered:,} answers in {tally.seconds:,.1f} s: {tally.line()}")
+
+
+async def _together(work: list[Any]) -> None:
+    """Run coroutines until all are done, or one fails; then the others are stopped, and it is raised."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _questions(store: Store, lookup: Lookup, examples: Examples) -> Iterator[tuple[int, list[str]]]:
+    """Give what is missing, with the texts, block by block in random order, each when somebody is free.
+
+    Before each block the store is looked at: users who ask at once go different ways, and one leaves out what
+    another has finished.
+    """
+    misses = np.flatnonzero(~lookup.found)
+    blocks = np.array_split(misses, -(-len(misses) // _BLOCK))
+    while blocks:
+        block = blocks.pop(secrets.randbelow(len(blocks)))
+        store.update(lookup)
+        block = block[~lookup.found[block]]
+        if len(block):
+            fields = examples.texts(block)
+            yield from zip(block.tolist(), map(list, zip(*fields, strict=True)), strict=True)
+
+
+async def _answers(endpoint: Endpoint, transport: Transport, texts: Sequence[Sequence[str]]) -> list[Answer]:
+    """Ask about a few texts."""
+    free = asyncio.Semaphore(endpoint.wording.how.concurrency)
+
+    async def one(text: Sequence[str]) -> Answer:
+        async with free:
+            return await endpoint.ask(transport, text)
+
+    return list(await asyncio.gather(*map(one, texts)))
+
+
+async def _ask_again(
+    endpoint: Endpoint, transport: Transport, kept: "_Kept", lookup: Lookup, examples: Examples
+) -> None:
+    """Compare what a teacher says now of some texts with what the store has.
+
+    Raises:
+        StageError: It differs, or the server is another one, and nobody agreed to that.
+    """
+    ids = id_bytes(lookup.ids)
+    found = np.flatnonzero(lookup.found)
+    order = np.lexsort(ids[found].T[::-1])[:AGAIN]
+    some = np.sort(found[order])
+    if not len(some):
+        return
+    fields = examples.texts(some)
+    texts = [list(one) for one in zip(*fields, strict=True)]
+    try:
+        answers = await _answers(endpoint, transport, texts)
+    except AnswerError as error:
+        raise StageError(
+            f"asked again, the teacher for '{examples.language}' gave no answer: {error}"
+        ) from error
+    for answer in answers:
+        kept.require_known(answer.reported)
+    now = softmax(np.array([answer.logits for answer in answers]), axis=1)
+    mask = np.zeros(len(ids), bool)
+    mask[some] = True
+    before = softmax(lookup.some(mask).logits.astype(np.float64), axis=1)
+    most = float(np.abs(now - before).max())
+    how = endpoint.wording.how
+    if most > how.tolerance and not kept.accept_change:
+        worst = texts[int(np.abs(now - before).max(axis=1).argmax())][0][:40]
+        raise StageError(
+            f"the teacher for '{examples.language}' answers otherwise than before: asked again about "
+            f"{len(some)} texts, a probability differs by up to {most:.2g} ({worst!r}), more than "
+            f"endpoint.tolerance, {how.tolerance:g}; give it another revision, or go on with: --accept-change"
+        )
+
+
+async def _estimate_bias(endpoint: Endpoint, transport: Transport, kept: "_Kept") -> None:
+    """Ask about texts without content, and let the store know what to take off the answers."""
+    n_fields = len(endpoint.wording.text_fields)
+    try:
+        answers = await _answers(endpoint, transport, [[text] * n_fields for text in CONTENT_FREE])
+    except AnswerError as error:
+        raise StageError(f"no answer about a text without content, for letter_bias: {error}") from error
+    bias = letter_bias([answer.logits for answer in answers])
+    kept.notes = replace(kept.notes, letter_bias=bias)
+    kept.notes.write(kept.store.folder)
+
+
+class _Kept:
+    """What becomes of the answers: a line in the journal at once, a shard of the store before long."""
+
+    def __init__(
+        self, endpoint: Endpoint, store: Store, lookup: Lookup, format_: str, *, accept_change: bool = False
+    ) -> None:
+        self.store, self.accept_change = store, accept_change
+        self.notes = EndpointNotes.read(store.folder)
+        self._endpoint, self._lookup, self._format = endpoint, lookup, format_
+        self._journal: Journal | None = None
+        self._lines: list[Line] = []
+        self._n_kept = 0
+        self._since = time.monotonic()
+
+    def take_left_behind(self) -> None:
+        """Let the store have the answers of runs that were killed."""
+        for lines in left_behind(JOURNALS, self.store.producer.id):
+            ids = pa.array([bytes.fromhex(line.id) for line in lines], ID_TYPE)
+            there = self.store.look_up(ids).found  # it may have been killed after the shard was written
+            self._lines = [line for line, is_there in zip(lines, there, strict=True) if not is_there]
+            self.write()
+
+    def require_known(self, said: dict[str, str]) -> None:
+        """Refuse a server that is another one than before, unless somebody agreed.
+
+        Raises:
+            StageError: It is.
+        """
+        if not said or said in self.notes.answered_as:
+            return
+        same_kind = [one for one in self.notes.answered_as if set(one) == set(said)]
+        if same_kind and not self.accept_change:
+            last = same_kind[-1]
+            differs = [key for key in sorted(said) if said[key] != last[key]]
+            before, now = (", ".join(f"{key} {one[key]}" for key in differs) for one in (last, said))
+            raise StageError(
+                f"the server is another one than before: it was {before}, and is {now}; give the teacher "
+                "another revision, or go on with: --accept-change"
+            )
+        self.notes = replace(self.notes, answered_as=(*self.notes.answered_as, said))
+        self.notes.write(self.store.folder)
+
+    def keep(self, position: int, answer: Answer) -> None:
+        """Keep an answer about the example at a position of the look-up.
+
+        Raises:
+            StageError: The server is another one by now, or its answers make little sense.
+        """
+        self.require_known(answer.reported)
+        assert self._journal is not None
+        line = Line(self._lookup.ids[position].as_py().hex(), answer.logits, answer.missing)
+        self._journal.add(line)
+        self._lines.append(line)
+        self._n_kept += 1
+        is_first_look = self._n_kept == _ENOUGH  # before many answers are paid for that say too little
+        is_due = len(self._lines) >= _SHARD or time.monotonic() - self._since > _SHARD_SECONDS
+        if is_first_look or is_due:
+            self.write()
+            _require_sense(self._endpoint, self.notes, at_least=_ENOUGH)
+
+    def write(self) -> None:
+        """Let the store have what was kept."""
+        self._since = time.monotonic()
+        lines = self._lines
+        if not lines:
+            return
+        ids = pa.array([bytes.fromhex(line.id) for line in lines], ID_TYPE)
+        logits = np.array([line.logits for line in lines], np.float32)
+        made_with = canonical_json({"openai": version("openai")}).decode()
+        soft_labels = replace(SoftLabels.pack(ids, logits), made_with=(made_with,))
+        self._lookup.seen.add(self.store.append(soft_labels, format_=self._format))
+        self._lookup.fill(soft_labels)
+        self._note(lines, logits)
+        self._lines = []  # not before the store has them
+        if self._journal is not None:
+            self._journal.clear()
+
+    def _note(self, lines: list[Line], logits: NDArray[np.float32]) -> None:
+        """Count in the store how well the teacher answered."""
+        notes = EndpointNotes.read(self.store.folder)  # others may have counted meanwhile
+        self.notes = replace(notes, answers=notes.answers + len(lines))
+        if self._endpoint.wording.how.shape == "chat-logprobs":
+            outside = np.maximum(1 - np.exp(logsumexp(logits.astype(np.float64), axis=1)), 0).sum()
+            self.notes = replace(
+                self.notes,
+                letters=notes.letters + logits.size,
+                missing=notes.missing + sum(line.missing for line in lines),
+                outside=notes.outside + float(outside),
+            )
+        self.notes.write(self.store.folder)
+
+    def __enter__(self) -> None:
+        self._journal = Journal(JOURNALS, self.store.producer.id)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._journal is not None
+        with self._journal:
+            self.write()  # whatever ends the run
+
+
+def _require_sense(endpoint: Endpoint, notes: EndpointNotes, *, at_least: int) -> None:
+    """Stop where a teacher's answers say too little about the classes.
+
+    Args:
+        endpoint: The teacher.
+        notes: How well it has answered.
+        at_least: Answers that tell.
+
+    Raises:
+        StageError: Too many letters are missing, or too much probability is outside the classes.
+    """
+    how = endpoint.wording.how
+    if notes.answers < at_least or not notes.letters:
+        return
+    if notes.missing / notes.letters > how.max_missing:
+        raise StageError(
+            f"{notes.missing / notes.letters:.1%} of the letters are missing in {notes.answers:,} answers, "
+            f"more than endpoint.max_missing, {how.max_missing:g}; ask for more top_logprobs, or for the "
+            "letters themselves with vLLM's extra: {logprob_token_ids: …}"
+        )
+    if notes.outside / notes.answers > how.max_outside:
+        raise StageError(
+            f"the {notes.answers:,} answers give {notes.outside / notes.answers:.1%} of their probability to "
+            f"no letter, more than endpoint.max_outside, {how.max_outside:g}; let the template ask for one "
+            "letter and nothing else, and turn thinking off"
+        )

@@ -1,0 +1,62 @@
+"""Answers on this machine's disk as they come, until the store has them: a killed run pays for none again.
+
+A line is written for each answer, without waiting for the disk: it outlives the process, but no power cut.
+What a killed run left behind goes to the store when the next one begins.
+"""
+
+import fcntl
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, NamedTuple, Self
+
+
+class Line(NamedTuple):
+    """An answer: the example's id in hexadecimal, the C logits, and how many letters were missing."""
+
+    id: str
+    logits: list[float]
+    missing: int
+
+
+class Journal:
+    """The journal of one process for one producer. It is locked while the process lives."""
+
+    def __init__(self, folder: Path, producer_id: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{producer_id}-{secrets.token_hex(8)}.jsonl"
+        self._file: IO[bytes] = self._path.open("wb", buffering=0)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def add(self, line: Line) -> None:
+        """Write an answer."""
+        self._file.write(json.dumps(line).encode() + b"\n")
+
+    def clear(self) -> None:
+        """Forget what was written: the store has it."""
+        self._file.truncate(0)
+        self._file.seek(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._path.stat().st_size == 0:
+            self._path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def left_behind(folder: Path, producer_id: str) -> Iterator[list[Line]]:
+    """Give the answers in each journal whose process is gone; a journal is deleted once they were taken."""
+    for path in sorted(folder.glob(f"{producer_id}-*.jsonl")):
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield [Line(*json.loads(line)) for line in file if line.endswith(b"\n")]
+            path.unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""Requests to a server: the `openai` client's connections, time-outs, retries and back-off, for any path.
+
+It retries 408, 409, 429, 5xx, lost connections and time-outs, after what ``Retry-After`` says. The API key is
+read from the environment here, sent, and kept from every message.
+"""
+
+import json
+import os
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from stages.errors import StageError
+from stages.teacher.endpoint.wording import AnswerError
+from stages.teacher.params import EndpointParams
+
+_FOR_NOBODY = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405)
+"""What a server answers to every request where it answers it to one: address, key or model are wrong."""
+
+
+class Transport:
+    """A server that can be asked while an event loop runs."""
+
+    def __init__(self, how: EndpointParams) -> None:
+        """Make a client; nothing is sent yet.
+
+        Raises:
+            StageError: The client is not installed, or the key's variable is not set.
+        """
+        try:
+            import openai  # slow import, and an optional dependency
+        except ImportError:
+            raise StageError(
+                "teachers behind an endpoint need the openai client; install it with: "
+                "pip install -c constraints.txt -e '.[endpoint]'"
+            ) from None
+        self._openai: Any = openai
+        self._url, self._key = how.url, ""
+        # What the client would add from the environment is for one host alone.
+        unsent = [
+            "OpenAI-Organization",
+            "OpenAI-Project",
+            *(["Authorization"] if not how.key_variable else []),
+        ]
+        self._options: Any = {"headers": dict.fromkeys(unsent, openai.Omit())}
+        if how.key_variable is not None:
+            self._key = os.environ.get(how.key_variable, "").strip()
+            if not self._key:
+                raise StageError(
+                    f"the environment variable {how.key_variable}, which is to hold the API key, is not set"
+                )
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key or "none",  # else it takes one from the environment
+            base_url=how.url,
+            max_retries=how.retries,
+            timeout=how.timeout,
+            # Texts go to the host that is named, and to none that it points to.
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+        )
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Ask, again and again if need be; gives the JSON of the answer, or its text where it is none.
+
+        Raises:
+            AnswerError: No answer came, or it is a refusal of this request, or broken JSON.
+            StageError: The server would refuse any request.
+        """
+        return await self._sent(
+            path, self._client.post(path, cast_to=object, body=body, options=self._options)
+        )
+
+    async def get(self, path: str) -> Any:
+        """Ask for what a server says of itself.
+
+        Raises:
+            AnswerError: As `post`, and where there is no such path.
+        """
+        try:
+            return await self._sent(path, self._client.get(path, cast_to=object, options=self._options))
+        except StageError as error:
+            raise AnswerError(str(error)) from error
+
+    async def _sent(self, path: str, request: Any) -> Any:
+        try:
+            return await request
+        except self._openai.APIStatusError as error:
+            said = f"{self._url}{path} answers {error.status_code}: {self._quoted(error.response.text)}"
+            if error.status_code in _FOR_NOBODY:
+                raise StageError(
+                    f"{said}; check teachers.<language>.endpoint: url, model, key_variable"
+                ) from None
+            raise AnswerError(said) from None
+        except self._openai.APITimeoutError:
+            raise AnswerError(f"{self._url}{path} did not answer in time") from None
+        except self._openai.APIConnectionError as error:
+            cause = self._quoted(str(error.__cause__ or error))
+            raise AnswerError(f"cannot reach {self._url}: {cause}; is the server running?") from None
+        except json.JSONDecodeError as error:
+            raise AnswerError(f"the server sent broken JSON: {error}") from None
+
+    def _quoted(self, text: str) -> str:
+        """Give the beginning of what a server says, without the key, which some repeat."""
+        plain = " ".join(text.split())
+        return (plain.replace(self._key, "***") if self._key else plain)[:200]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+
+def foreign_host(how: EndpointParams) -> str | None:
+    """Give the host that texts are sent to; None: it is this machine."""
+    host = urlsplit(how.url).hostname or ""
+    is_here = host in ("localhost", "::1") or host.startswith("127.")
+    return None if is_here else host

@@ -1,0 +1,624 @@
+"""Teachers behind HTTP: real requests over loopback, to a server with tiny models behind it."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from behind_http import AGAIN, FINETUNE, LABEL, PROBE, PROMPT, N, said, set_chat, set_endpoint, texts
+from endpoint_server import (
+    ChatModel,
+    Server,
+    chat_answer,
+    cut,
+    page,
+    says,
+    serving,
+    stall,
+    status,
+    write_chat_model,
+)
+from scipy.special import logsumexp
+from tiny import CLASSES, Run, tiny_params, write_params
+
+from cache import EndpointNotes, SoftLabelSet, Store, example_ids
+from cache.folder import Folder
+from cache.store import producer_ids, store_root
+from stages.artifacts import SOFT_LABELS
+from stages.teacher.endpoint import chat_logprobs
+from stages.teacher.endpoint.journal import Journal, Line, left_behind
+from stages.teacher.endpoint.letter_bias import letter_bias
+from stages.teacher.endpoint.transport import foreign_host
+from stages.teacher.params import EndpointParams
+
+PINNED = "5a3d15747b4028aff2eeac37bad224d4d2cc0dd45237a8a9dd977da1f1135105"
+"""The id of the producer of these tests: another one would have every stored answer asked for again."""
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
+    folder = tmp_path_factory.mktemp("model")
+    write_chat_model(folder)
+    return ChatModel(folder)
+
+
+@pytest.fixture
+def server(chat_model: ChatModel) -> Iterator[Server]:
+    with serving(v1_chat_completions=chat_answer(chat_model)) as server:
+        yield server
+
+
+@pytest.fixture
+def german(workspace: Path, run: Run, server: Server) -> Server:
+    """A server that is the German teacher, pinned; nothing was asked yet."""
+    set_chat(server.url)
+    assert run("prepare").code == run(*FINETUNE).code == 0
+    return server
+
+
+# What is asked and kept
+
+
+def test_a_chat_teacher_says_the_log_probabilities_of_letters(
+    german: Server, run: Run, chat_model: ChatModel
+) -> None:
+    done = run(*LABEL)
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"de: {N} soft labels, {N} of them new")
+    assert "outside the classes" in done.out
+    assert len(german.asked) == PROBE + N
+    body = german.asked[-1]
+    assert {key: value for key, value in body.items() if key != "messages"} == {
+        "model": "tiny",
+        "temperature": 0,
+        "max_tokens": 1,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
+    assert "A. animal\nB. colour\nC. number" in body["messages"][0]["content"]
+    letters = chat_model.tokenizer.convert_tokens_to_ids(list("ABC"))
+    expected = [
+        chat_model.logprobs(
+            [
+                {
+                    "role": "user",
+                    "content": f"What is this? {text}\nA. animal\nB. colour\nC. number\nOne letter.",
+                }
+            ]
+        )[letters]
+        for text in texts()
+    ]
+    np.testing.assert_allclose(said(), torch.stack(expected).numpy(), atol=1e-5)
+    assert logsumexp(said(), axis=1).max() < 0  # what other tokens got stays outside
+    assert "texts leave this machine" not in done.err
+
+
+def test_a_store_that_has_everything_needs_no_server(german: Server, run: Run) -> None:
+    assert run(*LABEL).code == 0
+    before, n_asked = said(), len(german.asked)
+    set_chat("http://127.0.0.1:9", concurrency=3, retries=0)  # another address is no other teacher
+    done = run(*LABEL)
+    assert (done.code, done.out.startswith(f"de: {N} soft labels, 0 of them new")) == (0, True)
+    assert len(german.asked) == n_asked
+    np.testing.assert_array_equal(said(), before)
+    assert run("plan").code == 0
+    assert "none with other parameters" in run("plan").out
+
+
+def test_new_texts_are_asked_about_and_eight_old_ones(german: Server, run: Run) -> None:
+    assert run(*LABEL, "--limit", "20").code == 0
+    before = len(german.asked)
+    assert run(*LABEL).code == 0
+    assert len(german.asked) - before == AGAIN + N - 20
+
+
+def test_no_more_requests_are_open_than_allowed(german: Server, run: Run) -> None:
+    set_chat(german.url, concurrency=3)
+    assert run(*LABEL, "--limit", "20").code == run(*LABEL).code == 0
+    assert german.most_at_once <= 3
+
+
+def test_a_first_try_tells_what_all_texts_will_take(german: Server, run: Run) -> None:
+    done = run(*LABEL, "--limit", "10")
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"de: 10 of {N} missing answers are stored now: ")
+    assert f"all of them take about {N * 21:,} tokens" in done.out
+    assert not (SOFT_LABELS / "de").exists()
+    assert run(*LABEL).code == 0
+    assert "there is nothing to ask" in run(*LABEL, "--limit", "5").out
+    set_endpoint({}, revision=None)
+    params = tiny_params()
+    write_params(params)
+    assert "--limit is for teachers behind an endpoint" in run(*LABEL, "--limit", "5").err
+    assert "--limit is a first try with one language" in run(*LABEL, "--limit", "5", "--part", "1/2").err
+
+
+def test_a_classifier_behind_tei_says_its_logits_by_name(finished: Path, run: Run) -> None:
+    from asking import one_by_one
+
+    all_texts = texts()
+    expected = dict(zip(all_texts, one_by_one(all_texts).tolist(), strict=True))
+
+    def predict(body: Any) -> Any:
+        assert body["raw_scores"] is True
+        logits = expected.get(body["inputs"], [0.0, 0.0, 0.0])
+        return sorted(
+            ({"label": name.upper(), "score": value} for name, value in zip(CLASSES, logits, strict=True)),
+            key=lambda one: -one["score"],
+        )
+
+    info = {"model_id": "tiny", "model_sha": "abc", "version": "1.9"}
+    with serving(predict=predict, info=lambda _: info) as server:
+        set_endpoint({"url": server.url, "shape": "classify", "dialect": "tei"}, revision=None)
+        assert run(*FINETUNE).code == 0
+        done = run(*LABEL)
+        assert done.code == 0, done.err
+        np.testing.assert_allclose(said(), [expected[text] for text in all_texts], rtol=1e-6)
+        producer = SoftLabelSet.read(SOFT_LABELS / "de", language="de").producers[0]
+        assert producer.endpoint is not None
+        assert producer.endpoint["answered"] == {"model_id": "tiny", "model_sha": "abc"}
+
+
+def test_a_classifier_behind_vllm_is_read_in_its_order(workspace: Path, run: Run) -> None:
+    def classify(body: Any) -> Any:
+        assert body["use_activation"] is False
+        logits = [float(len(body["input"])), 1.5, -2.0]
+        label = ["number", "animal", "colour"][int(np.argmax(logits))]
+        return {"model": "m", "data": [{"index": 0, "label": label, "probs": logits, "num_classes": 3}]}
+
+    with serving(classify=classify) as server:
+        endpoint = {"url": server.url, "shape": "classify", "dialect": "vllm", "model": "m"}
+        set_endpoint(endpoint | {"classes": ["number", "animal", "colour"]})
+        assert run("prepare").code == run(*FINETUNE).code == 0
+        done = run(*LABEL)
+        assert done.code == 0, done.err
+        np.testing.assert_allclose(said(), [[len(text), 1.5, -2.0] for text in texts()])
+        set_endpoint(endpoint | {"classes": ["animal", "number", "colour"]}, revision="2")
+        assert run(*FINETUNE).code == 0
+        assert "the server says 'number' where endpoint.classes has 'animal'" in run(*LABEL).err
+
+
+# What goes wrong
+
+
+def test_what_may_pass_is_asked_again(german: Server, run: Run) -> None:
+    german.faults.extend([status(429, **{"retry-after-ms": "1"}), None])
+    german.faults.extend(
+        [status(500, **{"retry-after-ms": "1"}), cut, status(408, **{"retry-after": "0.001"})]
+    )
+    set_chat(german.url, concurrency=1, retries=6)
+    done = run(*LABEL)
+    assert done.code == 0, done.err
+    assert len(german.asked) == PROBE + N + 4
+    assert "0.0% failed" in done.err
+
+
+NO_LOGPROBS = {"model": "tiny-chat", "choices": [{"message": {"content": "A"}, "finish_reason": "stop"}]}
+REFUSAL = {"model": "tiny-chat", "choices": [{"message": {"refusal": "I cannot help with that"}}]}
+
+
+def top(*entries: tuple[str, float]) -> Any:
+    told = [{"token": token, "logprob": value} for token, value in entries]
+    content = [{"token": entries[0][0], "top_logprobs": told}]
+    return {"model": "tiny-chat", "choices": [{"message": {}, "logprobs": {"content": content}}]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (status(400, "too long"), "answers 400: too long"),
+        (page, "answered with text, not JSON: '<html><body>Please log in</body></html>'"),
+        (says(NO_LOGPROBS), "without log-probabilities"),
+        (says(REFUSAL), "refused: 'I cannot help with that'"),
+        (says(top(("A", 3.2), ("B", 0.1))), "a log-probability is 3.2, above 0"),
+        (says(top(("A", -0.1), ("B", -0.2))), "add up to 1.724"),
+        (says(top(("Z", -0.1), ("Y", -3.0))), "none of the letters A to C came back, but 'Z' first"),
+        (says({"model": "tiny-chat", "choices": []}), "no choices"),
+    ],
+)
+def test_a_text_without_an_answer_costs_no_other(german: Server, run: Run, fault: Any, reason: str) -> None:
+    set_chat(german.url, concurrency=2)
+    assert run(*LABEL, "--limit", "1").code == 0
+    german.faults.extend([None] * (AGAIN + 3 - 7))  # of one stored text, one is asked again
+    german.faults.append(fault)
+    done = run(*LABEL)
+    assert done.code == 1
+    assert f"error: 1 of {N - 1} texts of 'de' got no answer, first '" in done.err
+    assert reason in done.err
+    assert not (SOFT_LABELS / "de").exists()
+    before = len(german.asked)
+    assert run(*LABEL).code == 0
+    assert len(german.asked) - before == AGAIN + 1
+
+
+def test_a_server_that_stalls_is_given_up(german: Server, run: Run) -> None:
+    assert run(*LABEL, "--limit", "9").code == 0
+    set_chat(german.url, timeout=0.3, retries=0, concurrency=2)
+    german.faults.extend([None] * AGAIN + [stall])
+    done = run(*LABEL)
+    assert (done.code, "did not answer in time" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (
+            status(401, "Incorrect API key provided: sk-secret-1"),
+            "answers 401: Incorrect API key provided: ***",
+        ),
+        (status(404, "no such model"), "check teachers.<language>.endpoint: url, model, key_variable"),
+    ],
+)
+def test_what_no_request_can_pass_ends_the_run_at_once(
+    german: Server, run: Run, monkeypatch: pytest.MonkeyPatch, fault: Any, reason: str
+) -> None:
+    monkeypatch.setenv("TINY_KEY", "sk-secret-1")
+    set_chat(german.url, key_variable="TINY_KEY")
+    german.faults.append(fault)
+    done = run(*LABEL)
+    assert (done.code, done.err.count("\n"), len(german.asked)) == (1, 1, 1)
+    assert reason in done.err
+    assert "sk-secret" not in done.err
+
+
+def test_a_server_that_is_not_there_is_named(workspace: Path, run: Run) -> None:
+    set_chat("http://127.0.0.1:9", retries=0)
+    assert run("prepare").code == run(*FINETUNE).code == 0
+    done = run(*LABEL)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "cannot reach http://127.0.0.1:9/v1" in done.err
+
+
+def test_a_run_in_which_nothing_is_answered_ends_early(german: Server, run: Run) -> None:
+    set_chat(german.url, concurrency=1)
+    german.faults.extend([None] + [status(400, "no")] * N)
+    done = run(*LABEL)
+    assert "50 texts in a row got no answer" in done.err
+    assert len(german.asked) == PROBE + 50
+
+
+def test_who_has_no_client_is_told_how_to_get_one(
+    german: Server, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    done = run(*LABEL)
+    assert (done.code, "pip install -c constraints.txt -e '.[endpoint]'" in done.err) == (1, True)
+
+
+# Letters
+
+
+def test_a_missing_letter_is_bounded_by_the_least_that_came(german: Server, run: Run) -> None:
+    german.faults.extend([None, says(top(("A", -0.5), (" B", -2.0), ("x", -4.0), ("B", -3.0)))])
+    set_chat(german.url, concurrency=1)
+    done = run(*LABEL)
+    assert done.code == 0, done.err
+    [odd] = [row for row in said() if row[2] == np.float32(-4.0)]
+    np.testing.assert_allclose(odd, [-0.5, np.logaddexp(-2.0, -3.0), -4.0], rtol=1e-6)
+    notes = EndpointNotes.read(Folder(store_root(None)).folder(producer_ids(store_root(None))[0]))
+    assert (notes.answers, notes.letters, notes.missing) == (N, 3 * N, 1)
+
+
+def test_too_many_missing_letters_stop_the_run_now_and_later(german: Server, run: Run) -> None:
+    set_chat(german.url, top_logprobs=3, max_missing=0.0, concurrency=1)
+    german.faults.extend([None, *[says(top(("A", -0.5), ("x", -3.0)))] * 2 * N])
+    done = run(*LABEL)
+    assert (done.code, "66.7% of the letters are missing" in done.err) == (1, True)
+    assert "66.7% of the letters are missing" in run(*LABEL).err
+    assert len(german.asked) == PROBE + 50  # the second run asked nothing
+    set_chat(german.url, top_logprobs=3, max_missing=0.7)
+    assert run(*LABEL).code == 0
+
+
+def test_too_much_outside_the_classes_stops_the_run(german: Server, run: Run) -> None:
+    set_chat(german.url, max_outside=0.001, concurrency=1)
+    done = run(*LABEL)
+    assert (done.code, len(german.asked)) == (1, PROBE + 50)
+    assert "of their probability to no letter, more than endpoint.max_outside, 0.001" in done.err
+
+
+def test_letters_by_id_are_asked_for_as_extra_fields(german: Server, run: Run, chat_model: ChatModel) -> None:
+    ids = chat_model.tokenizer.convert_tokens_to_ids(list("ABC"))
+    set_chat(german.url, extra={"logprob_token_ids": ids, "max_tokens": None, "max_completion_tokens": 1})
+    assert run(*LABEL).code == 0
+    assert german.asked[-1]["logprob_token_ids"] == ids
+    assert "max_tokens" not in german.asked[-1]
+
+
+# Who it is
+
+
+def facts() -> dict[str, Any]:
+    return SoftLabelSet.read(SOFT_LABELS / "de", language="de").producers[0].facts
+
+
+def test_the_facts_of_a_producer_are_these_and_no_others(german: Server, run: Run) -> None:
+    set_chat(german.url, facts={"licence": "some terms"}, concurrency=2)
+    assert run(*LABEL).code == 0
+    assert facts() == {
+        "schema": 1,
+        "outputs": ["logits"],
+        "endpoint": {
+            "shape": "chat-logprobs",
+            "model": "tiny",
+            "revision": "1",
+            "template": PROMPT,
+            "classes": CLASSES,
+            "letters": "ABC",
+            "request": {
+                "model": "tiny",
+                "temperature": 0,
+                "max_tokens": 1,
+                "logprobs": True,
+                "top_logprobs": 20,
+            },
+            "reading": chat_logprobs.READING,
+            "answered": {"model": "tiny-chat"},
+        },
+        "config": {"id2label": {"0": "animal", "1": "colour", "2": "number"}},
+        "text_fields": ["text"],
+    }
+    assert producer_ids(store_root(None)) == [PINNED]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": PROMPT + " Now!"},
+        {"revision": "2"},
+        {"model": "tiny-2"},
+        {"top_logprobs": 10},
+        {"extra": {"chat_template_kwargs": {"enable_thinking": False}}},
+        {"descriptions": {"animal": "a living being"}},
+    ],
+)
+def test_what_changes_an_answer_makes_another_producer(
+    german: Server, run: Run, change: dict[str, Any]
+) -> None:
+    some = (*LABEL, "--limit", "2")
+    assert run(*some).code == run("plan").code == 0
+    set_chat(german.url, **change)
+    assert "teacher-finetune@de" in run("plan").out
+    assert run(*FINETUNE).code == run(*some).code == 0
+    assert len(producer_ids(store_root(None))) == 2
+
+
+def test_another_template_or_revision_is_pinned_again(german: Server, run: Run) -> None:
+    assert run(*LABEL).code == run("plan").code == 0
+    for change in ({"prompt": PROMPT + "!"}, {"revision": "2"}):
+        set_chat(german.url, **change)
+        assert "teacher-finetune@de" in run("plan").out
+        assert "is not what was pinned; pin it again with" in run(*LABEL).err
+        assert run(*FINETUNE).code == 0
+
+
+def test_another_fingerprint_stops_the_run_until_somebody_agrees(
+    german: Server, run: Run, chat_model: ChatModel
+) -> None:
+    assert run(*LABEL, "--limit", "9").code == 0
+    german.answer["/v1/chat/completions"] = chat_answer(chat_model, fingerprint="fp-2")
+    done = run(*LABEL)
+    assert done.code == 1
+    assert "it was system_fingerprint fp-1, and is system_fingerprint fp-2" in done.err
+    assert run(*LABEL, "--accept-change").code == 0
+    german.answer["/v1/chat/completions"] = chat_answer(chat_model, fingerprint="fp-1")
+    assert run(*LABEL).code == 0
+
+
+def test_a_fingerprint_that_changes_during_a_run_stops_it(
+    german: Server, run: Run, chat_model: ChatModel
+) -> None:
+    set_chat(german.url, concurrency=1)
+    other = chat_answer(chat_model, fingerprint="fp-2")
+    german.faults.extend([None] * 20)
+    german.faults.append(lambda handler: says(other(german.asked[-1]))(handler))
+    done = run(*LABEL)
+    assert (done.code, f"stopped; 19 of {N} soft labels are kept" in done.err) == (1, True)
+    assert "system_fingerprint fp-2" in done.err
+
+
+def test_another_model_is_no_change_that_one_can_agree_to(
+    german: Server, run: Run, chat_model: ChatModel
+) -> None:
+    assert run(*LABEL, "--limit", "9").code == 0
+    german.answer["/v1/chat/completions"] = chat_answer(chat_model, name="tiny-chat-2")
+    done = run(*LABEL, "--accept-change")
+    assert (done.code, "give the teacher another revision" in done.err) == (1, True)
+
+
+def test_other_answers_stop_the_run_until_somebody_agrees(
+    german: Server, run: Run, chat_model: ChatModel
+) -> None:
+    assert run(*LABEL, "--limit", "9").code == 0
+    honest = german.answer["/v1/chat/completions"]
+
+    def other(body: Any) -> Any:
+        answer = honest(body)
+        entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        for entry in entries:
+            entry["logprob"] -= 1.5 * (entry["token"] == "A")
+        return answer
+
+    german.answer["/v1/chat/completions"] = other
+    done = run(*LABEL)
+    assert (done.code, "answers otherwise than before: asked again about 8 texts" in done.err) == (1, True)
+    set_chat(german.url, tolerance=0.9)
+    assert run(*LABEL, "--limit", "1").code == 0
+    set_chat(german.url)
+    assert run(*LABEL, "--accept-change").code == 0
+
+
+# Secrets
+
+
+def test_a_key_is_sent_and_stands_nowhere(german: Server, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-you")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-not-for-you")
+    assert run(*LABEL, "--limit", "3").code == 0
+    assert all("authorization" not in headers for headers in german.headers)
+    assert not [value for headers in german.headers for value in headers.values() if "not-for-you" in value]
+    monkeypatch.setenv("TINY_KEY", "sk-secret-1")
+    set_chat(german.url, key_variable="TINY_KEY")
+    done = run(*LABEL)
+    assert german.headers[-1]["authorization"] == "Bearer sk-secret-1"
+    assert run("plan").code == 0
+    for path in [*Path().rglob("*"), *Path(store_root(None)).rglob("*")]:
+        assert not path.is_file() or b"sk-secret" not in path.read_bytes(), path
+    assert "sk-secret" not in done.out + done.err
+    monkeypatch.delenv("TINY_KEY")
+    set_chat(german.url, key_variable="TINY_KEY", revision="2")
+    assert run(*FINETUNE).code == 0
+    assert "variable TINY_KEY, which is to hold the API key, is not set" in run(*LABEL).err
+
+
+CHAT = {"url": "http://x/v1", "shape": "chat-logprobs", "model": "m", "template": "data/p.txt"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "revision", "reason"),
+    [
+        (CHAT, None, "revision is missing; say which version of the model answers"),
+        (CHAT | {"shape": "completions"}, "1", "teachers.de.endpoint.shape is 'completions'"),
+        (CHAT | {"model": None}, "1", "model is missing"),
+        (CHAT | {"template": None}, "1", "template is missing"),
+        (CHAT | {"template": "prompt.txt"}, "1", "teachers.de.endpoint.template"),
+        (CHAT | {"top_logprobs": 2}, "1", "tells 2 classes at most, the task has 3"),
+        (CHAT | {"url": "http://me:sk-1@x/v1"}, "1", "it may hold no user, password or query"),
+        (CHAT | {"key_variable": "sk-abc123"}, "1", "never the key itself"),
+        (CHAT | {"extra": {"messages": []}}, "1", "extra may not hold messages"),
+        (CHAT | {"dialect": "tei"}, "1", "the shape classify, and no other, has a dialect"),
+        (
+            {"url": "http://x", "shape": "classify", "dialect": "vllm", "model": "m"},
+            "1",
+            "classes is missing",
+        ),
+        (
+            {"url": "http://x", "shape": "classify", "dialect": "tei", "letter_bias": "contextual"},
+            "1",
+            "means n",
+        ),
+        ({"url": "http://x", "shape": "decision"}, "1", "model is missing"),
+    ],
+)
+def test_an_endpoint_that_cannot_work_is_refused_before_anything_runs(
+    workspace: Path, run: Run, endpoint: dict[str, Any], revision: str | None, reason: str
+) -> None:
+    set_endpoint(endpoint, revision=revision)
+    done = run("plan")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert reason in done.err
+    assert "sk-" not in done.err
+
+
+def test_a_template_without_its_placeholders_is_refused(german: Server, run: Run) -> None:
+    for prompt, reason in (
+        ("{classes}", "has no placeholder {text}"),
+        ("Is it {text}?", "has no placeholder {classes}"),
+    ):
+        set_chat(german.url, prompt=prompt)
+        assert run(*FINETUNE).code == 0
+        done = run(*LABEL)
+        assert (done.code, reason in done.err) == (1, True)
+    set_chat(german.url, descriptions={"plant": "green"})
+    assert run(*FINETUNE).code == 0
+    assert "there is no class plant" in run(*LABEL).err
+    Path("data/prompt.txt").unlink()
+    assert "data/prompt.txt, which is not there" in run(*FINETUNE).err
+    assert german.asked == []
+
+
+def test_only_texts_for_other_machines_leave_this_one() -> None:
+    def host(url: str) -> str | None:
+        return foreign_host(EndpointParams.model_validate(CHAT | {"url": url}))
+
+    assert host("https://api.example.com/v1") == "api.example.com"
+    assert host("http://10.0.0.7:8000") == "10.0.0.7"
+    for here in ("localhost", "127.0.0.1", "[::1]"):
+        assert host(f"http://{here}:8000/v1") is None
+
+
+# Letter bias
+
+
+def test_a_bias_takes_off_what_is_said_of_no_content() -> None:
+    told = np.log([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2]])
+    corrected = np.log([0.6, 0.25, 0.15]) + letter_bias(told.tolist())
+    np.testing.assert_allclose(corrected, corrected.mean())
+    assert sum(letter_bias(told.tolist())) == pytest.approx(0)
+
+
+def test_a_letter_bias_is_taken_off_where_answers_are_read(german: Server, run: Run) -> None:
+    assert run(*LABEL).code == 0
+    raw, n_asked = said(), len(german.asked)
+    set_chat(german.url, letter_bias="contextual")
+    assert run("plan").code == 0
+    assert run(*LABEL).code == 0
+    assert len(german.asked) - n_asked == AGAIN + 3  # texts without content
+    root = store_root(None)
+    notes = EndpointNotes.read(Folder(root).folder(producer_ids(root)[0]))
+    assert notes.letter_bias is not None
+    np.testing.assert_allclose(said(), raw + np.array(notes.letter_bias), atol=1e-5)
+    [producer] = producer_ids(root)
+    kept = Store.open(root, producer).look_up(example_ids([texts()])).soft_labels().logits
+    np.testing.assert_array_equal(kept, raw)
+    assert run(*LABEL).code == 0
+    assert len(german.asked) - n_asked == AGAIN + 3
+    set_chat(german.url)
+    assert run(*LABEL).code == 0
+    np.testing.assert_array_equal(said(), raw)
+
+
+def test_what_is_known_of_a_server_travels_with_its_soft_labels(
+    german: Server, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_chat(german.url, letter_bias="contextual")
+    assert run(*LABEL).code == 0
+    before = said()
+    assert run("cache", "push", str(tmp_path / "other")).code == 0
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", str(tmp_path / "other"))
+    set_chat("http://127.0.0.1:9", letter_bias="contextual")
+    assert run(*LABEL).code == 0
+    np.testing.assert_array_equal(said(), before)
+    assert run("cache", "gc", "--unused-for", "0d", "--yes").code == 0
+    assert len(producer_ids(tmp_path / "other")) == 1  # answers that were paid for are kept
+
+
+def test_parts_of_the_texts_are_asked_about_by_themselves(german: Server, run: Run) -> None:
+    for part in ("1/2", "2/2"):
+        assert f"part {part}" in run(*LABEL, "--part", part).out
+    n_asked = len(german.asked)
+    assert run(*LABEL).code == 0
+    assert len(german.asked) == n_asked
+
+
+# The journal
+
+
+def test_answers_that_a_killed_run_left_behind_are_found(tmp_path: Path) -> None:
+    ours = Journal(tmp_path, "abc")
+    with ours:
+        ours.add(Line("00", [0.5, -1.25], 1))
+        assert list(left_behind(tmp_path, "abc")) == []  # it is still being written
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes() + b'["01", [0.')
+    assert list(left_behind(tmp_path, "other")) == []
+    assert list(left_behind(tmp_path, "abc")) == [[Line("00", [0.5, -1.25], 1)]]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_terms_stand_in_the_card_and_in_the_report(finished: Path, run: Run, server: Server) -> None:
+    set_chat(server.url, facts={"licence": "no competing models"})
+    for command in (FINETUNE, LABEL, ("student", "distill"), ("student", "evaluate"), ("report",)):
+        done = run(*command)
+        assert done.code == 0, done.err
+    assert "no competing models" in Path("artifacts/student/README.md").read_text()
+    page_text = Path("artifacts/report/report.html").read_text()
+    assert "licence: no competing models" in page_text
+    shown = run("cache", "show", producer_ids(store_root(None))[0][:12])
+    assert shown.code == 0
+    manifest = json.loads((SOFT_LABELS / "de/manifest.json").read_text())
+    assert manifest["producers"][0]["terms"] == {"licence": "no competing models"}

@@ -1,0 +1,89 @@
+"""Languages of which there are texts alone: nobody knows how good the student is there, and it says so."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from page_reader import percent, read_page
+from tiny import Run, tiny_params, write_jsonl, write_params
+
+from pipeline.params import load_params
+from stages.data.examples import has_only_texts, pretraining_texts, read_examples
+from stages.models.students import load_student
+from stages.student.estimates import estimate
+
+TEXTS = ["isten hozott", "kutya 7", "piros 12", "három"]
+
+
+@pytest.fixture
+def params(finished: Path, run: Run) -> dict[str, Any]:
+    """A finished run to which a language is added that has texts alone."""
+    params = tiny_params()
+    params["task"]["zero_shot"].append("hu")
+    write_params(params)
+    write_jsonl(Path("data/hu/unlabelled.jsonl"), [{"text": text} for text in [*TEXTS, TEXTS[0]]])
+    assert run("prepare").code == 0
+    return params
+
+
+def test_its_texts_are_examples_without_labels_and_serve_pre_training(params: dict[str, Any]) -> None:
+    task = load_params(Path("params.yaml")).task
+    assert [has_only_texts(task, name) for name in task.languages] == [False, False, False, True]
+    table = read_examples(task, "hu", "unlabelled")
+    assert table["text"].to_pylist() == TEXTS  # each once
+    assert table["label"].null_count == 4
+    assert list(pretraining_texts(task, "hu").values()) == TEXTS
+
+
+def test_the_guess_is_what_the_student_says_of_them(params: dict[str, Any], run: Run) -> None:
+    done = run("student", "evaluate")
+    assert done.code == 0, done.err
+    rows = {
+        (row["language"], row["split"]): row
+        for row in json.loads(Path("artifacts/predictions/estimates.json").read_text())
+    }
+    student, tokenizer = load_student(Path("artifacts/student"))
+    logits = student(**tokenizer(TEXTS, return_tensors="pt", padding=True)).logits.detach()
+    expected = (logits / student.config.mixture_temperature).softmax(-1).max(-1).values.mean()
+    one = rows["hu", "unlabelled"]
+    assert one["confidence"] == pytest.approx(float(expected), abs=1e-5)
+    assert (one["examples"], one["accuracy"], one["kind"]) == (4, None, "zero_shot")
+    known = rows["nl", "test"]
+    assert known["accuracy"] is not None
+    assert f"guessed without labels: hu {100 * one['confidence']:.0f} %" in done.out
+    assert run("report").code == 0
+    page = read_page()
+    assert page.table("Accuracy as guessed")["hu"] == {
+        "texts": "4",
+        "guess by confidence": percent(one["confidence"]),
+        "guess by agreement of branches": percent(one["agreement"]),
+    }
+    off = 100 * abs(known["confidence"] - known["accuracy"])
+    assert f"the guess by confidence is\n{off:.1f} points off" in Path(
+        "artifacts/report/report.html"
+    ).read_text(encoding="utf-8")
+
+
+def test_agreement_is_of_the_branches_with_what_is_said() -> None:
+    said = np.array([[2.0, 0.0], [0.0, 2.0]])
+    branches = np.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    found = estimate(said, branches, temperature=2.0)
+    assert found.agreement == 0.75
+    assert found.confidence == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+def test_a_language_with_neither_labels_nor_texts_is_refused(finished: Path, run: Run) -> None:
+    params = tiny_params()
+    params["task"]["zero_shot"].append("hu")
+    write_params(params)
+    done = run("prepare")
+    assert done.code == 1
+    assert "the test split of 'hu' is empty" in done.err
+    assert "or give its split unlabelled, whose texts serve for an estimate" in done.err
+
+
+def test_prepare_says_that_there_is_no_test_split(params: dict[str, Any], run: Run) -> None:
+    done = run("prepare")
+    assert "hu: no test split; student evaluate estimates from its other texts" in done.out + done.err
