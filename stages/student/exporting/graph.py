@@ -14,6 +14,7 @@ from stages.errors import StageError
 from stages.models.modeling_mblm import FAMILIES, BranchedLayer, MBLMForSequenceClassification
 from stages.student.exporting.routing import ENTRY, LANGUAGE_IDS, rows_of, states_of
 
+
 def traced_graph(student: MBLMForSequenceClassification, names: list[str]) -> Any:
     """Trace the student with the tokenizer's outputs and ``language_ids`` as inputs; batch and length are free.
 
@@ -32,10 +33,11 @@ def traced_graph(student: MBLMForSequenceClassification, names: list[str]) -> An
     """
     config = student.config
     example = example_inputs(config, names, batch=config.n_branches + 3, length=4)
-    free, free_batch = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}, {0: torch.export.Dim.DYNAMIC}
+    free_batch = {0: torch.export.Dim.DYNAMIC}
+    free = {**free_batch, 1: torch.export.Dim.DYNAMIC}
     # Of different counts, so that none is taken for another, or for the batch.
     rows = [torch.arange(2 + branch) for branch in range(config.n_branches)]
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 _Traced(student, names).eval(),
@@ -165,7 +167,7 @@ def example_inputs(config: Any, names: list[str], *, batch: int, length: int) ->
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep back what torch and onnxscript say of themselves: deprecations, operators that it lacks."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.student.exporting.graph import quiet
 
 
 def quantized(model: Any, *, vocabulary: int) -> Any:
@@ -24,14 +25,15 @@ def quantized(model: Any, *, vocabulary: int) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, before)
-        quantize_dynamic(
-            before,
-            after,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            reduce_range=True,  # 7 bits: processors without VNNI add up pairs of products in 16 bits
-            weight_type=QuantType.QInt8,
-        )
+        with quiet():  # it advises to optimise first
+            quantize_dynamic(
+                before,
+                after,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                reduce_range=True,  # 7 bits: processors without VNNI add up pairs of products in 16 bits
+                weight_type=QuantType.QInt8,
+            )
         made = onnx.load(after)
     _quantize_embeddings(made.graph, vocabulary)
     return made
@@ -44,7 +46,8 @@ def _quantize_embeddings(graph: Any, vocabulary: int) -> None:
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    [node] = [node for node in graph.node if node.op_type == "Gather" and _rows(graph, node.input[0]) == vocabulary]
+    lookups = [node for node in graph.node if node.op_type == "Gather"]
+    [node] = [node for node in lookups if _rows(graph, node.input[0]) == vocabulary and len(node.input) == 2]
     table = next(weight for weight in graph.initializer if weight.name == node.input[0])
     values = numpy_helper.to_array(table)
     scales = np.maximum(np.abs(values).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
