@@ -1,5 +1,6 @@
 """The commands ``student …``: stage two, and what users do with the student."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,12 @@ app = typer.Typer(no_args_is_help=True, help="Stage two: the multilingual studen
 Student = Annotated[
     Path | None, typer.Option("--model", metavar="FOLDER", help="A student in place of artifacts/student.")
 ]
+
+
+class Quantization(StrEnum):
+    """What ONNX weights may be quantised to."""
+
+    INT8 = "int8"
 
 
 @app.command(epilog="Example: `python -m pipeline student pretrain`")
@@ -189,7 +196,10 @@ def predict(
 @app.command(epilog="Example: `python -m pipeline student export served --onnx`")
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder to write.")],
-    onnx: Annotated[bool, typer.Option("--onnx", help="ONNX, too: each language and the mixture.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="ONNX, too: one graph of all branches.")] = False,
+    quantize: Annotated[
+        Quantization | None, typer.Option(help="ONNX in int8, too, and what that changes; needs --onnx.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export that is in the folder.")
     ] = False,
@@ -202,7 +212,16 @@ def export(
     from stages.artifacts import STUDENT
     from stages.student.export import export as run
 
-    done = run(folder, loaded.student.distill, model=model or STUDENT, onnx=onnx, overwrite=overwrite)
+    done = run(
+        folder,
+        loaded.student.distill,
+        loaded.student.evaluate,
+        loaded.task,
+        model=model or STUDENT,
+        onnx=onnx,
+        int8=quantize is not None,
+        overwrite=overwrite,
+    )
     typer.echo(done.line())
 
 

@@ -1,36 +1,41 @@
-"""Export the student for others: a plain model per language, and ONNX of each language and of the mixture.
+"""Export the student for others: a plain model per language, and ONNX, one graph of all branches.
 
 Where no plain model pools as the student does, a language's model is a student with its branch alone.
 """
 
 import json
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from cache import write_atomically
-from stages.artifacts import STUDENT, replaced_folder
+from stages.artifacts import DATA, STUDENT, replaced_folder
+from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.models.loading import require_max_tokens
 from stages.models.modeling_mblm import MBLMForSequenceClassification
-from stages.models.students import MIXTURE, class_names, load_student
+from stages.models.students import class_names, load_student
 from stages.progress import Bar
-from stages.student.params import DistillParams
+from stages.student.exporting.graph import example_inputs, traced_graph
+from stages.student.exporting.measured import Change, changes_by_int8, session_of
+from stages.student.exporting.quantized import quantized
+from stages.student.exporting.routing import LANGUAGE_IDS, add_routing
+from stages.student.params import DistillParams, EvaluateParams
 
 TOLERANCE = 1e-4
 """Largest difference of a logit between PyTorch and ONNX."""
 
+FLOAT32, INT8 = "student.onnx", "student.int8.onnx"
+
 _ONNX = "onnx"
+_MOST_BYTES = 2**31 - 2**24
+"""Of weights in an ONNX file, which protobuf limits to 2 GiB; the rest is for the operators."""
 _WRITTEN = "export.json"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -44,12 +49,14 @@ class Exported:
         languages: Those with a plain model.
         is_plain: Whether these are models of the encoder's family; no family pools in every way.
         largest_difference: Of a logit between PyTorch and ONNX; None without ONNX.
+        int8: What int8 changes; None where it was not asked for.
     """
 
     folder: Path
     languages: list[str]
     is_plain: bool
     largest_difference: float | None
+    int8: "Int8 | None" = None
 
     def line(self) -> str:
         """Say it in one line."""
@@ -57,15 +64,45 @@ class Exported:
         models = f"{self.folder}: {kind} of {', '.join(self.languages)}"
         if self.largest_difference is None:
             return models
-        return f"{models}; ONNX of these and of the mixture, within {self.largest_difference:.0e} of PyTorch"
+        line = f"{models}; ONNX of all branches, within {self.largest_difference:.0e} of PyTorch"
+        return line if self.int8 is None else "\n".join([line, *self.int8.lines()])
+
+
+@dataclass(frozen=True)
+class Int8:
+    """What int8 changes.
+
+    Attributes:
+        sizes: Of the files in float32 and int8, in bytes.
+        changes: By language and split.
+        reason: Why nothing was measured; empty where something was.
+    """
+
+    sizes: tuple[int, int]
+    changes: list[Change]
+    reason: str = ""
+
+    def lines(self) -> list[str]:
+        """Say it: the sizes, a line per language and split, the largest change."""
+        before, after = (size / 1e6 for size in self.sizes)
+        sizes = f"{INT8}: {after:.1f} MB, {FLOAT32}: {before:.1f} MB"
+        if not self.changes:
+            return [f"{sizes}; what int8 changes was not measured: {self.reason}"]
+        most = max(self.changes, key=lambda one: abs(one.int8 - one.float32))
+        largest = f"largest change of accuracy: {100 * (most.int8 - most.float32):+.1f} points"
+        where = f"{most.language}, {most.split}"
+        return [sizes, *(one.line() for one in self.changes), f"{largest} ({where})"]
 
 
 def export(
     folder: Path,
     distill: DistillParams,
+    evaluate: EvaluateParams | None = None,
+    task: TaskParams | None = None,
     *,
     model: Path = STUDENT,
     onnx: bool = False,
+    int8: bool = False,
     overwrite: bool = False,
 ) -> Exported:
     """Write ``<language>/`` for each supervised language, and ``onnx/`` where it is asked for.
@@ -73,8 +110,11 @@ def export(
     Args:
         folder: Where to; of what is there, only what an export wrote is replaced.
         distill: Section `student.distill`, whose `max_tokens` is the longest input that ONNX is checked with.
+        evaluate: Section `student.evaluate`, whose `batch_size` is used to measure what int8 changes.
+        task: Section `task`, whose examples int8 is measured on; None: it is not measured.
         model: The student's folder.
         onnx: Whether ONNX is wanted.
+        int8: Whether it is wanted in int8, too.
         overwrite: Whether there may be something in `folder`.
 
     Raises:
@@ -86,6 +126,8 @@ def export(
         raise StageError(f"{folder} holds a model; name a folder for the export alone")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise StageError(f"{folder} is not empty; replace what is in it with --overwrite")
+    if int8 and not onnx:
+        raise StageError("--quantize is for ONNX: add --onnx")
     if onnx and not all(map(find_spec, _PACKAGES)):
         raise StageError(
             f"--onnx needs {', '.join(_PACKAGES)}; install them with: "
@@ -105,7 +147,7 @@ def export(
     is_plain = True
     for language in Bar(languages, desc="export", unit="language", delay=2):
         with replaced_folder(folder / language) as target:
-            one = student.to_plain(language)
+            one = _calibrated(student.to_plain(language), student.config.own_temperature)
             is_plain = not isinstance(one, MBLMForSequenceClassification)
             one.save_pretrained(target)
             tokenizer.save_pretrained(target)
@@ -113,9 +155,26 @@ def export(
     if not onnx:
         return Exported(folder, languages, is_plain, None)
     with replaced_folder(folder / _ONNX) as target:
-        largest = _export_onnx(student, tokenizer, target, distill.max_tokens)
+        largest = _export_onnx(student, tokenizer, target, distill.max_tokens, int8=int8)
     _note(folder, _ONNX)
-    return Exported(folder, languages, is_plain, largest)
+    exported = Exported(folder, languages, is_plain, largest)
+    if not int8:
+        return exported
+    files = folder / _ONNX / FLOAT32, folder / _ONNX / INT8
+    batch_size = (evaluate or EvaluateParams()).batch_size
+    reason = f"there are no examples in {DATA}"
+    changes: list[Change] = []
+    try:
+        if task is not None and class_names(student.config) != task.classes:
+            reason = "the student is of other classes than params.yaml names"
+        elif task is not None:
+            changes = changes_by_int8(
+                task, tokenizer, languages, files, max_tokens=distill.max_tokens, batch_size=batch_size
+            )
+    except StageError as error:
+        reason = str(error)
+    sizes = files[0].stat().st_size, files[1].stat().st_size
+    return replace(exported, int8=Int8(sizes, changes, reason))
 
 
 def _remove_former(folder: Path) -> None:
@@ -138,128 +197,88 @@ def _note(folder: Path, name: str) -> None:
     write_atomically(path, json.dumps([*written, name]).encode())
 
 
+def _calibrated(plain: Any, temperature: float) -> Any:
+    """Divide the weights of the last layer by a temperature, so that softmax of the logits is calibrated."""
+    is_student = isinstance(plain, MBLMForSequenceClassification)
+    modules = (plain.head if is_student else plain).modules()
+    n_classes = plain.config.num_labels
+    *_, last = (one for one in modules if isinstance(one, nn.Linear) and one.out_features == n_classes)
+    with torch.no_grad():
+        last.weight /= temperature
+        if last.bias is not None:
+            last.bias /= temperature
+    if is_student:
+        plain.config.own_temperature = plain.config.mixture_temperature = 1.0
+    return plain
+
+
 def _export_onnx(
-    student: MBLMForSequenceClassification, tokenizer: PreTrainedTokenizerBase, folder: Path, max_tokens: int
+    student: MBLMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    max_tokens: int,
+    *,
+    int8: bool,
 ) -> float:
-    """Write one file per language, one of the mixture, the tokenizer, and what a server has to know.
+    """Write the graph, the tokenizer, and what a server has to know.
 
     Returns:
         The largest difference of a logit from PyTorch's.
     """
+    import onnx  # an extra, and slow
+
+    config = student.config
+    family = config.mplm_config.model_type
+    n_bytes = sum(one.numel() * one.element_size() for one in student.parameters())
+    if n_bytes > _MOST_BYTES:
+        raise StageError(f"the student has {n_bytes / 2**30:.1f} GiB of weights; one ONNX file holds 2 GiB")
     names = list(tokenizer.model_input_names)
+    graph = traced_graph(student, names)
+    smaller = quantized(graph, vocabulary=config.mplm_config.vocab_size) if int8 else None
+    add_routing(graph, config.n_branches)
+    onnx.save(graph, folder / FLOAT32)
     lengths = sorted({min(length, max_tokens) for length in (3, 17, max_tokens)})
-    largest = 0.0
-    for name in Bar([MIXTURE, *student.config.languages], desc="export to ONNX", unit="model"):
-        path = folder / f"{name}.onnx"
-        is_mixture = name == MIXTURE
-        student.set_default_language(None if is_mixture else name)
-        _write_onnx(student if is_mixture else student.to_plain(name), names, path)
-        family = student.config.mplm_config.model_type
-        try:
-            difference = _largest_difference(student, names, path, lengths)
-        except Exception as error:  # onnxruntime's have no common type
-            reason = str(error).strip().partition("\n")[0]
-            raise StageError(f"onnxruntime cannot run {name}.onnx of a {family} model: {reason}") from error
-        if not difference <= TOLERANCE:  # nor NaN
-            raise StageError(
-                f"the logits of {name}.onnx differ from PyTorch's by {difference:.1e}, more than "
-                f"{TOLERANCE:.0e}; torch does not export this {family} model correctly"
-            )
-        largest = max(largest, difference)
+    try:
+        largest = _largest_difference(student, names, folder / FLOAT32, lengths)
+    except Exception as error:  # onnxruntime's have no common type
+        reason = str(error).strip().partition("\n")[0]
+        raise StageError(f"onnxruntime cannot run {FLOAT32} of a {family} model: {reason}") from error
+    if not largest <= TOLERANCE:  # nor NaN
+        raise StageError(
+            f"the logits of {FLOAT32} differ from PyTorch's by {largest:.1e}, more than "
+            f"{TOLERANCE:.0e}; torch does not export this {family} model correctly"
+        )
+    if smaller is not None:
+        add_routing(smaller, config.n_branches)
+        onnx.save(smaller, folder / INT8)
     tokenizer.save_pretrained(folder)
     facts = {
-        "classes": class_names(student.config),
-        "inputs": names,
+        "classes": class_names(config),
+        "inputs": [*names, LANGUAGE_IDS],
         "outputs": ["logits"],
         "max_tokens": max_tokens,
+        "languages": {language: index for index, language in enumerate(config.languages)},
     }
     (folder / "model.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     return largest
 
 
-class _Logits(nn.Module):
-    """A classifier that takes a tokenizer's outputs by position and gives nothing but logits."""
-
-    def __init__(self, classifier: nn.Module, names: list[str]) -> None:
-        super().__init__()
-        self.classifier, self.names = classifier, names
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.classifier(**dict(zip(self.names, inputs, strict=True))).logits
-
-
-def _write_onnx(classifier: Any, names: list[str], path: Path) -> None:
-    """Write a classifier as ONNX whose batch and length are free."""
-    example = _inputs(classifier.config, names, batch=3, length=4)
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with _quiet():
-        try:
-            program = torch.onnx.export(
-                _Logits(classifier, names).eval(),
-                tuple(example[name] for name in names),
-                input_names=names,
-                output_names=["logits"],
-                dynamic_shapes=((free,) * len(names),),
-                dynamo=True,
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            family = getattr(classifier.config, "mplm_config", classifier.config).model_type
-            reason = str(error.__cause__ or error).strip().partition("\n")[0]
-            raise StageError(f"torch cannot export a {family} model to ONNX: {reason}") from error
-        assert program is not None
-        program.save(path)
-
-
 def _largest_difference(
     student: MBLMForSequenceClassification, names: list[str], path: Path, lengths: list[int]
 ) -> float:
-    """Compare a file with the student, for several batches and lengths, with padding."""
-    import onnxruntime  # an extra
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    """Compare a graph with the student, for one text of each branch, mixed batches, and padding."""
+    session = session_of(path)
+    config = student.config
+    everything = list(range(-1, len(config.languages)))
     differences = []
-    for batch in (1, 5):
+    for ids in Bar([*([one] for one in everything), [-1, -1], [0, 0, 0], everything], desc="check ONNX"):
+        language_ids = torch.tensor(ids)
+        temperatures = torch.where(language_ids < 0, config.mixture_temperature, config.own_temperature)
         for length in lengths:
-            inputs = _inputs(student.config.mplm_config, names, batch=batch, length=length)
+            inputs = example_inputs(config, names, batch=len(ids), length=length)
+            inputs[LANGUAGE_IDS] = language_ids
             with torch.inference_mode():
-                expected = student(**inputs).logits
+                expected = student(**inputs).logits / temperatures.unsqueeze(1)
             [logits] = session.run(["logits"], {name: value.numpy() for name, value in inputs.items()})
             differences.append((torch.from_numpy(logits) - expected).abs().max())
     return float(torch.stack(differences).max())
-
-
-def _inputs(config: Any, names: list[str], *, batch: int, length: int) -> dict[str, Tensor]:
-    """Draw inputs, ``(B, T)``: every second text is shorter, and padded."""
-    config = getattr(config, "mplm_config", config)
-    generator = torch.Generator().manual_seed(batch * length)
-    shape = (batch, length)
-    mask = torch.ones(shape, dtype=torch.int64)
-    mask[1::2, length // 2 :] = 0
-    padding = config.pad_token_id or 0
-    ids = torch.randint(config.vocab_size, shape, generator=generator)
-    segments = torch.randint(max(1, getattr(config, "type_vocab_size", 1)), shape, generator=generator)
-    made = {
-        "input_ids": torch.where(mask == 1, ids, padding),
-        "attention_mask": mask,
-        "token_type_ids": segments,
-    }
-    for name in names:
-        if name not in made:
-            raise StageError(f"the tokenizer gives {name}, which ONNX models here do not take")
-    return {name: made[name] for name in names}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what torch and onnxscript say of themselves: deprecations, operators that it lacks."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

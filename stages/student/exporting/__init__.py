@@ -1,0 +1,1 @@
+"""The student as one ONNX graph: traced, routed by language, and in int8."""
