@@ -97,8 +97,8 @@ class Int8:
 def export(
     folder: Path,
     distill: DistillParams,
-    evaluate: EvaluateParams | None = None,
-    task: TaskParams | None = None,
+    evaluate: EvaluateParams,
+    task: TaskParams,
     *,
     model: Path = STUDENT,
     onnx: bool = False,
@@ -111,7 +111,7 @@ def export(
         folder: Where to; of what is there, only what an export wrote is replaced.
         distill: Section `student.distill`, whose `max_tokens` is the longest input that ONNX is checked with.
         evaluate: Section `student.evaluate`, whose `batch_size` is used to measure what int8 changes.
-        task: Section `task`, whose examples int8 is measured on; None: it is not measured.
+        task: Section `task`, whose examples int8 is measured on.
         model: The student's folder.
         onnx: Whether ONNX is wanted.
         int8: Whether it is wanted in int8, too.
@@ -120,19 +120,7 @@ def export(
     Raises:
         StageError: There is no student, the folder is not empty, a package is missing, or ONNX differs.
     """
-    if folder.exists() and not folder.is_dir():
-        raise StageError(f"{folder} is no folder")
-    if (folder / "config.json").exists():
-        raise StageError(f"{folder} holds a model; name a folder for the export alone")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise StageError(f"{folder} is not empty; replace what is in it with --overwrite")
-    if int8 and not onnx:
-        raise StageError("--quantize is for ONNX: add --onnx")
-    if onnx and not all(map(find_spec, _PACKAGES)):
-        raise StageError(
-            f"--onnx needs {', '.join(_PACKAGES)}; install them with: "
-            "pip install --constraint constraints.txt --editable '.[onnx]'"
-        )
+    _require_place(folder, onnx=onnx, int8=int8, overwrite=overwrite)
     student, tokenizer = load_student(model)
     languages = student.config.languages
     if onnx:
@@ -160,21 +148,55 @@ def export(
     exported = Exported(folder, languages, is_plain, largest)
     if not int8:
         return exported
-    files = folder / _ONNX / FLOAT32, folder / _ONNX / INT8
-    batch_size = (evaluate or EvaluateParams()).batch_size
-    reason = f"there are no examples in {DATA}"
-    changes: list[Change] = []
-    try:
-        if task is not None and class_names(student.config) != task.classes:
-            reason = "the student is of other classes than params.yaml names"
-        elif task is not None:
-            changes = changes_by_int8(
-                task, tokenizer, languages, files, max_tokens=distill.max_tokens, batch_size=batch_size
-            )
-    except StageError as error:
-        reason = str(error)
+    return replace(exported, int8=_measured(folder / _ONNX, student, tokenizer, distill, evaluate, task))
+
+
+def _require_place(folder: Path, *, onnx: bool, int8: bool, overwrite: bool) -> None:
+    """Refuse to export where something else lies, or what cannot be exported here.
+
+    Raises:
+        StageError: See `export`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise StageError(f"{folder} is no folder")
+    if (folder / "config.json").exists():
+        raise StageError(f"{folder} holds a model; name a folder for the export alone")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise StageError(f"{folder} is not empty; replace what is in it with --overwrite")
+    if int8 and not onnx:
+        raise StageError("--quantize is for ONNX: add --onnx")
+    if onnx and not all(map(find_spec, _PACKAGES)):
+        raise StageError(
+            f"--onnx needs {', '.join(_PACKAGES)}; install them with: "
+            "pip install --constraint constraints.txt --editable '.[onnx]'"
+        )
+
+
+def _measured(
+    folder: Path,
+    student: MBLMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    distill: DistillParams,
+    evaluate: EvaluateParams,
+    task: TaskParams,
+) -> Int8:
+    """Say how large both graphs are, and how much less accurate int8 is, where there are examples."""
+    files = folder / FLOAT32, folder / INT8
     sizes = files[0].stat().st_size, files[1].stat().st_size
-    return replace(exported, int8=Int8(sizes, changes, reason))
+    if class_names(student.config) != task.classes:
+        return Int8(sizes, [], "the student is of other classes than params.yaml names")
+    try:
+        changes = changes_by_int8(
+            task,
+            tokenizer,
+            student.config.languages,
+            files,
+            max_tokens=distill.max_tokens,
+            batch_size=evaluate.batch_size,
+        )
+    except StageError as error:
+        return Int8(sizes, [], str(error))
+    return Int8(sizes, changes, f"there are no examples in {DATA}")
 
 
 def _remove_former(folder: Path) -> None:
@@ -204,9 +226,8 @@ def _calibrated(plain: Any, temperature: float) -> Any:
     n_classes = plain.config.num_labels
     *_, last = (one for one in modules if isinstance(one, nn.Linear) and one.out_features == n_classes)
     with torch.no_grad():
-        last.weight /= temperature
-        if last.bias is not None:
-            last.bias /= temperature
+        for weight in last.parameters():
+            weight.div_(temperature)
     if is_student:
         plain.config.own_temperature = plain.config.mixture_temperature = 1.0
     return plain

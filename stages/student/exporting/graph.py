@@ -16,7 +16,7 @@ from stages.student.exporting.routing import ENTRY, LANGUAGE_IDS, rows_of, state
 
 
 def traced_graph(student: MBLMForSequenceClassification, names: list[str]) -> Any:
-    """Trace the student with the tokenizer's outputs and ``language_ids`` as inputs; batch and length are free.
+    """Trace the student with a tokenizer's outputs and ``language_ids`` as inputs, of any batch and length.
 
     Torch exports nothing that depends on values. So each branch's rows are inputs here, and what trunk and
     branches see are outputs; `add_routing` puts routing in the place of both.

@@ -1,4 +1,4 @@
-"""Routing in an ONNX graph: which rows a branch is for, found by the language ids, and no branch for nobody."""
+"""Routing in an ONNX graph: language ids say which rows a branch is for, and none runs for nobody."""
 
 from typing import Any
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -19,8 +20,8 @@ from warm import warm_python
 from pipeline.params import load_params
 from stages.errors import StageError
 from stages.models.modeling_mblm import MBLMForSequenceClassification
-from stages.student.export import export
-from stages.student.params import DistillParams
+from stages.results.predictions import read_predictions
+from stages.student.export import Exported, export
 
 # The others are as these in what matters to an exporter: bert, camembert and xlm-roberta as roberta, which is
 # the finished student's family.
@@ -28,9 +29,11 @@ EXPORTED = ["deberta-v2", "distilbert", "electra"]
 EXPORT = ("student", "export", "served")
 
 
-def params(max_tokens: int) -> DistillParams:
-    distill = load_params(ROOT / "params.yaml").student.distill
-    return distill.model_copy(update={"max_tokens": max_tokens})
+def exported(folder: Path, *, max_tokens: int, **options: Any) -> Exported:
+    """Export with the committed parameters, but for the longest input."""
+    params = load_params(ROOT / "params.yaml")
+    distill = params.student.distill.model_copy(update={"max_tokens": max_tokens})
+    return export(folder, distill, params.student.evaluate, params.task, **options)
 
 
 def refused(run: Run, *arguments: str) -> str:
@@ -70,12 +73,12 @@ def served(finished_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     finished = finished_once / "artifacts/student"
     perturbed(MBLMForSequenceClassification.from_pretrained(finished)).save_pretrained(folder / "student")
     AutoTokenizer.from_pretrained(finished).save_pretrained(folder / "student")
-    done = export(folder / "served", params(48), model=folder / "student", onnx=True)
+    done = exported(folder / "served", max_tokens=48, model=folder / "student", onnx=True, int8=True)
     assert done.largest_difference is not None
     assert done.largest_difference < 1e-4
-    assert done.line().startswith(
-        f"{folder}/served: plain models of de, en; ONNX of these and of the mixture"
-    )
+    first, second = done.line().splitlines()
+    assert first.startswith(f"{folder}/served: plain models of de, en; ONNX of all branches, within ")
+    assert second.endswith("not measured: the student is of other classes than params.yaml names")
     return folder / "served"
 
 
@@ -84,7 +87,7 @@ def test_a_languages_plain_model_has_the_students_logits_and_classes(
     family: str, finished_once: Path, tmp_path: Path
 ) -> None:
     student = saved(family, finished_once, tmp_path)
-    done = export(tmp_path / "served", params(30), model=tmp_path / "student")
+    done = exported(tmp_path / "served", max_tokens=30, model=tmp_path / "student")
     assert done.languages == sorted(path.name for path in (tmp_path / "served").glob("*/")) == LANGUAGES
     for branch, language in enumerate(LANGUAGES):
         folder = tmp_path / "served" / language
@@ -100,18 +103,18 @@ def test_a_languages_plain_model_has_the_students_logits_and_classes(
 
 
 def require_the_students_logits(student: MBLMForSequenceClassification, onnx: Path) -> None:
-    """Compare ONNX with a student, whatever the batch and the length."""
-    for branch, name in enumerate([*student.config.languages, "mixture"]):
-        session = onnxruntime.InferenceSession(onnx / f"{name}.onnx")
-        for batch, length in ((1, 2), (2, 30), (7, 11)):
-            ids = torch.randint(5, 50, (batch, length), generator=torch.Generator().manual_seed(0))
-            mask = torch.ones_like(ids)
-            mask[0, 1:] = 0
-            given = {"input_ids": ids, "attention_mask": mask}
-            [logits] = session.run(None, {key: value.numpy() for key, value in given.items()})
-            language_ids = torch.full((batch,), -1 if name == "mixture" else branch)
-            expected = logits_of(student, **given, language_ids=language_ids)
-            np.testing.assert_allclose(logits, expected, atol=1e-4)
+    """Compare ONNX with a student, whatever the batch, the length and the languages in it."""
+    session = onnxruntime.InferenceSession(onnx / "student.onnx")
+    own, mixture = student.config.own_temperature, student.config.mixture_temperature
+    for language_ids, length in (([0], 2), ([-1, 1], 30), ([1, 1, 1], 11), ([1, -1, 0, 0, -1, 1, 0], 11)):
+        language = torch.tensor(language_ids)
+        ids = torch.randint(5, 50, (len(language), length), generator=torch.Generator().manual_seed(0))
+        mask = torch.ones_like(ids)
+        mask[0, 1:] = 0
+        given = {"input_ids": ids, "attention_mask": mask, "language_ids": language}
+        [logits] = session.run(None, {key: value.numpy() for key, value in given.items()})
+        temperatures = torch.where(language < 0, mixture, own).unsqueeze(1)
+        np.testing.assert_allclose(logits, logits_of(student, **given) / temperatures, atol=1e-4)
 
 
 def test_onnx_has_the_students_logits_whatever_the_batch_and_the_length(served: Path) -> None:
@@ -123,7 +126,7 @@ def test_onnx_has_the_students_logits_whatever_the_batch_and_the_length(served: 
 def test_onnx_of_modernbert_has_the_students_logits(finished_once: Path, tmp_path: Path) -> None:
     languages = LANGUAGES[:2]
     student = saved("modernbert, mean", finished_once, tmp_path, layers=2, languages=languages, n_branches=2)
-    export(tmp_path / "served", params(30), model=tmp_path / "student", onnx=True)
+    exported(tmp_path / "served", max_tokens=30, model=tmp_path / "student", onnx=True)
     require_the_students_logits(student, tmp_path / "served/onnx")
 
 
@@ -132,7 +135,7 @@ def test_onnx_of_modernbert_has_the_students_logits(finished_once: Path, tmp_pat
 def test_other_families_can_be_exported_to_onnx(family: str, finished_once: Path, tmp_path: Path) -> None:
     pooling = "mean" if family == "electra" else None
     saved(family, finished_once, tmp_path, layers=2, languages=["de"], n_branches=1, pooling=pooling)
-    done = export(tmp_path / "served", params(30), model=tmp_path / "student", onnx=True)
+    done = exported(tmp_path / "served", max_tokens=30, model=tmp_path / "student", onnx=True)
     assert done.largest_difference is not None
     assert done.largest_difference < 1e-4
 
@@ -141,20 +144,77 @@ def test_an_onnx_folder_is_all_that_a_server_needs(served: Path, finished_once: 
     facts = json.loads((served / "onnx/model.json").read_text())
     assert facts["classes"] == CLASSES
     tokenizer = AutoTokenizer.from_pretrained(served / "onnx")
-    session = onnxruntime.InferenceSession(served / "onnx/de.onnx")
-    assert facts["inputs"] == [one.name for one in session.get_inputs()] == tokenizer.model_input_names
+    session = onnxruntime.InferenceSession(served / "onnx/student.onnx")
+    names = [*tokenizer.model_input_names, "language_ids"]
+    assert facts["inputs"] == [one.name for one in session.get_inputs()] == names
+    assert facts["languages"] == {"de": 0, "en": 1}
     assert facts["outputs"] == [one.name for one in session.get_outputs()]
     batch = tokenizer(["Hund 1", "rot"], padding=True, return_tensors="np")
+    batch["language_ids"] = np.full(2, facts["languages"]["de"])
     [logits] = session.run(facts["outputs"], {name: batch[name] for name in facts["inputs"]})
     classify = pipeline("text-classification", str(served / "de"), device="cpu")
     expected = [one["label"] for one in classify(["Hund 1", "rot"])]
     assert [facts["classes"][i] for i in logits.argmax(axis=1)] == expected
 
 
-def test_a_language_costs_in_onnx_one_branch_and_the_mixture_all(served: Path) -> None:
-    sizes = {path.stem: path.stat().st_size for path in (served / "onnx").glob("*.onnx")}
-    assert sorted(sizes) == ["de", "en", "mixture"]
-    assert sizes["de"] < sizes["mixture"]
+def test_a_branch_runs_for_those_alone_who_want_it(served: Path, tmp_path: Path) -> None:
+    graph = onnx.load(served / "onnx/student.onnx")
+    conditions = {node.output[0]: node for node in graph.graph.node if node.op_type == "If"}
+    assert sorted(conditions) == ["states_0", "states_1"]
+    [english] = [part.g for part in conditions["states_1"].attribute if part.name == "then_branch"]
+    for weight in english.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            broken = np.full(onnx.numpy_helper.to_array(weight).shape, np.nan, np.float32)
+            weight.CopyFrom(onnx.numpy_helper.from_array(broken, weight.name))
+    onnx.save(graph, tmp_path / "broken.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "broken.onnx")
+    ids = np.full((3, 7), 6)
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    for language_ids, is_finite in (([0, 0, 0], True), ([1, 1, 1], False), ([0, 0, -1], False)):
+        [logits] = session.run(None, given | {"language_ids": np.array(language_ids)})
+        assert np.isfinite(logits).all() == is_finite
+
+
+def test_int8_says_nearly_the_same_and_is_smaller(served: Path) -> None:
+    ids = np.random.default_rng(0).integers(5, 50, (64, 9))
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "language_ids": np.arange(64) % 3 - 1}
+    said = []
+    for name in ("student.onnx", "student.int8.onnx"):
+        [logits] = onnxruntime.InferenceSession(served / "onnx" / name).run(None, given)
+        said.append(logits)
+    assert 0 < np.abs(said[0] - said[1]).max() < 0.1 * np.ptp(said[0])
+    sizes = [(served / "onnx" / name).stat().st_size for name in ("student.onnx", "student.int8.onnx")]
+    assert sizes[1] < sizes[0]
+
+
+def test_int8_is_compared_on_the_examples_that_are_there(finished: Path, run: Run) -> None:
+    assert refused(run, "--quantize", "int8") == "error: --quantize is for ONNX: add --onnx"
+    done = run(*EXPORT, "--onnx", "--quantize", "int8")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[1].startswith("student.int8.onnx: ")
+    student = read_predictions(load_params(Path("params.yaml")).task, "student")
+    for language in ("de", "en", "nl"):
+        one = student[language, "test"]
+        accuracy = (one.predicted == one.labels).mean()
+        [line] = [line for line in lines if line.startswith(f"{language}, test: ")]
+        assert f"{accuracy:.1%}" in line
+    assert lines[-1].startswith("largest change of accuracy: ")
+
+
+def test_a_plain_models_probabilities_are_those_of_predict(finished: Path, run: Run) -> None:
+    path = Path("artifacts/student/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"own_temperature": 0.05}))
+    assert run(*EXPORT).code == 0
+    Path("texts.txt").write_text("Hund 1\nrot\n", encoding="utf-8")
+    rows = [
+        json.loads(line)
+        for line in run("student", "predict", "texts.txt", "--language", "de").out.splitlines()
+    ]
+    classify: Any = pipeline("text-classification", "served/de", device="cpu", top_k=None)
+    for row, said in zip(rows, classify(["Hund 1", "rot"]), strict=True):
+        found = {one["label"]: one["score"] for one in said}
+        assert found == pytest.approx(row["probabilities"], abs=1e-5)
 
 
 def test_the_command_writes_plain_models_and_says_where(finished: Path, run: Run) -> None:
@@ -205,8 +265,8 @@ def test_an_onnx_file_that_differs_from_pytorch_is_refused(finished_once: Path, 
         parameter.data *= 1e6
     student.save_pretrained(tmp_path / "student")
     served = tmp_path / "served"
-    with pytest.raises(StageError, match=r"the logits of mixture.onnx differ from PyTorch's by"):
-        export(served, params(30), model=tmp_path / "student", onnx=True)
+    with pytest.raises(StageError, match=r"the logits of student.onnx differ from PyTorch's by"):
+        exported(served, max_tokens=30, model=tmp_path / "student", onnx=True)
     assert [path.name for path in served.glob("*/")] == ["de"]
 
 
