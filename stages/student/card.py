@@ -99,7 +99,6 @@ def model_card(
         base_model=(encoder["source"] or {}).get("hub"),
     )
     values = json.dumps(relevant(params), indent=2, ensure_ascii=False)
-    text = '{"text": "A text", "text_pair": "and another"}' if len(task.text_fields) == 2 else '"A text"'
     return f"""---
 {header.to_yaml()}
 ---
@@ -114,15 +113,7 @@ A text classifier, {_TRAINED[params.variant]} (variant `{params.variant}`).
 - Classes: {", ".join(map(_plain, task.classes))}
 - Length: the first {params.max_tokens} tokens of a text, as in training{_interrupted(went_on_over)}
 
-## How to use it
-
-```python
-from transformers import pipeline
-classify = pipeline("text-classification", model="{name}", trust_remote_code=True)
-print(classify({text}))
-```
-
-`trust_remote_code=True` runs the two Python files of this folder, the model and its configuration.
+{_usage(name, task)}
 
 {_routing(config)}
 
@@ -144,6 +135,19 @@ Section `student.distill` of params.yaml:
 {values}
 ```
 """
+
+
+def _usage(name: str, task: TaskParams) -> str:
+    text = '{"text": "A text", "text_pair": "and another"}' if len(task.text_fields) == 2 else '"A text"'
+    return f"""## How to use it
+
+```python
+from transformers import pipeline
+classify = pipeline("text-classification", model="{name}", trust_remote_code=True)
+print(classify({text}))
+```
+
+`trust_remote_code=True` runs the two Python files of this folder, the model and its configuration."""
 
 
 def _encoder(config: MBLMConfig, encoder: Mapping[str, Any]) -> str:
