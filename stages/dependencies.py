@@ -76,13 +76,8 @@ def _imports_of(file: Path) -> frozenset[tuple[str, str]]:
     return _imports(file.read_text(encoding="utf-8"), file.relative_to(_ROOT).parts)
 
 
-<<<<<<< HEAD
 # Each file is imported by many: it is looked through once in a process, or whenever its text has changed.
 @functools.cache
-=======
-# Each file is imported by many: by its text, it is parsed once in a process, and is never taken for an older one.
-@cache
->>>>>>> parent of 5bded76 (Tests: DVC writes its lock in C, Ray is imported once, and clones keep their bytecode)
 def _imports(text: str, place: tuple[str, ...]) -> frozenset[tuple[str, str]]:
     found = set()
     for node in _statements(_parsed(text)):

@@ -58,7 +58,6 @@ def environment(home: Path) -> dict[str, str]:
         "GIT_AUTHOR_EMAIL": "a@b",
         "GIT_COMMITTER_NAME": "a",
         "GIT_COMMITTER_EMAIL": "a@b",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 

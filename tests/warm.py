@@ -30,13 +30,15 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock
+from ruamel.yaml import YAML
 
 MODULES = ("pipeline", "dvc", "torch.distributed.run")
 """What the server runs after ``-m``."""
@@ -46,9 +48,9 @@ LIBRARIES = (
     *("dvc.repo.experiments.queue.celery", "dvc.repo.reproduce", "dvc.rwlock", "dvc.stage.run", "fsspec"),
     *("jinja2", "matplotlib.backends.backend_svg", "matplotlib.figure", "networkx", "numpy", "pandas"),
     *("platformdirs.unix", "pyarrow.compute", "pyarrow.csv", "pyarrow.json", "pyarrow.parquet"),
-    *("pydantic.functional_validators", "pydantic.main", "pydantic.types", "rich.table", "ruamel.yaml"),
-    *("safetensors.torch", "scipy.optimize", "scipy.stats", "scmrepo.git", "sklearn.metrics", "tabulate"),
-    *("torch", "torch._dynamo", "torch.distributed.tensor", "tqdm", "typer", "zarr"),
+    *("pydantic.functional_validators", "pydantic.main", "pydantic.types", "ray.data", "rich.table"),
+    *("ruamel.yaml", "safetensors.torch", "scipy.optimize", "scipy.stats", "scmrepo.git", "sklearn.metrics"),
+    *("tabulate", "torch", "torch._dynamo", "torch.distributed.tensor", "tqdm", "typer", "zarr"),
 )
 KNOW_THE_HUB = (
     *("accelerate", "datasets", "peft", "tokenizers", "transformers", "transformers.trainer"),
@@ -158,7 +160,11 @@ def serve(address: str, client: str, *more: str) -> Request:
     """
     for library in (*LIBRARIES, *more):
         importlib.import_module(library)
+    if more:  # what transformers makes when the first model is loaded
+        importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
+    let_dvc_write_its_lock_in_c()
     gc.freeze()
+    gc.get_freeze_count = lambda: 1  # a training asks; to count them takes a tenth of a second
     for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
         finalizer.atexit = False  # nobody takes the libraries apart
     listener = socket.socket(socket.AF_UNIX)
@@ -193,7 +199,6 @@ def serve(address: str, client: str, *more: str) -> Request:
             close(*request.files.values())
 
 
-<<<<<<< HEAD
 def let_dvc_write_its_lock_in_c() -> None:
     """Let DVC change dvc.lock as it reads it, in C; otherwise that is half of what it does.
 
@@ -221,8 +226,6 @@ def let_dvc_write_its_lock_in_c() -> None:
     dvcfile.modify_yaml = modify_yaml
 
 
-=======
->>>>>>> parent of 5bded76 (Tests: DVC writes its lock in C, Ray is imported once, and clones keep their bytecode)
 def close(*files: socket.socket | int) -> None:
     """Close files, which are sockets or numbers."""
     for file in files:
