@@ -49,7 +49,6 @@ def pytest_collection_finish() -> None:
     """Leave what is imported by now out of garbage collections: torch and the Trainer ask for many."""
     gc.collect()
     gc.freeze()
-    gc.get_freeze_count = lambda: 1  # each training asks; to count them takes a tenth of a second
 
 
 @pytest.fixture(autouse=True, scope="session")

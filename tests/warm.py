@@ -30,15 +30,13 @@ import threading
 import time
 import traceback
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from filelock import FileLock
-from ruamel.yaml import YAML
 
 MODULES = ("pipeline", "dvc", "torch.distributed.run")
 """What the server runs after ``-m``."""
@@ -48,9 +46,9 @@ LIBRARIES = (
     *("dvc.repo.experiments.queue.celery", "dvc.repo.reproduce", "dvc.rwlock", "dvc.stage.run", "fsspec"),
     *("jinja2", "matplotlib.backends.backend_svg", "matplotlib.figure", "networkx", "numpy", "pandas"),
     *("platformdirs.unix", "pyarrow.compute", "pyarrow.csv", "pyarrow.json", "pyarrow.parquet"),
-    *("pydantic.functional_validators", "pydantic.main", "pydantic.types", "ray.data", "rich.table"),
-    *("ruamel.yaml", "safetensors.torch", "scipy.optimize", "scipy.stats", "scmrepo.git", "sklearn.metrics"),
-    *("tabulate", "torch", "torch._dynamo", "torch.distributed.tensor", "tqdm", "typer", "zarr"),
+    *("pydantic.functional_validators", "pydantic.main", "pydantic.types", "rich.table", "ruamel.yaml"),
+    *("safetensors.torch", "scipy.optimize", "scipy.stats", "scmrepo.git", "sklearn.metrics", "tabulate"),
+    *("torch", "torch._dynamo", "torch.distributed.tensor", "tqdm", "typer", "zarr"),
 )
 KNOW_THE_HUB = (
     *("accelerate", "datasets", "peft", "tokenizers", "transformers", "transformers.trainer"),
@@ -160,11 +158,7 @@ def serve(address: str, client: str, *more: str) -> Request:
     """
     for library in (*LIBRARIES, *more):
         importlib.import_module(library)
-    if more:  # what transformers makes when the first model is loaded
-        importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
-    let_dvc_write_its_lock_in_c()
     gc.freeze()
-    gc.get_freeze_count = lambda: 1  # a training asks; to count them takes a tenth of a second
     for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
         finalizer.atexit = False  # nobody takes the libraries apart
     listener = socket.socket(socket.AF_UNIX)
@@ -197,33 +191,6 @@ def serve(address: str, client: str, *more: str) -> Request:
                 return request
             running[connection] = process
             close(*request.files.values())
-
-
-def let_dvc_write_its_lock_in_c() -> None:
-    """Let DVC change dvc.lock as it reads it, in C; otherwise that is half of what it does.
-
-    It goes through Python for the sake of comments, of which this file has none.
-    """
-    from dvc import dvcfile
-
-    in_python = dvcfile.modify_yaml
-
-    @contextmanager
-    def modify_yaml(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
-        if not path.endswith("dvc.lock"):
-            with in_python(path, fs=fs) as data:
-                yield data
-            return
-        yaml = YAML(typ="safe")
-        yaml.default_flow_style = False
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # is declared as None
-        yaml.representer.add_representer(OrderedDict, yaml.Representer.represent_dict)
-        file = Path(path)
-        data = yaml.load(file) if file.exists() else {}
-        yield data
-        yaml.dump(data, file)
-
-    dvcfile.modify_yaml = modify_yaml
 
 
 def close(*files: socket.socket | int) -> None:
