@@ -54,7 +54,8 @@ ARROWS = {
     "stages.teacher.labelling": (
         "cache cache.commands cache.identity stages stages.data stages.models stages.results stages.teacher"
     ),
-    "stages.student": "cache stages stages.data stages.models stages.results",
+    "stages.student": "cache stages stages.data stages.models stages.results stages.student.exporting",
+    "stages.student.exporting": "stages stages.data stages.models",
     "stages.ablation": "cache stages stages.data stages.models stages.results stages.student",
     "stages commands": ("cache stages stages.data stages.page stages.results stages.student stages.teacher"),
     "pipeline": (

@@ -19,7 +19,7 @@ def test_every_section_is_there_and_every_chart_has_its_numbers(finished: Path) 
     assert {target.removeprefix("#") for target in targets} == SECTIONS - {"summary"}
     tags = Counter(tag for tag, _ in page.elements)
     charts = [attrs for tag, attrs in page.elements if tag == "svg"]
-    assert len(charts) == tags["figure"] == 10
+    assert len(charts) == tags["figure"] == 11
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in charts)
     figures = PAGE.read_text(encoding="utf-8").split("<figure>")[1:]
     assert all("<table>" in figure.partition("</figure>")[0] for figure in figures)
