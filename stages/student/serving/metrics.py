@@ -26,11 +26,12 @@ class Metrics:
         """
         self._registry = CollectorRegistry()
         self.answered = self.examples = 0
-        self._requests = Counter(
-            "mblm_requests", "Requests to /predict", ["status"], registry=self._registry
-        )
+        self._requests = Counter("mblm_requests", "Requests to /predict", ["status"], registry=self._registry)
         self._seconds = Histogram(
-            "mblm_request_seconds", "Seconds from request to answer", buckets=_SECONDS, registry=self._registry
+            "mblm_request_seconds",
+            "Seconds to the answer",
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self._examples = Counter("mblm_examples", "Examples answered", ["branch"], registry=self._registry)
         self._batches = Histogram(

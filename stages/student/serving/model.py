@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.errors import StageError
 
@@ -20,7 +20,7 @@ Example = str | tuple[str, str]
 
 _EXPORT = "make an export with: python -m pipeline student export exported --onnx, and serve exported/onnx"
 _MOST_IN_BATCH, _BATCH_TOKENS = 16, 2048
-"""Of a batch: texts, and tokens with padding; small, so that the next requests arrive while it is computed."""
+"""Of a batch: texts, and tokens with padding. It is small: the next requests arrive while it is computed."""
 
 
 class Facts(BaseModel):
@@ -48,7 +48,7 @@ class Facts(BaseModel):
     languages: dict[str, int]
     n_branches: int
     pad_token_id: int
-    truncation_side: Literal["left", "right"]
+    truncation_side: Annotated[str, Field(pattern="^(left|right)$")]
 
     def branch(self, language_id: int) -> str:
         """Name the branch of a language; where all languages share one, it is the mixture."""
@@ -81,7 +81,8 @@ class ServedModel:
 
     def tokenize(self, examples: Sequence[Example]) -> list[Any]:
         """Turn examples into tokens: objects with ``ids`` and ``type_ids``, special tokens included."""
-        return self._tokenizer.encode_batch_fast(list(examples))
+        encoded: list[Any] = self._tokenizer.encode_batch_fast(list(examples))
+        return encoded
 
     def probabilities(self, tokens: Sequence[Any], language_ids: Sequence[int]) -> NDArray[np.float32]:
         """Classify B examples in one pass.
