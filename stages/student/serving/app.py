@@ -40,14 +40,18 @@ class Limits:
     waiting: int = 2048
 
 
+Tag = Annotated[str, Field(max_length=100)]
+"""Of a language."""
+
+
 class Asked(BaseModel):
     """What /predict takes."""
 
     model_config = ConfigDict(extra="forbid")
 
     texts: list[Any]
-    language: str | None = Field(None, description="Of all texts, such as de; none stands for the mixture.")
-    languages: list[str | None] | None = Field(None, description="Of each text, in place of language.")
+    language: Tag | None = Field(None, description="Of all texts, such as de; none stands for the mixture.")
+    languages: list[Tag | None] | None = Field(None, description="Of each text, in place of language.")
     branches: bool = Field(False, description="Whether to tell what each branch says of each text.")
 
 
@@ -194,7 +198,7 @@ class Service:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             status = 400 if first["type"] == "json_invalid" else 422
-            place = ".".join(map(str, first["loc"])) or "request"
+            place = ".".join(map(str, first["loc"]))[:100] or "request"
             raise RefusedError(status, f"{place}: {first['msg']}") from None
 
     def _language_ids(self, asked: Any) -> list[int]:

@@ -21,6 +21,8 @@ Example = str | tuple[str, str]
 _EXPORT = "make an export with: python -m pipeline student export exported --onnx, and serve exported/onnx"
 _MOST_IN_BATCH, _BATCH_TOKENS = 16, 2048
 """Of a batch: texts, and tokens with padding. It is small: the next requests arrive while it is computed."""
+_ENOUGH_IN_BATCH, _SIMILAR = 4, 1.2
+"""A batch of so many texts takes none that is this many times as long as its shortest."""
 
 
 class Facts(BaseModel):
@@ -126,7 +128,11 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     batch: list[int] = []
     for position in sorted(range(len(lengths)), key=lengths.__getitem__):
         longest = lengths[position]
-        if batch and (len(batch) == _MOST_IN_BATCH or (len(batch) + 1) * longest > _BATCH_TOKENS):
+        if batch and (
+            len(batch) == _MOST_IN_BATCH
+            or (len(batch) + 1) * longest > _BATCH_TOKENS
+            or (len(batch) >= _ENOUGH_IN_BATCH and longest > _SIMILAR * lengths[batch[0]])
+        ):
             yield batch
             batch = []
         batch.append(position)
