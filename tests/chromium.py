@@ -35,15 +35,15 @@ class Page:
         self._loaded = False
         self._session: dict[str, str] = {}
 
-    def open(self, path: Path) -> Self:
-        """Open a file and wait until all of it is there."""
+    def open(self, place: Path | str) -> Self:
+        """Open a file or an address, and wait until all of it is there."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._session = {"sessionId": session}
         for domain in ("Page", "Network", "Log", "Runtime"):
             self.call(f"{domain}.enable")
         self._loaded = False
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self.call("Page.navigate", url=place if isinstance(place, str) else place.absolute().as_uri())
         while not self._loaded:
             self._receive()
         return self
@@ -109,8 +109,8 @@ class Page:
 
 
 @contextmanager
-def opened(path: Path, profile: Path) -> Iterator[Page]:
-    """Open a file in a browser with an empty profile."""
+def opened(place: Path | str, profile: Path) -> Iterator[Page]:
+    """Open a file or an address in a browser with an empty profile."""
     assert BROWSER is not None
     child_reads, to_browser = os.pipe()
     from_browser, child_writes = os.pipe()
@@ -126,7 +126,7 @@ def opened(path: Path, profile: Path) -> Iterator[Page]:
     os.close(child_writes)
     page = Page(to_browser, from_browser)
     try:
-        yield page.open(path)
+        yield page.open(place)
         page._session = {}
         page.call("Browser.close")
         process.wait(timeout=20)

@@ -54,8 +54,12 @@ ARROWS = {
     "stages.teacher.labelling": (
         "cache cache.commands cache.identity stages stages.data stages.models stages.results stages.teacher"
     ),
-    "stages.student": "cache stages stages.data stages.models stages.results stages.student.exporting",
+    "stages.student": (
+        "cache stages stages.data stages.models stages.results stages.student.exporting "
+        "stages.student.serving"
+    ),
     "stages.student.exporting": "stages stages.data stages.models",
+    "stages.student.serving": "stages stages.data",
     "stages.ablation": "cache stages stages.data stages.models stages.results stages.student",
     "stages commands": ("cache stages stages.data stages.page stages.results stages.student stages.teacher"),
     "pipeline": (
@@ -135,7 +139,7 @@ def test_every_stage_has_a_file_a_command_and_a_dvc_stage_of_its_name() -> None:
     for command in stages:
         assert (ROOT / "stages" / f"{command.replace(' ', '/')}.py").is_file()
     # What users do with a finished student is no part of a run.
-    stages -= {"student predict", "student export", "student average"}
+    stages -= {"student predict", "student export", "student serve", "student average"}
     stages = {command for command in stages if not command.startswith("ablation ")}  # a project of its own
     assert {name.replace("-", " ", 1) for name in dvc_stages()} == stages
     for name, stage in dvc_stages().items():

@@ -225,6 +225,21 @@ def export(
     typer.echo(done.line())
 
 
+@app.command(epilog="Example: `python -m pipeline student serve --model exported/onnx --port 8000`")
+def serve(
+    model: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="The folder onnx/ of an export; int8 where it has that.")
+    ] = Path("artifacts/export/onnx"),
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    threads: Annotated[int, typer.Option(min=0, help="Threads that compute; 0: one for each core.")] = 0,
+) -> None:
+    """Serve an exported student over HTTP, with a page to try it on."""
+    from stages.student.serve import serve as run
+
+    run(model, host=host, port=port, threads=threads, say=typer.echo)
+
+
 @app.command(epilog="Example: `python -m pipeline student average students/0 students/1 --output student`")
 def average(
     students: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Students, two or more.")],

@@ -7,6 +7,35 @@ from babel import Locale, localedata
 from babel.core import get_global
 
 
+def language_id(name: str, languages: Sequence[str]) -> int:
+    """Find the branch of a language that people name, as `MBLMConfig.language_id` does.
+
+    Args:
+        name: A tag; nothing stands for the mixture.
+        languages: Tags of those that have a branch.
+
+    Returns:
+        A position in `languages`; -1, which stands for the mixture, where there is none.
+
+    Raises:
+        ValueError: The name is no language tag, or another tag of a language that has a branch.
+    """
+    known = [one.replace("_", "-").casefold() for one in languages]
+    parts = name.strip().replace("_", "-").casefold().split("-")
+    for end in range(len(parts), 0, -1):
+        if "-".join(parts[:end]) in known:
+            return known.index("-".join(parts[:end]))
+    if name.strip():
+        # A whole language's branch, by another tag: zh-Hant is no zh-Hans, and goes through the mixture.
+        branch = None if "-" in name or "_" in name else same_language(name, languages)
+        if branch or not is_tag(name):
+            meant = branch or meant_by(name)
+            what = "has no branch" if is_tag(name) else "is no language tag"
+            hint = f"did you mean {meant}?" if meant else "write one such as de or zh-Hant, or nothing"
+            raise ValueError(f"{name!r} {what}; {hint}")
+    return -1
+
+
 def is_tag(name: str) -> bool:
     """Tell whether a name begins as a tag of BCP 47: two letters that the CLDR knows, or any three."""
     primary = _primary(name)

@@ -27,11 +27,10 @@ from stages.student.exporting.measured import Change, changes_by_int8, session_o
 from stages.student.exporting.quantized import quantized
 from stages.student.exporting.routing import LANGUAGE_IDS, add_routing
 from stages.student.params import DistillParams, EvaluateParams
+from stages.student.serving.model import FACTS, FLOAT32, INT8, Facts
 
 TOLERANCE = 1e-4
 """Largest difference of a logit between PyTorch and ONNX."""
-
-FLOAT32, INT8 = "student.onnx", "student.int8.onnx"
 
 _ONNX = "onnx"
 _MOST_BYTES = 2**31 - 2**24
@@ -144,6 +143,7 @@ def export(
         return Exported(folder, languages, is_plain, None)
     with replaced_folder(folder / _ONNX) as target:
         largest = _export_onnx(student, tokenizer, target, distill.max_tokens, int8=int8)
+        _write_facts(target, student, tokenizer, distill.max_tokens, task)
     _note(folder, _ONNX)
     exported = Exported(folder, languages, is_plain, largest)
     if not int8:
@@ -241,7 +241,7 @@ def _export_onnx(
     *,
     int8: bool,
 ) -> float:
-    """Write the graph, the tokenizer, and what a server has to know.
+    """Write the graph and the tokenizer.
 
     Returns:
         The largest difference of a logit from PyTorch's.
@@ -273,15 +273,31 @@ def _export_onnx(
         add_routing(smaller, config.n_branches)
         onnx.save(smaller, folder / INT8)
     tokenizer.save_pretrained(folder)
-    facts = {
-        "classes": class_names(config),
-        "inputs": [*names, LANGUAGE_IDS],
-        "outputs": ["logits"],
-        "max_tokens": max_tokens,
-        "languages": {language: index for index, language in enumerate(config.languages)},
-    }
-    (folder / "model.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     return largest
+
+
+def _write_facts(
+    folder: Path,
+    student: MBLMForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    task: TaskParams,
+) -> None:
+    """Write what a server has to know."""
+    config = student.config
+    facts = Facts(
+        classes=class_names(config),
+        text_fields=task.text_fields,
+        inputs=[*tokenizer.model_input_names, LANGUAGE_IDS],
+        outputs=["logits"],
+        max_tokens=max_tokens,
+        languages={language: index for index, language in enumerate(config.languages)},
+        n_branches=config.n_branches,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        truncation_side=tokenizer.truncation_side,
+    )
+    text = json.dumps(facts.model_dump(), indent=1, ensure_ascii=False)
+    (folder / FACTS).write_text(text, encoding="utf-8")
 
 
 def _largest_difference(

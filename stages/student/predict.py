@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stages.artifacts import STUDENT
 from stages.data.files import Input
-from stages.data.languages import is_tag, meant_by, same_language
+from stages.data.languages import language_id
 from stages.data.output import Output
 from stages.data.rows import Window, column, windows
 from stages.errors import StageError
@@ -194,16 +194,10 @@ class _Student:
         return np.array([self._language_ids[name] for name in languages])
 
     def _language_id(self, name: str, where: str) -> int:
-        found = self._config.language_id(name)
-        if found < 0 and name.strip():
-            # A whole language's branch, by another tag: zh-Hant is no zh-Hans, and goes through the mixture.
-            branch = None if "-" in name or "_" in name else same_language(name, self._config.languages)
-            if branch or not is_tag(name):
-                meant = branch or meant_by(name)
-                what = "has no branch" if is_tag(name) else "is no language tag"
-                hint = f"did you mean {meant}?" if meant else "write one such as de or zh-Hant, or nothing"
-                raise StageError(f"{where}: {name!r} {what}; {hint}")
-        return found
+        try:
+            return language_id(name, self._config.languages)
+        except ValueError as error:
+            raise StageError(f"{where}: {error}") from error
 
     def branch(self, language_id: int) -> str:
         """Name the branch of a language; where all languages share one, it is the mixture."""

@@ -124,8 +124,13 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _memory(key: str) -> int:
-    """Read a size of this process, which Linux gives in KiB."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+def memory_of(process: int) -> int:
+    """Give the bytes in memory of a process. Linux only."""
+    return _memory("VmRSS", process)
+
+
+def _memory(key: str, process: int | str = "self") -> int:
+    """Read a size of a process, which Linux gives in KiB."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     (line,) = (line for line in lines if line.startswith(f"{key}:"))
     return int(line.split()[1]) * 1024

@@ -1,0 +1,1 @@
+"""The student over HTTP: an exported graph, one queue before it, and an application. No torch is imported."""
