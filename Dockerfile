@@ -17,11 +17,6 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
 CMD ["python", "-m", "pipeline", "student", "serve", "--model", "/model", "--host", "0.0.0.0"]
 
-# With `--target with-model`, the image holds the model.
+# Without a target, the image holds the model. With `--target base` it holds none: mount one at /model.
 FROM base AS with-model
-ARG MODEL=artifacts/export/onnx
-COPY ${MODEL} /model
-
-# Without a target, the model is mounted at /model.
-FROM base AS mounted
-VOLUME /model
+COPY artifacts/export/onnx /model

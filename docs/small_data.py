@@ -1,4 +1,4 @@
-"""Lays two small data sets out as files: PAN-X entity types, and a part of XNLI. Recipes have their names.
+"""Lays small data sets out as files: PAN-X entity types, and parts of XNLI. Recipes have their names.
 
     python docs/small_data.py panx-type FOLDER
 
@@ -16,27 +16,33 @@ import typer
 from pipeline.params import load_params
 from stages.data.examples import SPLITS, UNLABELLED
 
-_FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli"}
+_FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli", "xnli-1200": "xnli"}
 
 
 def main(recipe: str, folder: Path) -> None:
-    """Write the data set of a recipe, panx-type or xnli-15k, out of the folder that holds all data sets."""
+    """Write the data set of a recipe, such as panx-type, out of the folder that holds all data sets."""
     task = load_params(Path("params.yaml")).task
+    is_xnli = _FOLDERS[recipe] == "xnli"
     for language in task.languages:
         counts = []
-        for split in SPLITS if language in task.supervised else SPLITS[1:]:
-            table = pq.read_table(folder / _FOLDERS[recipe] / language / f"{split}.parquet")
+        for split in SPLITS:
+            path = folder / _FOLDERS[recipe] / language / f"{split}.parquet"
+            teaches = language in task.supervised or (task.zero_shot_texts and path.is_file())
+            if split == "train" and not teaches:
+                continue
+            table = pq.read_table(path)
             if recipe == "panx-type":  # whose classes are PER, ORG and LOC, in this order
                 names = pa.array(task.classes).take(table["label"].combine_chunks())
                 table = pa.table({"text": table["text"], "label": names})
-            if recipe == "xnli-15k" and split == "train":
+            if is_xnli and split == "train":
                 for field in task.text_fields:
                     texts = [_detokenised(text, language) for text in table[field].to_pylist()]
                     table = table.drop_columns(field).append_column(field, pa.array(texts))
-            if recipe == "xnli-15k":  # a row is the same pair in every language
+            if is_xnli:  # a row is the same pair in every language
                 table = table.append_column("entity", pa.array(f"{split} {i}" for i in range(len(table))))
             counts.append(_write(table, language, split))
-        counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
+        if not task.unlabelled:  # texts for the encoders alone
+            counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
         typer.echo(f"{language}: {', '.join(counts)}")
 
 

@@ -286,6 +286,7 @@ def test_a_server_that_is_stopped_answers_all_that_it_accepted(onnx: Path) -> No
             pass
         server.process.send_signal(signal.SIGTERM)
         n_answered = sum(client.result() for client in clients)
+        server.process.wait(timeout=60)  # a second signal would find Python's own end, which obeys it
         assert server.process.stdout is not None
         expected = f"stopped; {n_answered:,} requests answered, {16 * n_answered:,} examples\n"
         assert server.process.stdout.readline() == expected
