@@ -1,4 +1,4 @@
-"""Every command of the README runs, in the README's order, in a clone in which `make demo` has run."""
+"""Every command of the README and of the pages about use runs, in a clone in which `make demo` has run."""
 
 import csv
 import os
@@ -18,9 +18,16 @@ from stages.teacher.params import TeacherParams
 
 pytestmark = pytest.mark.slow
 
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("commands", "ablation", "scaling", "store", "own-data", "deployment")),
+]
 EXCEPTIONS = {
     "make test": "it runs this test",
-    "make bench": "it takes minutes of an idle machine",
+    "pip install": "the test tools have it all",
+    "student serve": "it runs until it is stopped: tests/stages/student/test_serve.py",
+    "curl": "the same",
+    "docker": "there is no Docker here; the workflow builds the image",
     "recipes/xnli.yaml": "its data set and models are on the Hub; tests/test_recipes.py runs it without",
     "jhu-clsp/mmBERT-base": "it is on the Hub",
     "--engine ray": "tests/stages/teacher/labelling/test_on_ray.py has a cluster for it",
@@ -29,7 +36,7 @@ EXCEPTIONS = {
 
 
 class Command(NamedTuple):
-    """A line of a block of the README's, or a block of Python.
+    """A line of a block of a page, or a block of Python.
 
     Attributes:
         language: ``shell`` or ``python``.
@@ -44,7 +51,7 @@ class Command(NamedTuple):
 
 def readme_commands() -> list[Command]:
     """Read the blocks of code; pictures and pieces of YAML are none."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     found = []
     for block, (kind, code) in enumerate(
         re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
@@ -63,10 +70,10 @@ def is_excepted(command: Command, commands: list[Command]) -> bool:
     return any(mark in other.text for mark in EXCEPTIONS for other in [command, *needed])
 
 
-def test_at_most_five_commands_are_not_run_and_each_is_there() -> None:
-    assert len(EXCEPTIONS) <= 5
+def test_few_commands_are_not_run_and_each_is_there() -> None:
+    assert len(EXCEPTIONS) <= 8
     commands = readme_commands()
-    assert len(commands) > 25
+    assert len(commands) > 35
     for mark in EXCEPTIONS:
         assert any(mark in command.text for command in commands), mark
 
@@ -130,8 +137,6 @@ def test_every_command_of_the_readme_runs(
             require_what_an_experiment_runs(stages_run(done.stdout))
         if script.startswith("dvc exp show"):
             assert "branches" in done.stdout
-        if script.startswith("cp recipes/files.yaml"):
-            write_params(tiny_params())  # "change languages, classes and models in it"
         if "dvc queue start" in script:
             wait_for_experiments(reproduced, seen)
 

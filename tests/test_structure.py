@@ -3,6 +3,7 @@
 import ast
 import json
 import keyword
+import re
 import runpy
 import subprocess
 import sys
@@ -251,12 +252,38 @@ def test_help_is_quick_and_ends_with_an_example() -> None:
         assert not command or f"python -m pipeline {command}" in " ".join(text.split())
 
 
-def test_the_readme_names_every_command_and_every_folder() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_pages_name_every_command_and_the_readme_every_page() -> None:
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+    listed = pages["commands.md"] + pages["ablation.md"] + pages["store.md"]
     for command in commands():
-        assert f"`{command}" in readme, command
-    for folder in {path.parent for path in MODULES}:
-        assert f"`{folder.relative_to(ROOT)}/" in readme, folder
+        assert f"`{command}" in listed, command
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in pages:
+        assert f"(docs/{name})" in readme, name
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    anchors = {page: {anchor_of(line) for line in headings(page)} for page in pages}
+    for page in pages:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if "://" in target:
+                continue
+            path, _, anchor = target.partition("#")
+            there = (page.parent / path).resolve() if path else page
+            assert there.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors[there], f"{page.name}: {target}"
+
+
+def headings(page: Path) -> list[str]:
+    """Read the headings of a page, without what only looks like one in its blocks of code."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+
+
+def anchor_of(heading: str) -> str:
+    """Give the anchor that GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def test_the_list_of_files_is_that_of_the_tree() -> None:

@@ -143,9 +143,9 @@ def test_a_producer_that_is_not_there_is_refused(finished: Path, run: Run) -> No
     assert "python -m pipeline cache ls" in done.err
 
 
-def test_the_readmes_lines_for_other_projects_find_soft_labels(finished: Path) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (snippet,) = (block for block in readme.split("```python\n") if block.startswith("from pathlib"))
+def test_the_documented_lines_for_other_projects_find_soft_labels(finished: Path) -> None:
+    page = (ROOT / "docs/store.md").read_text(encoding="utf-8")
+    (snippet,) = (block for block in page.split("```python\n") if block.startswith("from pathlib"))
     snippet = snippet.partition("```")[0].replace("Südafrikanischer Rand", examples("de", "train")[0]["text"])
     done = subprocess.run(
         [warm_python(), "-c", snippet],
