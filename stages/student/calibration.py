@@ -32,10 +32,24 @@ class Temperatures(NamedTuple):
     Attributes:
         own: Of texts in a supervised language, which go through its branch.
         mixture: Of texts in any other language, which go through the mixture of all branches.
+        others: What was seen of such languages on the way, where their validation texts have labels.
     """
 
     own: float
     mixture: float
+    others: "dict[str, Seen]"
+
+
+class Seen(NamedTuple):
+    """How often the mixture is right in a language; nothing depends on it but the student's card.
+
+    Attributes:
+        accuracy: From 0 to 1.
+        counts: Of labels, by class.
+    """
+
+    accuracy: float
+    counts: list[int]
 
 
 def fitted_temperatures(
@@ -74,7 +88,7 @@ def fitted_temperatures(
         in_order = shares[np.argsort(tokens.positions)]
         return _Said(logits, examples["label"].fill_null(NO_LABEL).to_numpy(), in_order)
 
-    own, noisy, others = [], [], []
+    own, noisy, others, seen = [], [], [], {}
     for language in Bar(task.languages, desc="calibrate", unit="language", delay=2):
         if language in task.supervised:
             its = torch.eye(n_branches)[task.supervised.index(language) % n_branches]
@@ -85,8 +99,10 @@ def fitted_temperatures(
             split: SplitName = UNLABELLED if has_only_texts(task, language) else "validation"
             if has_split(language, split):
                 others.append(say(language, split, torch.full((n_branches,), 1 / n_branches)))
+                if (others[-1].labels != NO_LABEL).any():
+                    seen[language] = _seen(others[-1], len(task.classes))
     surest = np.mean([_confidence(one.logits).mean() for one in others]) if others else None
-    return Temperatures(_fitted(own), _fitted(noisy, surest=surest))
+    return Temperatures(_fitted(own), _fitted(noisy, surest=surest), seen)
 
 
 class _Said(NamedTuple):
@@ -95,6 +111,14 @@ class _Said(NamedTuple):
     logits: NDArray[np.float32]
     labels: NDArray[np.int32]
     shares: NDArray[np.float64]
+
+
+def _seen(said: _Said, n_classes: int) -> Seen:
+    """Count what the student gets right of the texts that have a label."""
+    has_label = said.labels != NO_LABEL
+    labels = said.labels[has_label]
+    is_right = said.logits[has_label].argmax(axis=1) == labels
+    return Seen(float(is_right.mean()), np.bincount(labels, minlength=n_classes).tolist())
 
 
 def _confidence(logits: NDArray[np.float32]) -> NDArray[np.float64]:

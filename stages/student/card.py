@@ -14,6 +14,7 @@ from stages.data.task import TaskParams
 from stages.models.configuration_mblm import MBLMConfig
 from stages.results.measures import interval
 from stages.results.teachers import OneSays
+from stages.student.calibration import Seen
 from stages.student.params import DistillParams
 from stages.student.variants import relevant
 
@@ -29,7 +30,7 @@ _TRAINED = {
 
 _CHANCE = (
     "A language whose interval is not above the share of its most frequent class is near chance: the student "
-    "is of no use there. Of languages that are not in this table, nothing is known here."
+    "is of no use there. Of languages that stand nowhere here, nothing is known."
 )
 
 
@@ -68,6 +69,7 @@ def model_card(
     encoder: Mapping[str, Any],
     accuracy: Mapping[str, float],
     counts: Mapping[str, Sequence[int]],
+    others: Mapping[str, Seen],
     teachers: Mapping[str, Sequence[TeacherFacts]],
     data: str,
     translations: Sequence[str] = (),
@@ -76,13 +78,14 @@ def model_card(
     """Write a student's card, the same for the same student.
 
     Args:
-        task: Section `task`; of its languages, only the supervised ones.
+        task: Section `task`.
         params: Section `student.distill`.
         name: Of the model's folder.
         config: The student's.
         encoder: What `stages.models.encoders.note_encoder` noted of the encoder.
         accuracy: On the validation split, by language.
         counts: Validation examples by class, by language.
+        others: Likewise, of zero-shot languages.
         teachers: By language; empty where the student has none.
         data: Where the examples come from, and in which revision.
         translations: Zero-shot languages into which training texts were translated for it.
@@ -120,7 +123,7 @@ A text classifier, {_TRAINED[params.variant]} (variant `{params.variant}`).
 ## Languages
 
 {_table(accuracy, counts, teachers)}
-
+{_others(others)}
 {_CHANCE}
 
 ## Probabilities
@@ -238,6 +241,19 @@ def _table(
             ]
             row += ["<br>".join(values) for values in zip(*each, strict=True)]
     return tabulate(rows, titles, tablefmt="pipe", disable_numparse=True)
+
+
+def _others(others: Mapping[str, Seen]) -> str:
+    """Say how often the mixture is right in zero-shot languages."""
+    if not others:
+        return ""
+    accuracy = {language: seen.accuracy for language, seen in others.items()}
+    table = _table(accuracy, {language: seen.counts for language, seen in others.items()}, {})
+    n_most = max(sum(seen.counts) for seen in others.values())
+    return (
+        "\nIn languages without training data, texts go through the mixture. "
+        f"Of up to {n_most} validation texts in each:\n\n{table}\n"
+    )
 
 
 def _title(teacher: TeacherFacts) -> str:

@@ -123,6 +123,7 @@ def distill(
             encoder=read_note(encoder),
             accuracy=last,
             counts=_validation_counts(task),
+            others=temperatures.others,
             teachers=fitted.teachers,
             data=data_source(task),
             translations=list(inherited(task, teachers).tables),

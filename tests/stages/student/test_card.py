@@ -21,6 +21,7 @@ from cache import SoftLabelSet, file_digest
 from pipeline.params import load_params
 from stages.data.task import TaskParams
 from stages.models.configuration_mblm import MBLMConfig
+from stages.student.calibration import Seen
 from stages.student.card import TeacherFacts, model_card
 from stages.student.params import DistillParams
 from stages.student.variants import relevant
@@ -60,6 +61,7 @@ def card_of(*, params: dict[str, Any] | None = None, **task: Any) -> str:
         },
         accuracy=dict.fromkeys(languages, 0.5),
         counts={name: [30, 60, 10] for name in languages},
+        others={"fr": Seen(0.25, [5, 10, 25])},
         teachers={name: [TeacherFacts(HOSTILE[i] * 2, ["ab"], "cd", {})] for i, name in enumerate(languages)},
         data="some/data at 0123",
     )
@@ -123,7 +125,9 @@ def test_the_card_says_where_the_student_comes_from(finished: Path) -> None:
     card = (finished / "artifacts/student/README.md").read_text(encoding="utf-8")
     validation = json.loads((finished / "artifacts/student/validation.json").read_text())[-1]
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in card.splitlines() if line.startswith("|")]
-    for row, language in zip(rows[2:], ("de", "en"), strict=True):
+    by_language = {row[0]: row for row in rows}
+    assert by_language["nl"][1:] == ["0.333", "0.121 to 0.646", "0.333"]
+    for row, language in [(by_language[language], language) for language in ("de", "en")]:
         folder = Path("artifacts/soft_labels") / language
         producer = SoftLabelSet.read(folder, language=language).producers[0]
         digest = file_digest(folder / "manifest.json")
@@ -141,6 +145,8 @@ def test_the_card_says_where_the_student_comes_from(finished: Path) -> None:
 def test_the_table_shows_how_sure_an_accuracy_is_and_what_chance_is() -> None:
     card = card_of()
     assert re.search(r"\| 0\.500 +\| 0\.404 to 0\.596 +\| 0\.600 ", card)
+    assert "Of up to 40 validation texts in each" in card
+    assert re.search(r"\| fr +\| 0\.250 +\| 0\.142 to 0\.402 +\| 0\.625 ", card)
     assert "Divide them by 1 for a text in one of these languages" in card
 
 

@@ -42,12 +42,12 @@ def test_each_is_fitted_on_validation_texts_through_the_branches_that_it_is_for(
     expected = [fit_temperature(np.concatenate(logits), right) for logits in (own, others)]
     written = [model.config.own_temperature, model.config.mixture_temperature]
     fitted = fitted_temperatures(model, tokenizer, task, params.student.distill)
-    assert written == pytest.approx(fitted)
+    assert written == pytest.approx(fitted[:2])
     assert written[0] == pytest.approx(expected[0], rel=1e-3)
     monkeypatch.setattr("stages.student.calibration.noisy_tokens", lambda tokens, *_: tokens)
     monkeypatch.setattr("stages.student.calibration._FEWEST", 1.0)
     without_noise = fitted_temperatures(model, tokenizer, task, params.student.distill)
-    assert without_noise == pytest.approx(expected, rel=1e-3)
+    assert without_noise[:2] == pytest.approx(expected, rel=1e-3)
 
 
 def test_noise_counts_as_far_as_the_student_is_as_sure_of_it_as_of_other_languages() -> None:
