@@ -18,8 +18,8 @@ MODULES = sorted(
 # the answer of `student serve`. Classes that derive from them are found.
 ERRORS = {"StageError", "ParamsError", "CacheError", "BadValueError", "AnswerError", "RefusedError"}
 ERRORS |= {"typer.BadParameter"}
-# In a file that declares parameters, pydantic makes a ParamsError of each ValueError. Elsewhere it is a reason
-# within another message, such as that of a damaged shard, or a mistake of a programmer.
+# In a file that declares parameters, pydantic makes a ParamsError of each ValueError. Elsewhere it is a part
+# of another message, such as that of a damaged shard, or a mistake of a programmer.
 PARAMETERS = {"Params"}
 VALUE = "…"
 """Stands for what only a run knows, here and on the page."""
@@ -67,8 +67,11 @@ class Module:
     def __init__(self, name: str, code: str) -> None:
         self.name, self.tree = name, ast.parse(code)
         self.around: dict[ast.AST, ast.AST] = {}
+        self.called: dict[str, list[ast.Call]] = {}
         for node in ast.walk(self.tree):
-            self.around |= dict.fromkeys(ast.iter_child_nodes(node), node)
+            self.around.update(dict.fromkeys(ast.iter_child_nodes(node), node))
+            if isinstance(node, ast.Call):
+                self.called.setdefault(name_of(node), []).append(node)
         self.functions = {
             node.name: node
             for node in ast.walk(self.tree)
@@ -114,7 +117,7 @@ class Module:
 
     def arguments_for(self, function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> list[ast.AST]:
         names = [arg.arg for arg in function.args.args if arg.arg != "self"]
-        calls = [x for x in ast.walk(self.tree) if isinstance(x, ast.Call) and name_of(x) == function.name]
+        calls = self.called.get(function.name, [])
         found: list[ast.AST] = [key.value for call in calls for key in call.keywords if key.arg == name]
         return found + [
             arg for call in calls for one, arg in zip(names, call.args, strict=False) if one == name
