@@ -150,7 +150,7 @@ def assigned(nodes: list[ast.stmt] | list[ast.AST], name: str) -> list[ast.AST]:
             for target in node.targets:
                 pairs: list[tuple[ast.expr, ast.expr]] = [(target, node.value)]
                 if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-                    pairs = list(zip(target.elts, node.value.elts, strict=True))
+                    pairs = list(zip(target.elts, node.value.elts, strict=False))
                 found += [value for one, value in pairs if isinstance(one, ast.Name) and one.id == name]
     return found
 
