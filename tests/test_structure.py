@@ -291,7 +291,7 @@ def test_the_list_of_files_is_that_of_the_tree() -> None:
     assert page == runpy.run_path(str(ROOT / "docs/file_map.py"))["with_map"](page), "python docs/file_map.py"
 
 
-def test_the_version_stands_in_one_place() -> None:
+def test_the_version_stands_in_one_place_and_is_cited() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -300,3 +300,4 @@ def test_the_version_stands_in_one_place() -> None:
     assert "version" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "pipeline.__version__"}
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
