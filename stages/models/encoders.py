@@ -80,15 +80,22 @@ def read_note(folder: Path) -> dict[str, Any]:
 def _write_part(base: Path, folder: Path, layers: int | None, vocabulary: Vocabulary | None) -> None:
     """Write what is kept of an encoder: some of its layers and tokens, and no classifier."""
     with loading(f"the encoder in {base}"):
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         n_layers = config.num_hidden_layers
         if layers is not None and layers > n_layers:
             raise StageError(f"student.pretrain.layers is {layers}, but {base} has {n_layers} layers")
         config.num_hidden_layers = layers or n_layers
         if layers is not None and getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
-        model, found = AutoModel.from_pretrained(base, config=config, dtype="auto", output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        model, found = AutoModel.from_pretrained(
+            base,
+            trust_remote_code=False,
+            use_safetensors=True,
+            config=config,
+            dtype="auto",
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     require_embeddings(tokenizer, model, what=f"the encoder in {base}")
     missing = set(found["missing_keys"])
     if vocabulary is not None:

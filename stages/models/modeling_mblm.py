@@ -621,12 +621,14 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
         Raises:
             ValueError: The encoder's family is not one of those that fit, or it lacks weights.
         """
-        mplm_config = AutoConfig.from_pretrained(folder)
+        mplm_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         family = _family(mplm_config)
         config["id2label"] = id2label = dict(config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"})
         config["label2id"] = {name: index for index, name in id2label.items()}
         pretrained, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
+            trust_remote_code=False,
+            use_safetensors=True,
             dtype=torch.float32,
             num_labels=len(id2label),
             ignore_mismatched_sizes=True,  # a classifier for another task is replaced

@@ -31,10 +31,10 @@ def load_student(
     """
     folder = model_folder(folder, command=command)
     with loading(f"the student in {folder}"):
-        kind = AutoConfig.from_pretrained(folder).model_type
+        kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
         if kind != "mblm":
             raise StageError(f"{folder} holds a {kind} model and no student")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = MBLMForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )

@@ -237,7 +237,7 @@ def _fit(
     set_seed(params.seed if params.init_seed is None else params.init_seed)
     what = f"the encoder in {pretrained}"
     with loading(f"{what} as a student"):
-        tokenizer = AutoTokenizer.from_pretrained(pretrained)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False)
         model = _student(task, params, pretrained, note["pooling"], start and start.model)
     require_embeddings(tokenizer, model, what=what)
     require_splittable(tokenizer, params.subword_dropout)

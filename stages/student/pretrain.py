@@ -85,7 +85,7 @@ def _vocabulary(task: TaskParams, params: VocabularyParams, base: Path) -> tuple
     """
     what = f"the encoder in {base}"
     with loading(what):
-        before = AutoTokenizer.from_pretrained(base)
+        before = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     trimmer = Trimmer(before, what=what)
     with Bar(desc="vocabulary", unit="text") as bar:
         for texts in chain(

@@ -191,7 +191,7 @@ def _classifier(
     Raises:
         StageError: Weights of the encoder are missing, or `pooling` is not possible.
     """
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     id2label = dict(enumerate(task.classes))
     by_itself = params.pooling == "last" and is_decoder(*classifier_of(base))
     if params.pooling is not None and not by_itself:
@@ -206,6 +206,8 @@ def _classifier(
         return one_branch.to_plain(language).train(), one_branch.new_weights, False
     model, found = AutoModelForSequenceClassification.from_pretrained(
         base,
+        trust_remote_code=False,
+        use_safetensors=True,
         dtype=torch.float32,
         id2label=id2label,
         label2id={name: index for index, name in id2label.items()},
@@ -247,7 +249,7 @@ def _train(
     set_seed(params.seed)
     what = f"the base of teachers.{language}"
     with loading(what):
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
         model, new, fits = _classifier(task, params, language, base)
     require_embeddings(tokenizer, model, what=what)
     if tokenizer.pad_token is None:

@@ -25,7 +25,7 @@ def classifier_of(folder: Path) -> tuple[PreTrainedConfig, type[Any]]:
     Raises:
         KeyError: transformers has no sequence classifier for it.
     """
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     classifiers: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     return config, classifiers[type(config)]
 

@@ -80,7 +80,7 @@ def _probed(folder: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer  # slow import
 
     with loading(f"the tokenizer in {folder}"):
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.is_fast and (folder / "tokenizer.json").is_file():
             return {}
         ids = tokenizer(list(PROBE))["input_ids"]

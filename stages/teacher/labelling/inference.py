@@ -66,7 +66,7 @@ class Teacher:
         # On a device of its own the next batch is made and sent while this one is computed.
         self._n_ahead = 0 if self._device.type == "cpu" else 1
         with loading(f"the teacher in {folder}"):
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model, untrained = _load(folder)
         if untrained:
             raise StageError(
@@ -274,6 +274,8 @@ def _load(folder: Path) -> tuple[Any, list[str]]:
     def load() -> Any:
         return AutoModelForSequenceClassification.from_pretrained(
             folder,
+            trust_remote_code=False,
+            use_safetensors=True,
             dtype=torch.float32,
             attn_implementation=dict.fromkeys(parts, attention),  # other parts have theirs
             output_loading_info=True,
