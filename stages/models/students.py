@@ -1,4 +1,4 @@
-"""Students out of their folders, and what their branches and classes are called."""
+"""Students out of their folders, and what their classes are called."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,6 @@ from stages.models.configuration_mblm import MBLMConfig
 from stages.models.loading import loading
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.pins import model_folder
-
-MIXTURE = "mixture"
-"""What the mixture of all branches is called among their names."""
 
 
 def load_student(
@@ -36,7 +33,7 @@ def load_student(
             raise StageError(f"{folder} holds a {kind} model and no student")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = MBLMForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
         )
         model, found = loaded
     if found["missing_keys"]:

@@ -14,11 +14,12 @@ from sklearn.metrics import f1_score
 from cache import write_atomically
 from stages.artifacts import BASELINE, METRICS, PLOTS, PREDICTIONS, STUDENT
 from stages.data.examples import SPLITS, UNLABELLED, has_only_texts, has_split, read_examples
+from stages.data.languages import MIXTURE
 from stages.data.tables import some_of
 from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
 from stages.models.batches import current_device, tokenize
-from stages.models.students import MIXTURE, class_names, load_student
+from stages.models.students import class_names, load_student
 from stages.progress import Bar
 from stages.results.measures import N_BINS, by_confidence, confusion, probabilities
 from stages.results.predictions import Predictions, write_predictions

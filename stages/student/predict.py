@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from stages.artifacts import STUDENT
 from stages.data.files import Input
-from stages.data.languages import language_id
+from stages.data.languages import branch_of, language_id
 from stages.data.output import Output
 from stages.data.rows import Window, column, windows
 from stages.errors import StageError
 from stages.models.batches import current_device, to_device, tokenize
 from stages.models.loading import require_max_tokens
-from stages.models.students import MIXTURE, class_names, load_student
+from stages.models.students import class_names, load_student
 from stages.progress import Bar
 from stages.student.params import DistillParams, EvaluateParams
 
@@ -201,8 +201,7 @@ class _Student:
 
     def branch(self, language_id: int) -> str:
         """Name the branch of a language; where all languages share one, it is the mixture."""
-        has_own = language_id >= 0 and self._config.n_branches > 1
-        return self._config.languages[language_id] if has_own else MIXTURE
+        return branch_of(language_id, self._config.languages, self._config.n_branches)
 
     @torch.inference_mode()
     def probabilities(

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from stages.data.languages import MIXTURE
 from stages.errors import StageError
 from stages.models.configuration_mblm import MBLMConfig
 from stages.models.loading import loading
 from stages.models.pins import fetch, link, model_files, pin
 from stages.teacher.labelling.decoders import classifier_of
-
-_MIXTURE = "mixture"
 
 
 def pin_branch(branch: str | None, source: dict[str, Any], folder: Path, *, key: str, command: str) -> None:
@@ -35,10 +34,10 @@ def pin_branch(branch: str | None, source: dict[str, Any], folder: Path, *, key:
         raise StageError(
             f"{key}.branch is {branch}, but {base} holds a {config.model_type} model, no student"
         )
-    names = [*(config.languages if config.n_branches > 1 else []), _MIXTURE]
+    names = [*(config.languages if config.n_branches > 1 else []), MIXTURE]
     if branch not in names:
         raise StageError(f"{key}.branch is {branch}, but the student in {base} has: {', '.join(names)}")
-    config.default_language = None if branch == _MIXTURE else branch
+    config.default_language = None if branch == MIXTURE else branch
     config.save_pretrained(folder)
     for path in model_files(base):
         if path.name != "config.json":

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stages.data.languages import branch_of
 from stages.errors import StageError
 
 FLOAT32, INT8 = "student.onnx", "student.int8.onnx"
 FACTS = "model.json"
-MIXTURE = "mixture"
-"""What the mixture of all branches is called among their names."""
 
 Example = str | tuple[str, str]
 """A text, or two where the task is about pairs."""
@@ -54,8 +53,7 @@ class Facts(BaseModel):
 
     def branch(self, language_id: int) -> str:
         """Name the branch of a language; where all languages share one, it is the mixture."""
-        has_own = language_id >= 0 and self.n_branches > 1
-        return list(self.languages)[language_id] if has_own else MIXTURE
+        return branch_of(language_id, list(self.languages), self.n_branches)
 
 
 class ServedModel:

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import ROOT
+import torch
+from safetensors.torch import load_file
+from tiny import ROOT, Run
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,13 @@ def test_a_folder_with_code_is_refused_and_its_code_does_not_run(finished: Path,
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert not has_run.exists()
+
+
+def test_pickled_weights_of_a_student_are_not_read(finished: Path, run: Run) -> None:
+    student = finished / "artifacts/student"
+    torch.save(load_file(student / "model.safetensors"), student / "pytorch_model.bin")
+    (student / "model.safetensors").unlink()
+    (finished / "texts.txt").write_text("ein Hund\n")
+    done = run("student", "predict", "texts.txt")
+    assert (done.code, done.out) == (1, "")
+    assert "no file named model.safetensors" in done.err
