@@ -23,7 +23,8 @@ _SYNONYMS = {
 }
 
 # The gate stops where another reading of the classes is right on many more examples than the declared one:
-# at least this share of them, and this many standard deviations of the paired difference.
+# at least this share of them, and this many standard deviations of the paired difference. More deviations are
+# needed where more classes are moved: the best of C^m permutations of m classes fits even noise.
 _GATE_SHARE = 0.05
 _GATE_DEVIATIONS = 5.0
 
@@ -103,8 +104,8 @@ def weigh_class_order(confusion: NDArray[np.int64]) -> ClassOrder:
     """Compare the declared order of a teacher's classes with the one that fits labelled examples best.
 
     The best permutation maximises the trace of the confusion matrix (linear sum assignment). To refute the
-    declared one it must beat it clearly, and so must the share of the largest class, which a constant answer
-    reaches.
+    declared one it must beat it clearly, however many permutations could have been the best (a union bound
+    over Gaussian tails), and also the share of the largest class, which a constant answer reaches.
 
     Args:
         confusion: Counts of labelled examples by the teacher's class and the hard label, shape ``(C, C)``.
@@ -117,7 +118,8 @@ def weigh_class_order(confusion: NDArray[np.int64]) -> ClassOrder:
     gained = int(confusion[classes, best][moved].sum())
     lost = int(np.diag(confusion)[moved].sum())
     majority = int(confusion.sum(axis=0).max())
-    margin = max(_GATE_SHARE * n_examples, _GATE_DEVIATIONS * (gained + lost) ** 0.5)
+    deviations = (_GATE_DEVIATIONS**2 + 2 * int(moved.sum()) * np.log(len(confusion))) ** 0.5
+    margin = max(_GATE_SHARE * n_examples, deviations * (gained + lost) ** 0.5)
     is_refuted = gained - lost > margin and best_right - majority > _GATE_SHARE * n_examples
     return ClassOrder(right / n_examples, best_right / n_examples, best, is_refuted)
 

@@ -154,7 +154,7 @@ class Prepared:
                 found |= among(seen.texts, there.texts)
         if found.any():
             self.notes.append(
-                f"{language}: {found.sum():,} {split} texts are among the unlabelled ones that are taught"
+                f"{language}: the unlabelled texts that are taught hold {found.sum():,} of the {split} texts"
             )
 
     def table(self) -> str:

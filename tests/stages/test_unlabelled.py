@@ -161,7 +161,7 @@ def test_validation_is_taken_from_what_has_a_label() -> None:
 def test_test_texts_among_the_unlabelled_are_told_of() -> None:
     task = task_of()
     write(Path("data/de/unlabelled.jsonl"), [{"premise": "p 200", "hypothesis": "h 0"}])
-    assert "de: 1 test texts are among the unlabelled ones" in prepare(task).table()
+    assert "de: the unlabelled texts that are taught hold 1 of the test texts" in prepare(task).table()
 
 
 def test_scratch_encoders_read_all_that_is_taught() -> None:

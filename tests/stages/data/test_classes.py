@@ -49,17 +49,17 @@ def test_classes_without_a_counterpart_are_refused(
         match(teacher, NLI, names)
 
 
-def predictions(accuracy: float, *, n: int = 300, seed: int = 0) -> tuple[Labels, Labels]:
+def predictions(accuracy: float, *, n: int = 300, seed: int = 0, n_classes: int = 3) -> tuple[Labels, Labels]:
     generator = np.random.default_rng(seed)
-    labels = generator.integers(3, size=n)
-    noise = generator.integers(3, size=n)
+    labels = generator.integers(n_classes, size=n)
+    noise = generator.integers(n_classes, size=n)
     return np.where(generator.random(n) < accuracy, labels, noise), labels
 
 
-def check(predicted: Labels, labels: Labels) -> None:
-    confusion = np.zeros((3, 3), np.int64)
+def check(predicted: Labels, labels: Labels, classes: list[str] = NLI) -> None:
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(confusion, (predicted, labels), 1)
-    check_class_order(confusion, classes=NLI, names=[f"{name} de" for name in NLI], language="de")
+    check_class_order(confusion, classes=classes, names=[f"{name} de" for name in classes], language="de")
 
 
 @pytest.mark.parametrize("swap", [[1, 0, 2], [1, 2, 0], [2, 1, 0]])
@@ -78,6 +78,16 @@ def test_a_permuted_class_order_is_noticed_and_printed(swap: list[int]) -> None:
 def test_the_declared_order_passes_however_weak_the_teacher(accuracy: float, seed: int) -> None:
     for n in (9, 30, 300):
         check(*predictions(accuracy, n=n, seed=seed))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_many_classes_are_told_from_noise(seed: int) -> None:
+    intents = [f"intent {i}" for i in range(40)]
+    for accuracy in (0.0, 0.1, 0.2):
+        check(*predictions(accuracy, n=960, seed=seed, n_classes=40), intents)
+    predicted, labels = predictions(0.4, n=960, seed=seed, n_classes=40)
+    with pytest.raises(StageError, match="if its classes are read as"):
+        check(np.roll(np.arange(40), 1)[predicted], labels, intents)
 
 
 def test_a_teacher_that_always_says_the_same_passes() -> None:
