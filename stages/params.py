@@ -3,9 +3,11 @@
 Defaults are those for real encoders. They never change while a major version lasts: docs/store.md.
 """
 
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -15,6 +17,15 @@ from pydantic import (
     model_validator,
 )
 
+
+def _is_watched(path: str) -> str:
+    """Refuse a path whose changes DVC would not see."""
+    if not path.startswith("data/") or ".." in PurePosixPath(path).parts:
+        raise ValueError("it must begin with data/, which DVC watches, and stay in it; link your files there")
+    return path
+
+
+WatchedPath = Annotated[str, AfterValidator(_is_watched)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 MaxTokens = Annotated[int, Field(ge=4)]

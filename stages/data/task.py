@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from stages.params import Params
+from stages.params import Params, WatchedPath
 
 Split = Literal["train", "validation", "test"]
 
@@ -67,7 +67,7 @@ class FilesSource(TableSource):
     """CSV, TSV, JSONL or Parquet files, or JSON arrays; all but Parquet may be compressed: .gz or .zst."""
 
     kind: Literal["files"]
-    pattern: str
+    pattern: WatchedPath
     """Glob with ``{language}`` and ``{split}`` in it, such as ``data/{language}/{split}*.jsonl``."""
     splits: dict[SplitName, str] = {}
     """What ``{split}`` stands for where files have other names, such as ``validation: dev``."""
@@ -81,7 +81,7 @@ class FilesSource(TableSource):
     that teach the student have all but the label."""
 
     @model_validator(mode="after")
-    def _is_watched_and_complete(self) -> Self:
+    def _is_complete(self) -> Self:
         if "{split}" not in self.pattern:
             raise ValueError("pattern needs {split} in it")
         by_column = self.text_fields is not None and all("{language}" in name for name in self.text_fields)
@@ -90,8 +90,6 @@ class FilesSource(TableSource):
                 "pattern needs {language} in it; or name the column with the language, language_field, "
                 'or one column per language: text_fields: ["text_{language}"]'
             )
-        if not self.pattern.startswith("data/"):
-            raise ValueError("pattern must begin with data/, which DVC watches; link your files there")
         return self
 
 

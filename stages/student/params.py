@@ -12,7 +12,17 @@ from pydantic import (
     model_validator,
 )
 
-from stages.params import Keep, MaxTokens, Params, Pooling, ScratchParams, Seed, Share, TrainingParams
+from stages.params import (
+    Keep,
+    MaxTokens,
+    Params,
+    Pooling,
+    ScratchParams,
+    Seed,
+    Share,
+    TrainingParams,
+    WatchedPath,
+)
 
 Variant = Literal["linear", "finetune", "pseudo", "distill", "branches", "mblm"]
 Trust = Literal["always", "corrected", "right", "probability"]
@@ -53,7 +63,7 @@ def _class_weights(value: Any) -> Any:
 class VocabularyParams(Params):
     """Section `student.pretrain.vocabulary`: texts that say which pieces of a vocabulary are kept."""
 
-    texts: Annotated[str, Field(pattern="^data/")]
+    texts: WatchedPath
     """Glob of files below ``data/``, which DVC watches: a text per line, or tables."""
     columns: Annotated[list[str], Field(min_length=1)] = ["text"]
     """Of tables, those with texts."""

@@ -6,7 +6,17 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from stages.data.task import Quoting
-from stages.params import Keep, MaxTokens, Params, Pooling, Precision, ScratchParams, Share, TrainingParams
+from stages.params import (
+    Keep,
+    MaxTokens,
+    Params,
+    Pooling,
+    Precision,
+    ScratchParams,
+    Share,
+    TrainingParams,
+    WatchedPath,
+)
 
 
 class ValuesParams(Params):
@@ -36,7 +46,7 @@ def _as_file(value: Any) -> Any:
 class SoftLabelsParams(ValuesParams):
     """Section `teachers.<language>.soft_labels`: what somebody else's teacher said."""
 
-    file: Annotated[str, Field(pattern="^data/")] | None = None
+    file: WatchedPath | None = None
     """Parquet, JSONL, CSV or TSV with the task's text fields, below ``data/``, which DVC watches; null: the
     column `task.source.soft_label_field` of the task's own data."""
     facts: dict[str, str] = {}
@@ -71,7 +81,7 @@ class EndpointParams(Params):
     """Of the shape ``classify``: Text Embeddings Inference or vLLM."""
     model: str | None = None
     """What the server calls the model; only ``tei`` needs none."""
-    template: Annotated[str, Field(pattern="^data/")] | None = None
+    template: WatchedPath | None = None
     """A text file below ``data/``, which DVC watches. Of ``chat-logprobs`` it is the prompt, with a
     placeholder for each text field, such as ``{text}``, and ``{classes}`` for the list of letters; of
     ``decision`` it is the question, without placeholders."""

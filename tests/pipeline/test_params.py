@@ -82,7 +82,7 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
         ("teacher.finetune.batch_size=3.5", "batch_size is 3.5: input should be a valid integer"),
         ("task.max_examples='9'", "max_examples is '9': input should be a valid integer"),
         ("task.source={kind: sql}", "'names', 'hub', 'files'"),
-        ("task.source={kind: files, pattern: a, label_field: b}", "pattern needs {split} in it"),
+        ("task.source={kind: files, pattern: data/a, label_field: b}", "pattern needs {split} in it"),
         (
             "task.source={kind: files, pattern: 'data/{split}'}",
             "pattern needs {language} in it; or name the",
@@ -94,6 +94,9 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
         ),
         ("task.classes=[2024-01-05, b]", 'a valid string; quote it: "2024-01-05"'),
         ("task.source={kind: files, pattern: '{language}{split}', label_field: b}", "must begin with data/"),
+        ("task.source={kind: files, pattern: 'data/../{language}/{split}.csv'}", "and stay in it; link"),
+        ("teachers.de={soft_labels: {file: data/../soft.jsonl}}", "and stay in it; link"),
+        ("student.pretrain.vocabulary={texts: /texts/*.txt}", "must begin with data/"),
         ("task.text_fields=[label]", "no text field may be called label"),
         ("teacher.finetune.scratch.heads=3", "hidden is 128, which is no multiple of heads, 3"),
         ("student.distill.temperature=.inf", "temperature is inf: input should be a finite number"),
