@@ -70,7 +70,7 @@ def compare(
     if kept:
         typer.echo(compare_kept(loaded.task, loaded.student, loaded.ablation, sweep=sweep), nl=False)
     else:
-        typer.echo(" ".join(map(str, run(loaded.task, loaded.ablation, sweep=sweep))))
+        typer.echo(" ".join(map(str, run(loaded.task, loaded.student, loaded.ablation, sweep=sweep))))
 
 
 @app.command(epilog="Example: `python -m pipeline ablation keep --set ablation.kept=recipes/mine`")

@@ -21,7 +21,7 @@ from stages.results.intervals import interval
 from stages.student.params import StudentSection
 
 
-def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Path]:
+def compare(task: TaskParams, student: StudentSection, params: AblationParams, *, sweep: bool) -> list[Path]:
     """Write ``test.md`` and ``validation.md`` of the variants, or ``sweep.md``, each as JSON as well.
 
     Returns:
@@ -32,7 +32,7 @@ def compare(task: TaskParams, params: AblationParams, *, sweep: bool) -> list[Pa
     """
     finished = read_finished(task, _runs(params, sweep=sweep), sweep=sweep)
     paths = []
-    for name, compared in _tables(task, params, finished, sweep=sweep).items():
+    for name, compared in _tables(task, student, params, finished, sweep=sweep).items():
         path = ABLATION / f"{name}.md"
         write_atomically(path.with_suffix(".json"), json.dumps(compared.values(), indent=1).encode())
         write_atomically(path, compared.markdown().encode())
@@ -52,7 +52,8 @@ def compare_kept(task: TaskParams, student: StudentSection, params: AblationPara
     wanted = {run: settings_of(task, student, of_run) for run, of_run in settings.items()}
     runs = _runs(params, sweep=sweep)
     finished = read_kept(runs, Path(params.kept), sweep=sweep, wanted=wanted)
-    return "\n".join(one.markdown() for one in _tables(task, params, finished, sweep=sweep).values())
+    tables = _tables(task, student, params, finished, sweep=sweep)
+    return "\n".join(one.markdown() for one in tables.values())
 
 
 def _runs(params: AblationParams, *, sweep: bool) -> dict[str, list[int]]:
@@ -63,14 +64,16 @@ def _runs(params: AblationParams, *, sweep: bool) -> dict[str, list[int]]:
 
 
 def _tables(
-    task: TaskParams, params: AblationParams, finished: Finished, *, sweep: bool
+    task: TaskParams, student: StudentSection, params: AblationParams, finished: Finished, *, sweep: bool
 ) -> dict[str, "Compared"]:
     """Compare runs: those of a sweep on validation data alone, for they have seen no test data."""
     splits: dict[str, Split] = (
         {"sweep": "validation"} if sweep else {"test": "test", "validation": "validation"}
     )
     runs = _runs(params, sweep=sweep)
-    return {name: Compared.of(task, split, runs, finished) for name, split in splits.items()}
+    settings = params.settings(student.distill)
+    taught = [run for run in runs if task.zero_shot_texts and settings[run].zero_shot_texts != "none"]
+    return {name: Compared.of(task, split, runs, finished, taught) for name, split in splits.items()}
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Compared:
         right: By language, whether a prediction is right, 0 or 1, shape ``(M, S, N)``.
         entities: By language, what each example is about, shape ``(N,)``; translations have the same number.
         teachers: Accuracy by supervised language.
-        zero_shot_texts: Whether texts of zero-shot languages taught, too.
+        taught: Runs in which texts of zero-shot languages taught, too.
     """
 
     split: Split
@@ -95,7 +98,7 @@ class Compared:
     right: dict[str, NDArray[np.int64]]
     entities: dict[str, NDArray[np.int64]]
     teachers: dict[str, float]
-    zero_shot_texts: bool
+    taught: list[str]
 
     @classmethod
     def of(
@@ -104,6 +107,7 @@ class Compared:
         split: Split,
         runs: Mapping[str, list[int]],
         finished: Finished,
+        taught: list[str],
     ) -> "Compared":
         """Compare runs on one split; each has the same seeds."""
         seeds = next(iter(runs.values()))
@@ -126,7 +130,7 @@ class Compared:
             if split in finished.teachers[name]
         }
         entities = {language: finished.entities[language, split] for language in languages}
-        return cls(split, [*runs], seeds, groups, right, entities, teachers, task.zero_shot_texts)
+        return cls(split, [*runs], seeds, groups, right, entities, teachers, taught)
 
     @property
     def languages(self) -> list[str]:
@@ -199,12 +203,11 @@ class Compared:
         ]
         seeds = "1 seed" if len(self.seeds) == 1 else f"mean ± standard deviation of {len(self.seeds)} seeds"
         n_languages = " and ".join(f"{len(names)} {kind}" for kind, names in self.groups.items())
-        taught = (
-            "Texts of zero-shot languages taught, too, without labels of their own.\n" * self.zero_shot_texts
-        )
+        which = "" if self.taught == self.runs else f" in {', '.join(self.taught)}"
+        taught = f"Texts of zero-shot languages taught{which}, too, without labels of their own.\n"
         return (
             f"{self.split.capitalize()} accuracy, {seeds}, averaged over {n_languages} languages.\n"
-            f"{taught * self.zero_shot_texts}"
+            f"{taught if self.taught else ''}"
             f"Differences with 95 % intervals {self._of_what()}\n\n"
             f"{_table(head, averages)}\n\n"
             f"{_table(['', 'teacher', *self.runs], by_language)}\n"
