@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from cache import Outputs, Producer, SoftLabels, example_id, example_ids
+from cache.shards import _FORMATS
 
 CLASS_NAMES = ["a", "b", "c"]
-FORMATS = ("arrow", "zarr")
+FORMATS = tuple(_FORMATS)
 
 
 def producer(*, outputs: Outputs | None = None, n_classes: int = 3, **facts: Any) -> Producer:

@@ -18,8 +18,13 @@ from transformers import (
 )
 from warm import warm_python
 
+from stages.models import modeling_mblm
 from stages.models.configuration_mblm import MBLMConfig
 from stages.models.modeling_mblm import MBLMForSequenceClassification, _Routing
+
+
+def test_every_family_is_tested() -> None:
+    assert {model_type for model_type, _ in FAMILIES.values()} == set(modeling_mblm.FAMILIES)
 
 
 @pytest.fixture(params=FAMILIES)
