@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache.errors import CacheError, ManifestError, MissingSoftLabelsError, ProducerError, UnreadableError
-from cache.folder import Folder, is_temporary, read_file, write_atomically
+from cache.folder import Folder, is_temporary, write_atomically
 from cache.identity.digests import canonical_json
 from cache.identity.producer import Producer
 from cache.lookup import Lookup
@@ -23,6 +23,7 @@ from cache.soft_labels import SoftLabels
 from cache.top_k import TopKChange
 
 MANIFEST = "manifest.json"
+_MAX_MANIFEST = 1 << 24  # bytes: 160,000 shards
 _SHARD_BYTES = 1 << 24  # few files for DVC, little memory for those who write and read them
 
 
@@ -236,7 +237,7 @@ def _letter_bias(
 
 def _load(path: Path) -> Any:
     """Read a manifest, unless it or the facts in it are of a newer version."""
-    manifest = json.loads(read_file(path))
+    manifest = json.loads(Folder(path.parent).read(path.name, limit=_MAX_MANIFEST))
     require_known_schema(str(path), manifest)
     for producer in manifest["producers"]:
         require_known_schema(str(path), producer["facts"])

@@ -80,7 +80,7 @@ def test_a_set_that_does_not_match_its_manifest_is_refused(written: Path) -> Non
         with pytest.raises(ManifestError, match=message) as caught:
             SoftLabelSet.read(written, language="de")
         assert "teacher label --language" in str(caught.value)
-    for nonsense in ("{", "[]", "[" * 10**5):
+    for nonsense in ("{", "[]", "[" * 10**5, json.dumps(manifest) + " " * 2**24):
         (written / "manifest.json").write_text(nonsense)
         with pytest.raises(ManifestError, match="not readable"):
             SoftLabelSet.read(written, language="de")
