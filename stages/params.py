@@ -21,7 +21,9 @@ from pydantic import (
 def _is_watched(path: str) -> str:
     """Refuse a path whose changes DVC would not see."""
     if not path.startswith("data/") or ".." in PurePosixPath(path).parts:
-        raise ValueError("it must begin with data/, which DVC watches, and stay in it; link your files there")
+        raise ValueError(
+            f"{path} must begin with data/, which DVC watches, and stay in it; link your files there"
+        )
     return path
 
 

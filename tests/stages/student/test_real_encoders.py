@@ -154,7 +154,7 @@ def test_a_vocabulary_is_cut_to_what_a_corpus_uses(finished: Path, run: Run) -> 
     ("texts", "message"),
     [
         ("data/none/*.txt", "student.pretrain.vocabulary.texts is data/none/*.txt: there is no such file"),
-        ("corpus/*.txt", "student.pretrain.vocabulary.texts is 'corpus/*.txt'"),
+        ("corpus/*.txt", "vocabulary.texts: corpus/*.txt must begin with data/, which DVC watches"),
         ("data/a.txt", "student.pretrain.vocabulary.texts lack the words of 'de': its validation texts"),
         ("data/a.pdf", "cannot read data/a.pdf: it is not one of"),
     ],
