@@ -1,18 +1,10 @@
-"""Language tags that people write, such as ``de`` or ``zh-Hant``, and names of the branches."""
+"""Language tags that people write, such as ``de`` or ``zh-Hant``, told from names that are none."""
 
 from collections.abc import Sequence
 from functools import cache
 
 from babel import Locale, localedata
 from babel.core import get_global
-
-MIXTURE = "mixture"
-"""What the mixture of all branches is called among their names."""
-
-
-def branch_of(language_id: int, languages: Sequence[str], n_branches: int) -> str:
-    """Name the branch of a language; -1 has none, and where all languages share one, it is the mixture."""
-    return languages[language_id] if language_id >= 0 and n_branches > 1 else MIXTURE
 
 
 def language_id(name: str, languages: Sequence[str]) -> int:

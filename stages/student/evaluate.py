@@ -13,8 +13,8 @@ from sklearn.metrics import f1_score
 
 from cache import write_atomically
 from stages.artifacts import BASELINE, METRICS, PLOTS, PREDICTIONS, STUDENT
+from stages.data.branches import MIXTURE
 from stages.data.examples import SPLITS, UNLABELLED, has_only_texts, has_split, read_examples
-from stages.data.languages import MIXTURE
 from stages.data.tables import some_of
 from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError

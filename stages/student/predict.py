@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from stages.artifacts import STUDENT
+from stages.data.branches import branch_of
 from stages.data.files import Input
-from stages.data.languages import branch_of, language_id
+from stages.data.languages import language_id
 from stages.data.output import Output
 from stages.data.rows import Window, column, windows
 from stages.errors import StageError

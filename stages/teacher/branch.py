@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from stages.data.languages import MIXTURE
+from stages.data.branches import MIXTURE
 from stages.errors import StageError
 from stages.models.configuration_mblm import MBLMConfig
 from stages.models.loading import loading

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from stages.data.languages import MIXTURE, language_id
+from stages.data.branches import MIXTURE
+from stages.data.languages import language_id
 from stages.student.serving.batcher import Batcher, QueueFullError
 from stages.student.serving.metrics import Metrics
 from stages.student.serving.model import Example, ServedModel

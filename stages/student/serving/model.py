@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stages.data.languages import branch_of
+from stages.data.branches import branch_of
 from stages.errors import StageError
 
 FLOAT32, INT8 = "student.onnx", "student.int8.onnx"
