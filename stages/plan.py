@@ -32,7 +32,7 @@ def plan(
     """Write ``artifacts/plan/<stage>.json`` for each stage of ``dvc.yaml``.
 
     Returns:
-        One line: the stages whose parameters are others than before.
+        The stages whose parameters are others than before, then a line for each teacher that is not used.
     """
     before = {path.stem: path.read_text(encoding="utf-8") for path in PLAN.glob("*.json")}
     planned = {
@@ -43,9 +43,19 @@ def plan(
         for name, text in planned.items():
             (folder / f"{name}.json").write_text(text, encoding="utf-8")
     changed = [name for name, text in planned.items() if before.get(name) != text]
-    if not before or not changed:
-        return f"{len(planned)} stages" + (", none with other parameters than before" if before else "")
-    return f"{len(planned)} stages; with other parameters than before: {', '.join(changed)}"
+    line = f"{len(planned)} stages"
+    if before and changed:
+        line += f"; with other parameters than before: {', '.join(changed)}"
+    elif before:
+        line += ", none with other parameters than before"
+    used = {*task.supervised, *silver_languages(task, teachers)}
+    idle = [
+        f"teachers.{language} is not used: '{language}' is not in task.supervised, "
+        "nor in task.zero_shot with task.zero_shot_texts: true"
+        for language in teachers
+        if language not in used
+    ]
+    return "\n".join([line, *idle])
 
 
 def _file_of(teacher: OneTeacher) -> dict[str, Any]:

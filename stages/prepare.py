@@ -73,6 +73,11 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
     if aligned:
         _require_alignment(task, n_rows)
         _require_aligned_translations(task, work.n_train, work.named)
+    work.done.notes += [
+        f"warning: {path} is a link to a folder, in which DVC sees no changes; link its files instead"
+        for path in sorted(Path("data").rglob("*"))
+        if path.is_symlink() and path.is_dir()
+    ]
     manifest = {
         "schema": 1,
         "source": _source_of(task),

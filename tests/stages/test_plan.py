@@ -239,3 +239,12 @@ def test_the_command_names_the_stages_whose_parameters_are_others(run: Run, comp
     assert done.out == "11 stages; with other parameters than before: student-distill, report\n"
     facts = json.loads(Path("artifacts/plan/student-distill.json").read_text(encoding="utf-8"))
     assert facts["distill"]["temperature"] == 7.0
+
+
+def test_a_teacher_that_nobody_asks_is_named(run: Run, complete: dict[str, Any]) -> None:
+    complete["teachers"] |= {"nl": {"base": "./other"}}
+    write_params(complete)
+    assert run("plan").out.splitlines()[1:] == [
+        "teachers.nl is not used: 'nl' is not in task.supervised, nor in task.zero_shot with "
+        "task.zero_shot_texts: true"
+    ]

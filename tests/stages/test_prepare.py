@@ -372,6 +372,15 @@ def test_prepare_says_what_people_want_to_know_of_their_data(folder: Path) -> No
     assert "de: 1 training texts stand there with several labels" in prepare(nli_task(pattern)).notes
 
 
+def test_a_folder_into_which_dvc_does_not_look_is_named(folder: Path) -> None:
+    pattern = write_all(folder)
+    shutil.move("data/de", "elsewhere")
+    Path("data/de").symlink_to(folder / "elsewhere")
+    assert [note for note in prepare(nli_task(pattern)).notes if "link" in note] == [
+        "warning: data/de is a link to a folder, in which DVC sees no changes; link its files instead"
+    ]
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_unlabelled_files_are_texts_for_pretraining(folder: Path, suffix: str) -> None:
     pattern = write_all(folder, suffix=suffix)
