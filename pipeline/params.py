@@ -2,12 +2,13 @@
 
 import datetime
 import difflib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -24,10 +25,19 @@ class ParamsError(Exception):
     """A params file that cannot be used; the message is one line."""
 
 
+def _has_words(launch: str) -> str:
+    """Refuse what no shell could read."""
+    try:
+        shlex.split(launch)
+    except ValueError as error:
+        raise ValueError(f"{launch} is no command ({error}); quote its words as in a shell") from error
+    return launch
+
+
 class PipelineParams(Params):
     """The whole of params.yaml."""
 
-    launch: Annotated[str, StringConstraints(pattern=r"\S")] | None = None
+    launch: Annotated[str, StringConstraints(pattern=r"\S"), AfterValidator(_has_words)] | None = None
     """What starts the three trainings, such as ``torchrun --nproc-per-node 2 -m pipeline``; null: nothing but
     the command itself."""
     task: TaskParams

@@ -16,7 +16,7 @@ from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.student.params import StudentSection
-from stages.student.variants import HARD_ONLY, relevant
+from stages.student.variants import HARD_ONLY, not_inherited, relevant
 from stages.teacher.params import OneTeacher, TeacherParams, TeacherSection
 
 _LABELLED = ("labels", "soft_labels", "producer", "endpoint", "name", "weight")
@@ -117,12 +117,13 @@ def _facts(
         "task": learned,
         "teachers": {} if student.distill.variant in HARD_ONLY else soft_labels,
         "distill": relevant(student.distill, defaults=False),
+        **not_inherited(student.distill, silver),
     }
     finetune = student.distill.model_copy(update={"variant": "finetune"})
     facts["student-baseline"] = {
         "task": learned,
         "distill": relevant(finetune, defaults=False),
-        **({"silver": silver} if silver else {}),
+        **not_inherited(finetune, silver),
     }
     facts["student-evaluate"] = {
         "task": departures(task),

@@ -11,7 +11,7 @@ app = typer.Typer(
     no_args_is_help=True, help="Variants and settings of the student, with several seeds, compared."
 )
 
-Seed = Annotated[int, typer.Option(min=0, help="One of ablation.seeds.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="One of ablation.seeds.")]
 
 
 @app.command(epilog="Example: `python -m pipeline ablation plan`")

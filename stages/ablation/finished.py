@@ -66,6 +66,15 @@ def read_finished(task: TaskParams, runs: Mapping[str, list[int]], *, sweep: boo
         for run, seeds in runs.items()
         for seed in seeds
     }
+    kinds = SPLITS[1:2] if sweep else SPLITS[1:]
+    for name, right in found.items():
+        lacking = [by for by in evaluated(task) if by[1] in kinds and by not in right]
+        if lacking:
+            run, seed = name.rsplit("-", 1)
+            raise StageError(
+                f"run {name} has no predictions of {'/'.join(lacking[0])}; "
+                f"train it again with: python -m pipeline ablation train --run {run} --seed {seed}"
+            )
     return Finished(found, entities_of(task), teachers_of(task))
 
 

@@ -13,7 +13,7 @@ from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.results.teachers import Teachers
 from stages.student.params import DistillParams, StudentSection
-from stages.student.variants import HARD_ONLY, relevant
+from stages.student.variants import HARD_ONLY, not_inherited, relevant
 
 
 def plan(
@@ -32,6 +32,7 @@ def plan(
         CacheError: There are no soft labels.
     """
     soft_labels = soft_labels_of(task, teachers)
+    silver = silver_languages(task, teachers)
     runs = params.settings(student.distill)
     languages = ("supervised", "zero_shot")
     files: dict[str, Any] = {
@@ -44,7 +45,8 @@ def plan(
     }
     for name, settings in runs.items():
         files[f"runs/{name}"] = settings_of(task, student, settings) | {
-            "soft_labels": {} if settings.variant in HARD_ONLY else soft_labels
+            "soft_labels": {} if settings.variant in HARD_ONLY else soft_labels,
+            **not_inherited(settings, silver),
         }
     with replaced_folder(ABLATION / "plan") as folder:
         (folder / "runs").mkdir()

@@ -13,6 +13,7 @@ from stages.ablation.params import AblationParams
 from stages.ablation.plan import settings_of, soft_labels_of
 from stages.artifacts import ABLATION
 from stages.data.examples import SPLITS, examples_digest, read_entities, read_examples, taught_splits
+from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.models.encoders import read_note
@@ -22,7 +23,7 @@ from stages.results.teachers import Teachers
 from stages.student.distill import distill
 from stages.student.evaluate import answers
 from stages.student.params import DistillParams, StudentSection
-from stages.student.variants import HARD_ONLY
+from stages.student.variants import HARD_ONLY, not_inherited
 
 
 def train(
@@ -93,6 +94,7 @@ def _made_of(
     facts: list[Any] = [settings.seed, note["pooling"]]
     facts.append(model_digests(model_folder(encoder, command="ablation pretrain")))
     facts.append(None if settings.variant in HARD_ONLY else soft_labels_of(task, teachers))
+    facts += not_inherited(settings, silver_languages(task, teachers)).values()
     has_translations = settings.average_translations or task.zero_shot_texts
     languages = [*task.supervised, *(task.zero_shot if task.zero_shot_texts else [])]
     for language in languages:

@@ -120,7 +120,7 @@ class BestInMemory(TrainerCallback):
     """
 
     def __init__(self, folder: Path, *, names: Sequence[str] = ("",), patience: int | None = None) -> None:
-        """Take up what an interrupted run has left.
+        """Take up what an interrupted run has left, if it left a checkpoint; what begins anew knows no best.
 
         Args:
             folder: Where the training keeps its checkpoints.
@@ -133,7 +133,7 @@ class BestInMemory(TrainerCallback):
         self._file = folder / "best.safetensors"
         self._weights: dict[str, Tensor] = {}
         self._saved = time.monotonic()
-        if self._file.is_file():
+        if self._file.is_file() and last_complete_checkpoint(folder):
             with safe_open(self._file, "pt") as file:
                 self.step = int(file.metadata().get("step", 0))  # the first one noted none
                 self.accuracy = float(file.metadata()["accuracy"])

@@ -246,6 +246,7 @@ def training_arguments(
         new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
         name = "activation_checkpointing" if new else "gradient_checkpointing"
         more |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+        more |= {"ddp_find_unused_parameters": True}  # a batch without a language leaves out its branch
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=max_steps,

@@ -51,8 +51,11 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
         labels: Their hard labels, shape ``(N,)``.
 
     Returns:
-        What the logits are to be divided by, in [0.02, 50]: above 1 where the classifier is too sure.
+        What the logits are to be divided by, in [0.02, 50]: above 1 where the classifier is too sure. 1 where
+        it is never wrong: the likelihood then only grows, and nothing says how sure it may be.
     """
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
     wide = logits.astype(np.float64)
     rows = np.arange(len(labels))
 

@@ -98,9 +98,13 @@ def fitted_temperatures(
         else:
             split: SplitName = UNLABELLED if has_only_texts(task, language) else "validation"
             if has_split(language, split):
-                others.append(say(language, split, torch.full((n_branches,), 1 / n_branches)))
-                if (others[-1].labels != NO_LABEL).any():
-                    seen[language] = _seen(others[-1], len(task.classes))
+                position = model.config.language_id(language)  # a variety goes through its language's branch
+                alike = torch.full((n_branches,), 1 / n_branches)
+                its = alike if position < 0 else torch.eye(n_branches)[position % n_branches]
+                said = say(language, split, its)
+                others += [said] if position < 0 else []
+                if (said.labels != NO_LABEL).any():
+                    seen[language] = _seen(said, len(task.classes))
     surest = np.mean([_confidence(one.logits).mean() for one in others]) if others else None
     return Temperatures(_fitted(own), _fitted(noisy, surest=surest), seen)
 

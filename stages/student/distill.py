@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, set_seed
 
 from stages.artifacts import ENCODER, STUDENT, replaced_folder
-from stages.data.examples import NO_LABEL, read_examples
+from stages.data.examples import NO_LABEL, examples_digest, read_examples
 from stages.data.origin import data_source
 from stages.data.task import TaskParams
 from stages.dependencies import departures
@@ -233,6 +233,8 @@ def _fit(
     facts += [note["pooling"]] if note["pooling"] else []
     n_texts = n_taught(task, teachers)
     facts += [n_texts] if n_texts != len(train) else []
+    if params.keep == "best" or params.patience:  # what is best, validation texts say
+        facts += [examples_digest(read_examples(task, name, "validation")) for name in task.supervised]
     checkpoints = checkpoints_of(name, facts, file=__file__, resume=resume)
     set_seed(params.seed if params.init_seed is None else params.init_seed)
     what = f"the encoder in {pretrained}"

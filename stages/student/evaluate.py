@@ -13,12 +13,13 @@ from sklearn.metrics import f1_score
 
 from cache import write_atomically
 from stages.artifacts import BASELINE, METRICS, PLOTS, PREDICTIONS, STUDENT
-from stages.data.branches import MIXTURE
+from stages.data.branches import MIXTURE, branch_of
 from stages.data.examples import SPLITS, UNLABELLED, has_only_texts, has_split, read_examples
 from stages.data.tables import some_of
 from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
 from stages.models.batches import current_device, tokenize
+from stages.models.loading import require_max_tokens
 from stages.models.students import class_names, load_student
 from stages.progress import Bar
 from stages.results.measures import N_BINS, by_confidence, confusion, probabilities
@@ -130,6 +131,9 @@ def answers(
             f"the student in {folder} was trained for other classes or languages than params.yaml names; "
             f"train it again with: python -m pipeline {command}"
         )
+    require_max_tokens(
+        distill.max_tokens, tokenizer, model.config.mplm_config, key="student.distill.max_tokens"
+    )
     n_branches = model.config.n_branches
     own, of_others = model.config.own_temperature, model.config.mixture_temperature
     shared = n_branches == 1
@@ -137,6 +141,8 @@ def answers(
     weights = torch.cat([torch.eye(n_branches), torch.full((1, n_branches), 1 / n_branches)])
     names = [*([] if shared else model.config.languages), MIXTURE]
     for language in Bar(task.languages, desc=f"evaluate {name}", unit="language"):
+        position = model.config.language_id(language)
+        used = branch_of(position, model.config.languages, n_branches)
         for split in splits:
             is_wanted = split != UNLABELLED or has_only_texts(task, language)
             if not (is_wanted and has_split(language, split)):
@@ -145,12 +151,11 @@ def answers(
             if split == UNLABELLED:
                 examples = some_of(examples, _MOST_TEXTS)
             fields = [examples[field].to_pylist() for field in task.text_fields]
-            used = language if language in task.supervised and not shared else MIXTURE
             tokens = tokenize(tokenizer, fields, max_tokens=distill.max_tokens)
             batch_tokens = params.batch_size * distill.max_tokens
             logits = mixture_logits(model, tokenizer, tokens, weights, batch_tokens=batch_tokens)
             by_name = dict(zip(names, logits[-len(names) :], strict=True))
-            temperature = own if language in task.supervised else of_others
+            temperature = own if position >= 0 else of_others
             yield ByBranch(language, split, temperature, examples, used, by_name, tokens.n_cut)
 
 
@@ -162,7 +167,7 @@ def _row(task: TaskParams, one: Predictions) -> dict[str, Any]:
         "kind": _kind(task, one.language),
         "branch": one.branch,
         "accuracy": float((one.predicted == one.labels).mean()),
-        "macro_f1": _macro_f1(one.labels, one.predicted, len(task.classes)),
+        "macro_f1": _macro_f1(one.labels, one.predicted),
     }
 
 
@@ -253,8 +258,9 @@ def _averages(task: TaskParams, rows: list[dict[str, Any]]) -> dict[str, dict[st
     return averages
 
 
-def _macro_f1(labels: NDArray[Any], predicted: NDArray[Any], n_classes: int) -> float:
-    return float(f1_score(labels, predicted, average="macro", labels=range(n_classes), zero_division=0))
+def _macro_f1(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
+    """Average F1 over the classes that occur: one that is neither there nor predicted has none."""
+    return float(f1_score(labels, predicted, average="macro", zero_division=0))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -122,6 +122,7 @@ def export(
     _require_place(folder, onnx=onnx, int8=int8, overwrite=overwrite)
     student, tokenizer = load_student(model)
     languages = student.config.languages
+    _require_exports([folder / name for name in (*languages, *([_ONNX] if onnx else []))])
     if onnx:
         require_max_tokens(
             distill.max_tokens, tokenizer, student.mblm.encoder.config, key="student.distill.max_tokens"
@@ -172,6 +173,18 @@ def _require_place(folder: Path, *, onnx: bool, int8: bool, overwrite: bool) -> 
         )
 
 
+def _require_exports(folders: list[Path]) -> None:
+    """Refuse to replace folders that no export wrote.
+
+    Raises:
+        StageError: One is of something else.
+    """
+    for folder in folders:
+        written = any((folder / name).exists() for name in ("config.json", FLOAT32))
+        if folder.is_dir() and any(folder.iterdir()) and not written:
+            raise StageError(f"{folder} holds something else; name a folder for the export alone")
+
+
 def _measured(
     folder: Path,
     student: MBLMForSequenceClassification,
@@ -189,7 +202,7 @@ def _measured(
         changes = changes_by_int8(
             task,
             tokenizer,
-            student.config.languages,
+            student.config.language_id,
             files,
             max_tokens=distill.max_tokens,
             batch_size=evaluate.batch_size,
@@ -303,7 +316,11 @@ def _write_facts(
 def _largest_difference(
     student: MBLMForSequenceClassification, names: list[str], path: Path, lengths: list[int]
 ) -> float:
-    """Compare a graph with the student, for one text of each branch, mixed batches, and padding."""
+    """Compare a graph with the student, for one text of each branch, mixed batches, and padding.
+
+    Returns:
+        The largest difference of a logit before it is calibrated: a low temperature magnifies all of them.
+    """
     session = session_of(path)
     config = student.config
     everything = list(range(-1, len(config.languages)))
@@ -311,11 +328,12 @@ def _largest_difference(
     for ids in Bar([*([one] for one in everything), [-1, -1], [0, 0, 0], everything], desc="check ONNX"):
         language_ids = torch.tensor(ids)
         temperatures = torch.where(language_ids < 0, config.mixture_temperature, config.own_temperature)
+        temperatures = temperatures.unsqueeze(1)
         for length in lengths:
             inputs = example_inputs(config, names, batch=len(ids), length=length)
             inputs[LANGUAGE_IDS] = language_ids
             with torch.inference_mode():
-                expected = student(**inputs).logits / temperatures.unsqueeze(1)
+                expected = student(**inputs).logits / temperatures
             [logits] = session.run(["logits"], {name: value.numpy() for name, value in inputs.items()})
-            differences.append((torch.from_numpy(logits) - expected).abs().max())
+            differences.append(((torch.from_numpy(logits) - expected) * temperatures).abs().max())
     return float(torch.stack(differences).max())

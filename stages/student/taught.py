@@ -145,6 +145,11 @@ def _soft_labels(
         logits.append(said.together.astype(np.float32))
         digests.append(hashlib.sha256(logits[-1].tobytes()).hexdigest())
         if params.hidden_weight:
+            if not all(one.has.all() for one in said.each):
+                raise StageError(
+                    "student.distill.hidden_weight needs hidden states of each teacher for each text; by "
+                    f"task.source.teacher_field those of '{language}' have texts of their own; set it to 0"
+                )
             states.append(_hidden_states([one.hidden for one in said.each], params, language))
             digests.append(hashlib.sha256(states[-1].tobytes()).hexdigest())
     return np.concatenate(logits), states, digests, facts

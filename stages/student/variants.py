@@ -35,3 +35,17 @@ def relevant(params: DistillParams, *, defaults: bool = True) -> dict[str, Any]:
         left_out["mixture"] = set(type(params.mixture).model_fields) - {"of"}
     values = params.model_dump(exclude=left_out, exclude_defaults=not defaults)
     return {key: value for key, value in values.items() if value != {}}  # a mixture of which nothing is left
+
+
+def not_inherited(params: DistillParams, silver: list[str]) -> dict[str, list[str]]:
+    """Give the languages whose translations a variant without soft labels leaves out: they have a teacher.
+
+    Args:
+        params: Section `student.distill`.
+        silver: Zero-shot languages with a teacher.
+
+    Returns:
+        The languages as ``silver``; nothing where they make no difference.
+    """
+    matters = params.variant in HARD_ONLY and params.zero_shot_texts == "all"
+    return {"silver": silver} if matters and silver else {}

@@ -44,6 +44,10 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
         ("student.distill.temperature=-1", "temperature is -1: input should be greater than 0"),
         ("student.distill.temperature=hot", "temperature is 'hot': input should be a valid number"),
         ("launch=' '", "launch is ' ': string should match pattern"),
+        (
+            'launch="torchrun \'x"',
+            "torchrun 'x is no command (No closing quotation); quote its words as in a shell",
+        ),
         ("student.distill.variant=best", "'finetune', 'pseudo', 'distill', 'branches' or 'mblm'"),
         ("student.distill.mixture.loss_weight=1.5", "loss_weight is 1.5: input should be less than or equal"),
         (

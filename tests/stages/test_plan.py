@@ -248,3 +248,17 @@ def test_a_teacher_that_nobody_asks_is_named(run: Run, complete: dict[str, Any])
         "teachers.nl is not used: 'nl' is not in task.supervised, nor in task.zero_shot with "
         "task.zero_shot_texts: true"
     ]
+
+
+def test_the_baseline_depends_on_who_labels_texts_of_zero_shot_languages(
+    run: Run, complete: dict[str, Any]
+) -> None:
+    """With a teacher of their own, they learn nothing from the hard labels of their originals."""
+    complete["task"]["zero_shot_texts"] = True
+    complete["student"]["distill"]["variant"] = "finetune"
+    taught = put(complete, "teachers.nl", {"base": "./other", "finetune": False})
+    none = put(taught, "student.distill.zero_shot_texts", "none")
+    before, after = planned(run, complete), planned(run, taught)
+    changed = {name for name, text in after.items() if before[name] != text}
+    assert {"student-distill", "student-baseline"} <= changed
+    assert '"silver"' not in planned(run, none)["student-distill"]

@@ -1,5 +1,6 @@
 """What int8 changes: accuracy of the graphs in float32 and int8 on the task's own examples, by language."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Change:
 def changes_by_int8(
     task: TaskParams,
     tokenizer: PreTrainedTokenizerBase,
-    languages: list[str],
+    language_id: Callable[[str], int],
     files: tuple[Path, Path],
     *,
     max_tokens: int,
@@ -57,7 +58,7 @@ def changes_by_int8(
     Args:
         task: Section `task` of params.yaml.
         tokenizer: The student's.
-        languages: The student's; all others go through the mixture.
+        language_id: The branch of a language; -1 is the mixture.
         files: The graph in float32, and in int8.
         max_tokens: Longer examples are cut.
         batch_size: A forward pass has at most the tokens of so many examples of full length.
@@ -75,13 +76,12 @@ def changes_by_int8(
         if not len(examples):
             continue
         labels = examples["label"].to_numpy()
-        language_id = languages.index(language) if language in languages else -1
         fields = [examples[field].to_pylist() for field in task.text_fields]
         tokens = tokenize(tokenizer, fields, max_tokens=max_tokens)
         said: NDArray[np.int64] = np.empty((2, len(labels)), np.int64)
         for texts in tokens.batches(batch_size * max_tokens):
             batch = {name: value.numpy() for name, value in tokens.batch(texts, tokenizer).items()}
-            batch[LANGUAGE_IDS] = np.full(len(batch["attention_mask"]), language_id)
+            batch[LANGUAGE_IDS] = np.full(len(batch["attention_mask"]), language_id(language))
             for row, session in zip(said, sessions, strict=True):
                 given = {one.name: batch[one.name] for one in session.get_inputs()}
                 [logits] = session.run(["logits"], given)

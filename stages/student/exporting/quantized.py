@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.errors import StageError
 from stages.student.exporting.graph import quiet
 
 
@@ -18,6 +19,9 @@ def quantized(model: Any, *, vocabulary: int) -> Any:
 
     Returns:
         Another one.
+
+    Raises:
+        StageError: Another table has as many rows as the word embeddings.
     """
     import onnx  # an extra, and slow
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -47,7 +51,13 @@ def _quantize_embeddings(graph: Any, vocabulary: int) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     lookups = [node for node in graph.node if node.op_type == "Gather"]
-    [node] = [node for node in lookups if _rows(graph, node.input[0]) == vocabulary and len(node.input) == 2]
+    of_words = [node for node in lookups if _rows(graph, node.input[0]) == vocabulary]
+    if len(of_words) != 1:
+        raise StageError(
+            f"the graph has {len(of_words)} tables of {vocabulary} rows, so that nothing tells which of them "
+            "holds the word embeddings; leave out --quantize"
+        )
+    [node] = of_words
     table = next(weight for weight in graph.initializer if weight.name == node.input[0])
     values = numpy_helper.to_array(table)
     scales = np.maximum(np.abs(values).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)

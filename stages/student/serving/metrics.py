@@ -63,13 +63,20 @@ class Metrics:
                 return
             start = time.perf_counter()
 
+            def count(status: int) -> None:
+                self.answered += status == 200
+                self._requests.labels(str(status)).inc()
+                self._seconds.observe(time.perf_counter() - start)
+
             async def send_and_count(message: Any) -> None:
                 if message["type"] == "http.response.start":
-                    self.answered += message["status"] == 200
-                    self._requests.labels(str(message["status"])).inc()
-                    self._seconds.observe(time.perf_counter() - start)
+                    count(message["status"])
                 await send(message)
 
-            await app(scope, receive, send_and_count)
+            try:
+                await app(scope, receive, send_and_count)
+            except Exception:
+                count(500)  # which the server says, outside of what is wrapped here
+                raise
 
         return counted

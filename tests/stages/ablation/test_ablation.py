@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
@@ -398,6 +399,21 @@ def test_what_is_missing_is_said_in_one_line(compared: Path, run: Run, command: 
     done = run("ablation", *command.split())
     assert done.code == 1
     assert message in done.err.strip().splitlines()[-1]
+
+
+def test_a_run_without_a_language_is_named(compared: Path, run: Run) -> None:
+    """Such as one that was trained before the language was added to the task."""
+    path = ABLATION / "predictions/mblm-1.arrow"
+    whole = path.read_bytes()
+    said = pa.ipc.open_file(whole).read_all()
+    kept = said.filter(pc.not_equal(said["language"].cast("string"), "nl"))
+    try:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, kept.schema) as writer:
+            writer.write_table(kept)
+        done = run("ablation", "compare")
+    finally:
+        path.write_bytes(whole)
+    assert (done.code, "run mblm-1 has no predictions of nl/validation; train" in done.err) == (1, True)
 
 
 # What becomes of the shared layers

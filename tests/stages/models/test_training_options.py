@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, LANGUAGES, save_plain, student_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import ROOT, Run, tiny_params, write_params
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -351,6 +351,15 @@ def test_a_killed_training_that_keeps_its_best_epoch_ends_as_if_it_had_not(
     assert "going on from" in done.err
     assert done.out == "mblm: 36 steps; validation accuracy: de 90.0%, en 70.0%\n"
     assert_close(weights(), alone)
+
+
+def test_what_begins_anew_knows_no_best(tmp_path: Path) -> None:
+    """A training that was killed before its first checkpoint begins anew, perhaps with other code."""
+    save_file({"weight": torch.ones(1)}, tmp_path / "best.safetensors", {"accuracy": "0.9", "step": "3"})
+    assert BestInMemory(tmp_path).accuracy == -1
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3/trainer_state.json").write_text('{"global_step": 3}')
+    assert BestInMemory(tmp_path).accuracy == 0.9
 
 
 @pytest.fixture

@@ -104,3 +104,8 @@ def test_the_temperature_makes_held_out_labels_most_likely(answers: tuple[Any, A
     best = log_loss(labels, probabilities(logits, temperature=temperature), labels=range(5))
     for other in np.linspace(0.5, 9, 50):
         assert best <= log_loss(labels, probabilities(logits, temperature=other), labels=range(5)) + 1e-6
+
+
+@pytest.mark.parametrize("n", [0, 40])
+def test_without_a_mistake_nothing_says_how_sure_to_be(n: int) -> None:
+    assert fit_temperature(np.tile([2.0, 0.0], (n, 1)), np.zeros(n, np.int64)) == 1

@@ -1,15 +1,19 @@
 """What `student evaluate` writes for whoever compares models: predictions and plots."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sklearn.metrics import confusion_matrix
+from tiny import Run
 
 from pipeline.params import load_params
 from stages.data.examples import SPLITS, has_split
 from stages.results.measures import by_confidence, probabilities
 from stages.results.predictions import read_predictions
+from stages.student.evaluate import _macro_f1, answers
 
 
 def test_predictions_are_the_students_logits_in_the_order_of_the_data(finished: Path) -> None:
@@ -43,3 +47,28 @@ def test_plots_of_dvc_hold_the_numbers_of_the_predictions(finished: Path) -> Non
     bins = by_confidence(probabilities(one.logits), one.labels)
     accuracies = [row["zero_shot"] for row in plots["calibration"]]
     assert accuracies == [a if n else None for a, n in zip(bins.accuracy, bins.counts, strict=True)]
+
+
+def test_a_variety_is_measured_through_the_branch_of_its_language(finished: Path) -> None:
+    params = load_params(Path("params.yaml"))
+    shutil.copytree("artifacts/data/de", "artifacts/data/de-AT")
+    task = params.task.model_copy(update={"zero_shot": ["de-AT"]})
+    distill, evaluate = params.student.distill, params.student.evaluate
+    said = {
+        (one.language, one.split): one
+        for one in answers(task, distill, evaluate, Path("artifacts/student"), command="")
+    }
+    one, other = said["de-AT", "test"], said["de", "test"]
+    assert (one.used, one.temperature) == ("de", other.temperature)
+    np.testing.assert_array_equal(one.logits["de"], other.logits["de"])
+
+
+def test_a_text_longer_than_the_encoder_can_read_is_refused(finished: Path, run: Run) -> None:
+    done = run("student", "evaluate", "--set", "student.distill.max_tokens=100000")
+    assert (done.code, "student.distill.max_tokens is 100000" in done.err) == (1, True), done.err
+
+
+def test_a_class_that_does_not_occur_has_no_share_in_macro_f1() -> None:
+    labels = np.array([0, 0, 2, 2])
+    assert _macro_f1(labels, labels) == 1
+    assert _macro_f1(labels, np.array([0, 0, 2, 1])) == pytest.approx((1 + 2 / 3 + 0) / 3)

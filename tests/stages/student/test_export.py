@@ -227,6 +227,9 @@ def test_a_folder_in_use_is_replaced_only_on_request_and_only_what_is_ours(finis
     Path("served/de").mkdir(parents=True)
     Path("served/de/old").touch()
     Path("served/mine.txt").touch()
+    done = run(*EXPORT, "--overwrite")
+    assert done.err == "error: served/de holds something else; name a folder for the export alone\n"
+    Path("served/de/config.json").touch()  # as older exports have it, which left no list
     Path("served/fr").mkdir()
     assert refused(run) == "error: served is not empty; replace what is in it with --overwrite"
     assert run(*EXPORT, "--overwrite").code == 0

@@ -1,5 +1,6 @@
 """The server says what the student says, refuses the rest in one line, and loses nothing that it accepted."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -27,6 +28,7 @@ from transformers import AutoTokenizer
 from pipeline.params import load_params
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.student.export import export
+from stages.student.serving.metrics import Metrics
 from stages.student.serving.model import ServedModel, batches
 
 TEXTS = ["Hund 1", "red", "drei " * 30, "bird 2", "<b>& ein Text</b>", "ελληνικά", "x" * 300, "no 7"]
@@ -245,6 +247,17 @@ def test_health_counters_and_the_description_of_the_interface(server: Server) ->
     schema = asked["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) == {"texts", "language", "languages", "branches"}
     assert "swagger" in server.get("/docs")
+
+
+def test_an_answer_that_fails_is_counted() -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    metrics = Metrics(lambda: 0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        asyncio.run(metrics.around(broken)({"type": "http", "path": "/predict"}, None, None))
+    assert 'mblm_requests_total{status="500"} 1.0' in metrics.text().decode()
+    assert "mblm_request_seconds_count 1.0" in metrics.text().decode()
 
 
 def counters(server: Server) -> Counter[str]:
