@@ -109,13 +109,16 @@ def test_two_processes_have_the_loss_curves_of_one_and_leave_what_one_leaves(
 
 
 def test_two_processes_may_cut_their_batches_into_pieces(finished: Path, run: Run) -> None:
+    """A piece of two texts often has none of one of the languages, whose branch then learns nothing."""
     config = Path("artifacts/encoder/config.json")
     config.write_text(re.sub(r'(_dropout_prob": )0\.1', r"\g<1>0.0", config.read_text()))
     without_dropout("student.distill")
     command = ["student", "distill", "--set", "student.distill.class_weights=balanced"]
+    command += ["--set", "student.distill.variant=branches"]
     assert run(*command).code == 0
     alone = losses()
-    two = share(*command, "--set", "student.distill.gradient_accumulation=4")
+    again = "student.distill.gradient_checkpointing=true"
+    two = share(*command, "--set", "student.distill.gradient_accumulation=4", "--set", again)
     assert two.returncode == 0, two.stderr[-3000:]
     for one_log, two_log in zip(alone, losses(), strict=True):
         assert two_log == pytest.approx(one_log, rel=1e-4, abs=1e-7)
