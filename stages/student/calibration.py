@@ -65,7 +65,8 @@ def fitted_temperatures(
     temperature is fitted on mixtures that leave out the branch of each text's language, on texts in which
     some of the tokens are replaced by others (as Tomani et al. 2021, arXiv 2012.10988, do with images, for
     all shifts of a domain at once). How many are, says how sure the student is of other languages: as many
-    as make it no less sure of texts that are known. No label of another language is used.
+    as make it no less sure of texts that are known; all, if it is surer of other languages than of those that
+    it was taught. No label of another language is used.
 
     Args:
         model: The student, on its device.
@@ -105,8 +106,7 @@ def fitted_temperatures(
                 others += [said] if position < 0 else []
                 if (said.labels != NO_LABEL).any():
                     seen[language] = _seen(said, len(task.classes))
-    surest = np.mean([_confidence(one.logits).mean() for one in others]) if others else None
-    return Temperatures(_fitted(own), _fitted(noisy, surest=surest), seen)
+    return Temperatures(_fitted(own), _fitted(noisy, surest=_surest(own, others)), seen)
 
 
 class _Said(NamedTuple):
@@ -131,7 +131,22 @@ def _confidence(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return confidence
 
 
-def _fitted(said: Sequence[_Said], *, surest: float | np.floating | None = None) -> float:
+def _surest(own: Sequence[_Said], others: Sequence[_Said]) -> float | None:
+    """Give how sure the student is of other languages, where that says how well it can read them.
+
+    Args:
+        own: What it says of each supervised language, through the language's own branch.
+        others: What it says of each other language.
+
+    Returns:
+        Its mean confidence; None where no other language has texts, or where it is surer of them than of what
+        it was taught: then it does not know what it cannot read.
+    """
+    known, unknown = ([_confidence(one.logits).mean() for one in said] for said in (own, others))
+    return float(np.mean(unknown)) if unknown and np.mean(unknown) <= np.mean(known) else None
+
+
+def _fitted(said: Sequence[_Said], *, surest: float | None = None) -> float:
     """Fit one temperature to what was said of several languages.
 
     Args:

@@ -15,7 +15,7 @@ from stages.data.examples import read_examples
 from stages.models.batches import tokenize
 from stages.models.configuration_mblm import MBLMConfig
 from stages.results.measures import fit_temperature
-from stages.student.calibration import _fitted, _Said, fitted_temperatures, noisy_tokens
+from stages.student.calibration import _fitted, _Said, _surest, fitted_temperatures, noisy_tokens
 
 STUDENT = "artifacts/student"
 
@@ -64,6 +64,17 @@ def test_noise_counts_as_far_as_the_student_is_as_sure_of_it_as_of_other_languag
     half = float(confidence[:50].mean()) - 1e-5
     assert _fitted(said, surest=half) == pytest.approx(fit_temperature(logits[:50], labels[:50]))
     assert by_few != by_all == _fitted(said, surest=0.0)
+
+
+def test_a_student_that_is_surer_of_other_languages_than_of_its_own_knows_nothing_of_them() -> None:
+    def said(margin: float) -> _Said:
+        logits = np.array([[margin, 0.0]], np.float32)
+        return _Said(logits, np.zeros(1, np.int32), np.zeros(1))
+
+    own = [said(1.0), said(3.0)]
+    assert _surest(own, [said(1.5)]) == pytest.approx(1 / (1 + np.exp(-1.5)))
+    assert _surest(own, [said(2.5)]) is None
+    assert _surest(own, []) is None
 
 
 def test_noise_replaces_tokens_of_texts_and_no_others(finished: Path) -> None:
