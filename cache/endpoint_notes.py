@@ -1,11 +1,11 @@
 """What a store keeps of a teacher behind HTTP beside its soft labels: who answered, and how well."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from cache.errors import CacheError
 from cache.folder import Folder
 from cache.identity.digests import canonical_json
 
@@ -46,6 +46,8 @@ class EndpointNotes:
         """
         try:
             bias = values["letter_bias"]
+            if not all(map(math.isfinite, (values["outside"], *(bias or ())))):
+                raise ValueError("it holds numbers that are not finite")
             return cls(
                 tuple({str(key): str(one[key]) for key in one} for one in values["answered_as"]),
                 int(values["answers"]),
@@ -54,15 +56,19 @@ class EndpointNotes:
                 float(values["outside"]),
                 None if bias is None else tuple(map(float, bias)),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, OverflowError, TypeError) as error:
             raise ValueError(f"it makes no sense ({error!r})") from error
 
     @classmethod
     def read(cls, folder: Folder) -> Self:
-        """Read what a store has of a producer: nothing, where that is nothing or makes no sense."""
+        """Read what a store has of a producer: nothing, where that is nothing or makes no sense.
+
+        Raises:
+            CacheError: It cannot be read now.
+        """
         try:
             return cls.decode(json.loads(folder.read(ENDPOINT, limit=_MAX_JSON)))
-        except (CacheError, OSError, RecursionError, ValueError):
+        except (FileNotFoundError, RecursionError, ValueError):
             return cls()
 
     def write(self, folder: Folder) -> None:

@@ -52,6 +52,8 @@ class Folder:
             ) from error
         except ValueError as error:
             raise StoreError(f"{self.url} is no place for a store: {error}") from error
+        except Exception as error:  # of a file system that connects at once; these have no common type
+            raise StoreError(f"cannot reach the store {self.url}: {error}") from error
         self.is_local = isinstance(self._fs, LocalFileSystem)
 
     def __str__(self) -> str:

@@ -294,6 +294,6 @@ def _read_producer(folder: Folder, producer_id: str) -> Producer:
         raise ProducerError(f"{path} describes another producer; {mend}")
     try:
         _ = producer.columns
-    except (ProducerError, TypeError, ValueError) as error:  # these are the producer's facts nevertheless
+    except (AttributeError, KeyError, ProducerError, TypeError, ValueError) as error:  # facts nevertheless
         raise UnreadableError(path, str(error)) from error
     return producer

@@ -56,6 +56,7 @@ def main() -> int:
     except Exception as error:
         from cache import CacheError
         from pipeline.params import ParamsError
+        from pipeline.terminal import visible
         from stages.errors import StageError
 
         if n_processes() > 1 and isinstance(error, RuntimeError) and _PEER_IS_GONE.search(str(error)):
@@ -65,7 +66,7 @@ def main() -> int:
             raise
         if process_index():
             time.sleep(10)  # where the first process meets the same error, torchrun ends this one meanwhile
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {visible(str(error))}\n")
         return 1
     return 0
 

@@ -161,7 +161,7 @@ def load_params(
         values = YAML(typ="safe").load(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"cannot read {path}; name another file with --params ({error})") from None
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # such as a date that there is not
         raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ParamsError(f"{path} holds no sections")
@@ -181,7 +181,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
         raise ParamsError(f"--set {change}: write it as key=value")
     try:
         value = YAML(typ="safe").load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
         raise ParamsError(f"--set {change}: {text} is not a YAML value") from error
     *sections, last = key.strip().split(".")
     for section in sections:

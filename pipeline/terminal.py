@@ -24,7 +24,7 @@ def print_json(value: Any) -> None:
 
 def print_line(line: str) -> None:
     """Print a line that may hold names from a store."""
-    typer.echo(_visible(line))
+    typer.echo(visible(line))
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -37,7 +37,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for head in heads:
         table.add_column(head.rstrip(">"), justify="right" if head.endswith(">") else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(_visible(cell)) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     # In a file or a pipe nothing is cut off.
     console = Console(width=None if sys.stdout.isatty() else 10_000, soft_wrap=True, highlight=False)
     console.print(table)
@@ -68,6 +68,6 @@ def bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Escape what a terminal would obey: names come from stores that others write."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

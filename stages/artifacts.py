@@ -57,7 +57,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     try:
         yield new
         for path in new.rglob("*"):  # transformers writes weights that only their owner may read
-            if path.is_file():
+            if path.is_file() and path.stat().st_nlink == 1:  # others are files of the user's, too
                 path.chmod(new.stat().st_mode & 0o666)
         if folder.exists():
             folder.rename(old)

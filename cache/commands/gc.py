@@ -86,10 +86,13 @@ def plan(
 
 
 def _is_imported(root: str | Path, producer: str) -> bool:
-    with suppress(ProducerError, UnreadableError):  # who would delete it looks again, and says so
+    try:
         found = Store.open(root, producer).producer
-        return found.imported is not None or found.endpoint is not None
-    return False
+    except UnreadableError:  # who would delete it looks again, and says so
+        return False
+    except ProducerError:  # whose soft labels these are is not known, nor whether anybody can make them again
+        return True
+    return found.imported is not None or found.endpoint is not None
 
 
 def _require_readable(root: str | Path, producer: str) -> None:

@@ -178,6 +178,13 @@ def all_examples(task: TaskParams) -> pa.Table | None:
     return pa.concat_tables(tables) if tables else None
 
 
+def labelled_splits(task: TaskParams, language: str) -> list[SplitName]:
+    """List the splits that a teacher labels: what the student learns, and what there is to compare it on."""
+    held_out: tuple[SplitName, ...] = ("validation", "test")
+    there = [split for split in held_out if language in task.supervised or has_split(language, split)]
+    return [*taught_splits(task, language), *there]
+
+
 def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
     """Give a language's texts for pre-training by the entity that they name; equal entities are translations.
 
@@ -191,12 +198,13 @@ def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
     splits = [UNLABELLED] if has_only_texts(task, language) else taught_splits(task, language)
     if has_split(language, UNLABELLED) and UNLABELLED not in splits:
         table = _open(data_file(language, UNLABELLED))
-        return dict(zip(table[ENTITY].to_pylist(), table["text"].to_pylist(), strict=True))
-    tables = [read_examples(task, language, split) for split in splits]
-    texts = [text for field in task.text_fields for table in tables for text in table[field].to_pylist()]
-    entities: list[str | None] = [None] * len(texts)
-    if task.unlabelled and len(task.text_fields) == 1:
-        entities = [entity for split in splits for entity in read_entities(language, split)]
+        texts, entities = table["text"].to_pylist(), table[ENTITY].to_pylist()
+    else:
+        tables = [read_examples(task, language, split) for split in splits]
+        texts = [text for field in task.text_fields for table in tables for text in table[field].to_pylist()]
+        entities = [None] * len(texts)
+        if task.unlabelled and len(task.text_fields) == 1:
+            entities = [entity for split in splits for entity in read_entities(language, split)]
     named: dict[str, str] = {}
     for index, (entity, text) in enumerate(zip(entities, texts, strict=True)):
         named[f"{language}:{index}" if entity is None or entity in named else entity] = text

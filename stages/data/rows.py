@@ -14,7 +14,7 @@ from typing import IO, Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.data.files import Input
+from stages.data.files import Input, MissingColumnError
 from stages.errors import StageError
 
 Window: TypeAlias = pa.Table | list[dict[str, Any]]
@@ -103,9 +103,10 @@ def _plain_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Plac
 
 
 def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Placed:
-    objects = _array_objects if _begins_an_array(file) else _line_objects
+    rows = _array_objects(source, file) if _begins_an_array(file) else _line_objects(source, file)
     name_of_source = source.name
-    for place, row, text in objects(source, file):
+    wanted, is_first = {*source.text_fields, *source.needed}, True
+    for place, row, text in rows:
         where = f"{name_of_source}, {place}"
         if not isinstance(row, dict):
             raise StageError(f"{where}: {text.strip()[:40]} is no JSON object")
@@ -116,7 +117,13 @@ def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Place
             raise StageError(f"{where}: not Unicode ({error.reason})") from error
         for name in row if reserved else ():
             source.require_free(name, reserved, where)
-        source.require_texts(row, where)
+        try:
+            source.require_texts(row, where)
+        except MissingColumnError as error:  # the file's, only if no row has it
+            if is_first and not any(isinstance(one, dict) and wanted <= one.keys() for _, one, _ in rows):
+                raise
+            raise StageError(str(error)) from None
+        is_first = False
         yield place, row
 
 

@@ -424,7 +424,7 @@ def _of_table(
     entities = table[fields.entity].to_pylist() if there else [None] * table.num_rows
     return Rows(
         [table[name].to_pylist() for name in fields.texts],
-        [known.get(one, one) for one in labels],
+        [known.get(one, one) if isinstance(one, int | float) else one for one in labels],
         list(map(_as_entity, entities)),
         file,
         places,

@@ -20,6 +20,7 @@ from cache.commands.ls import ls
 from cache.commands.repair import repair
 from cache.commands.transfer import compare, copy
 from cache.commands.verify import verify
+from cache.folder import Folder
 from cache.store import producer_ids
 
 
@@ -300,3 +301,8 @@ def test_a_store_that_cannot_be_reached_is_one_line(
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert message in done.stderr.splitlines()[-1]
+
+
+def test_a_place_that_is_asked_at_once_and_does_not_answer_is_named() -> None:
+    with pytest.raises(StoreError, match="cannot reach the store ftp://127.0.0.1:1/soft"):
+        Folder("ftp://127.0.0.1:1/soft")

@@ -23,6 +23,7 @@ from cache import (
     Store,
     StoreError,
     UnreadableError,
+    canonical_json,
     example_ids,
     store_root,
 )
@@ -341,6 +342,15 @@ def test_a_folder_that_describes_another_producer_is_refused(tmp_path: Path) -> 
         path.write_text(content)
         with pytest.raises(ProducerError, match=message):
             store.look_up(example_ids([texts(3)]))
+
+
+def test_facts_that_make_no_sense_are_refused_in_one_line(tmp_path: Path) -> None:
+    config = {"id2label": {"0": "no", "1": "yes"}, "mplm_config": 5}
+    hostile = Producer({"outputs": ["logits", "hidden"], "config": config})
+    (tmp_path / hostile.id).mkdir()
+    (tmp_path / hostile.id / "producer.json").write_bytes(canonical_json(hostile.facts))
+    with pytest.raises(UnreadableError):
+        Store.open(tmp_path, hostile.id)
 
 
 def test_a_store_is_opened_by_the_producers_id_or_its_beginning(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
     [
         ("student.distill.temperature=-1", "temperature is -1: input should be greater than 0"),
         ("student.distill.temperature=hot", "temperature is 'hot': input should be a valid number"),
+        ("student.pretrain.revision=2026-09-31", "2026-09-31 is not a YAML value"),
         ("launch=' '", "launch is ' ': string should match pattern"),
         (
             'launch="torchrun \'x"',

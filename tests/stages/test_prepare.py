@@ -381,6 +381,26 @@ def test_a_folder_into_which_dvc_does_not_look_is_named(folder: Path) -> None:
     ]
 
 
+def test_texts_about_the_same_entity_all_serve_for_pretraining(folder: Path) -> None:
+    pattern = write_all(folder)
+    rows = [{"text": f"Satz {i}", "entity": str(i // 3)} for i in range(9)]
+    write(folder / "data/de/unlabelled.jsonl", rows)
+    task = nli_task(pattern)
+    prepare(task)
+    texts = pretraining_texts(task, "de")
+    assert sorted(texts.values()) == [row["text"] for row in rows]
+    assert texts["1"] == "Satz 3"
+
+
+def test_labels_that_are_lists_are_named(folder: Path) -> None:
+    pattern = write_all(folder, suffix="parquet")
+    table = pq.read_table(folder / "data/de/train.parquet")
+    lists = pa.array([["yes"]] * len(table))
+    pq.write_table(table.drop_columns("label").append_column("label", lists), "data/de/train.parquet")
+    with pytest.raises(StageError, match=r"row 1: label \['yes'\] is not one of"):
+        prepare(nli_task(pattern))
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_unlabelled_files_are_texts_for_pretraining(folder: Path, suffix: str) -> None:
     pattern = write_all(folder, suffix=suffix)

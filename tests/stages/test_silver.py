@@ -170,3 +170,11 @@ def test_the_surest_texts_of_each_class_are_chosen() -> None:
         ({"most_per_class": 2, "least_confidence": 0.7}, [0, 1, 1, 0, 0]),
     ):
         assert choose(classes, confidence, SilverParams(**options)).astype(int).tolist() == expected
+
+
+def test_a_language_with_texts_alone_is_labelled(round_two: dict[str, Any], run: Run) -> None:
+    for split in ("validation", "test"):
+        Path(f"data/nl/{split}.jsonl").unlink()
+    assert run("prepare").code == 0
+    done = run("teacher", "silver")
+    assert (done.code, done.out.startswith("nl: 10 soft labels")) == (0, True), done.err

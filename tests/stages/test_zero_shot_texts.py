@@ -138,6 +138,20 @@ def test_a_column_per_language_may_lack_that_of_a_zero_shot_language() -> None:
     assert taught_splits(task, "it") == []
 
 
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_row_that_lacks_the_column_of_other_rows_is_named(lacking: int) -> None:
+    for split in ("train", "validation", "test"):
+        rows = [{f"text_{name}": f"{name} {split} {i}" for name in ("de", "en", "fr")} for i in range(2)]
+        if split == "train":
+            del rows[lacking]["text_fr"]
+        write_jsonl(Path(f"data/{split}.jsonl"), [row | {"label": "yes"} for row in rows])
+    source = FilesSource(
+        kind="files", pattern="data/{split}.jsonl", text_fields=["text_{language}"], aligned=True
+    )
+    with pytest.raises(StageError, match=f"line {lacking + 1} has no column 'text_fr'"):
+        prepare(task_of([], source=source, text_fields=["text"], zero_shot=["fr"]))
+
+
 def test_originals_that_contradict_each_other_give_no_label(capsys: pytest.CaptureFixture[str]) -> None:
     task = task_of(rows("fr", ["a", "b"], [None, None]))
     write(Path("data/de/train.jsonl"), rows("de", ["a", "a", "b"], ["yes", "no", "yes"]))

@@ -54,7 +54,7 @@ class Endpoint:
             StageError: The server would refuse any request, or is another model by now.
         """
         path, body = self.shape.path(self.wording.how), self.shape.body(self.wording, texts)
-        answer = self.shape.read(self.wording, await transport.post(path, body))
+        answer = read_answer(self.shape, self.wording, await transport.post(path, body))
         self.require_same(answer.reported)
         return answer
 
@@ -110,7 +110,7 @@ async def identify(
             )
         if not wording.classes:
             wording = replace(wording, classes=classify.classes(answer))
-        said |= _SHAPES[how.shape].read(wording, answer).reported
+        said |= read_answer(_SHAPES[how.shape], wording, answer).reported
     except AnswerError as error:
         raise StageError(f"the teacher for '{language}' gave no answer: {error}") from error
     if teacher.revision is None and "model_sha" not in said:
@@ -122,6 +122,18 @@ async def identify(
     facts = {**asked, "answered": answered}
     producer = Producer.of_endpoint(facts, classes=wording.classes, text_fields=task.text_fields)
     return Endpoint(wording, producer)
+
+
+def read_answer(shape: Shape, wording: Wording, answer: Any) -> Answer:
+    """Read an answer, whatever a server sent.
+
+    Raises:
+        AnswerError: There is no answer that says anything.
+    """
+    try:
+        return shape.read(wording, answer)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise AnswerError(f"the answer is not laid out as {wording.how.shape} has it ({error!r})") from error
 
 
 async def reported_by(transport: Transport, wording: Wording) -> dict[str, str]:
@@ -184,7 +196,12 @@ def _wording(task: TaskParams, teacher: OneTeacher, language: str) -> Wording:
         )
     template = None
     if how.template is not None:
-        template = Path(how.template).read_text(encoding="utf-8").rstrip("\n")
+        try:
+            template = Path(how.template).read_text(encoding="utf-8").rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise StageError(
+                f"{how.template} is not UTF-8 ({error.reason}); convert it with iconv"
+            ) from error
         _require_placeholders(template, task.text_fields, how.shape, file=how.template)
     return Wording(how, classes, template, task.text_fields)
 

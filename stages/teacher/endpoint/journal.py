@@ -58,5 +58,17 @@ def left_behind(folder: Path, producer_id: str) -> Iterator[list[Line]]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            yield [Line(*json.loads(line)) for line in file if line.endswith(b"\n")]
+            yield [line for line in map(_read, file) if line is not None]
             path.unlink(missing_ok=True)
+
+
+def _read(line: bytes) -> Line | None:
+    """Read a line; None where a process or a machine died while it was written."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        id_, logits, missing = json.loads(line)
+        bytes.fromhex(id_)
+        return Line(id_, [float(one) for one in logits], int(missing))
+    except (TypeError, ValueError):
+        return None

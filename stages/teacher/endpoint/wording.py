@@ -107,7 +107,8 @@ def field(answer: Any, key: str, what: str = "answer") -> Any:
 
 def reported(answer: Any, *keys: str) -> dict[str, str]:
     """Give what a server says of itself, as far as it does."""
-    return {key: str(answer[key]) for key in keys if answer.get(key) is not None}
+    told = answer if isinstance(answer, Mapping) else {}
+    return {key: str(told[key]) for key in keys if told.get(key) is not None}
 
 
 def tokens(answer: Any) -> int:

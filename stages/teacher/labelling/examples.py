@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, id_words
 from stages.artifacts import DATA
-from stages.data.examples import has_split, read_asked, read_examples, taught_splits
-from stages.data.task import SplitName, TaskParams
+from stages.data.examples import labelled_splits, read_asked, read_examples, taught_splits
+from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.teacher.folds import Fold
 
@@ -66,7 +66,7 @@ class Examples:
         """
         chunks = [
             chunk
-            for split in _splits_of(task, language)
+            for split in labelled_splits(task, language)
             for chunk in read_examples(task, language, split)["example_id"].chunks
             if len(chunk)
         ]
@@ -113,7 +113,7 @@ class Examples:
         Raises:
             StageError: Examples are for teachers that are not there.
         """
-        splits = _splits_of(self.task, self.language)
+        splits = labelled_splits(self.task, self.language)
         asked = read_asked(self.language, splits, names)
         if asked is None:
             return None
@@ -198,14 +198,7 @@ class Examples:
     def _splits(self) -> Iterator[tuple[int, pa.Table]]:
         """Map each split's file into memory, for as long as the caller holds it, with its first row."""
         first = 0
-        for split in _splits_of(self.task, self.language):
+        for split in labelled_splits(self.task, self.language):
             table = read_examples(self.task, self.language, split)
             yield first, table
             first += table.num_rows
-
-
-def _splits_of(task: TaskParams, language: str) -> list[SplitName]:
-    """List the splits that a teacher labels: what the student learns, and what it is compared on."""
-    held_out: tuple[SplitName, ...] = ("validation", "test")
-    is_there = language in task.supervised or has_split(language, "validation")
-    return [*taught_splits(task, language), *held_out[not is_there :]]

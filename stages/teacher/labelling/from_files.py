@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, Outputs, Producer, SoftLabels, example_ids
 from cache.identity.columns import SCALAR, Column
-from stages.data.examples import SOFT_LABEL, read_soft_label_column, taught_splits
+from stages.data.examples import SOFT_LABEL, labelled_splits, read_soft_label_column
 from stages.data.files import Input
 from stages.data.rows import Window, column, placed_rows, windows
-from stages.data.task import SplitName, TaskParams
+from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.progress import Bar
 from stages.teacher.labelling.layout import Layout, numbers_of
@@ -123,9 +123,8 @@ def read_column(task: TaskParams, language: str, how: ValuesParams) -> Imported:
         StageError: There is no such column, or a value is not what it is said to be.
     """
     assert how.values is not None  # held by the validation of params.yaml
-    splits: list[SplitName] = [*taught_splits(task, language), "validation", "test"]
     parts, places = [], []
-    for split in splits:
+    for split in labelled_splits(task, language):
         table = read_soft_label_column(task, language, split)
         for start in range(0, len(table), _WINDOW):
             some = table.slice(start, _WINDOW)
@@ -245,7 +244,12 @@ def _read_exported(path: Path, told: Mapping[str, Any], text_fields: Sequence[st
     for batch in file.iter_batches(
         _WINDOW, columns=["example_id", *columns, *(text_fields if with_texts else [])]
     ):
-        ids = batch["example_id"].cast(ID_TYPE)
+        try:
+            ids = batch["example_id"].cast(ID_TYPE)
+        except pa.ArrowException:
+            ids = pa.nulls(len(batch), ID_TYPE)
+        if ids.null_count:
+            raise StageError(f"{path} has other ids than it was exported with; export it again")
         if with_texts:
             _require_own_texts(path, start, ids, [batch[name] for name in text_fields])
         arrays = {

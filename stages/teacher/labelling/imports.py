@@ -183,7 +183,7 @@ def _facts(options: ImportOptions) -> dict[str, str]:
     if options.facts is not None:
         try:
             told = YAML(typ="safe").load(options.facts.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, YAMLError) as error:
+        except (OSError, ValueError, YAMLError) as error:  # such as a date that there is not
             raise StageError(f"cannot read --facts {options.facts}: {str(error).splitlines()[0]}") from error
         if not isinstance(told, dict):
             raise StageError(f"--facts {options.facts} is no mapping of names to texts")

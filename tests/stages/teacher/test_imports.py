@@ -540,6 +540,11 @@ def test_an_exported_file_that_was_changed_is_refused(prepared: Path, run: Run, 
     pq.write_table(table.set_column(column, "text", [[*said[:4], "x", *said[5:]]]), "soft.parquet")
     done = run("cache", "import", "soft.parquet", "--language", "de")
     assert "soft.parquet, row 5: example_id is not that of the text" in done.err
+    column = table.schema.get_field_index("example_id")
+    for other in (pa.nulls(len(table), pa.binary(16)), pa.array(["abc"] * len(table))):
+        pq.write_table(table.set_column(column, "example_id", other), "soft.parquet")
+        done = run("cache", "import", "soft.parquet", "--language", "de")
+        assert "soft.parquet has other ids than it was exported with" in done.err
 
 
 # Names
@@ -599,6 +604,9 @@ def test_gc_leaves_what_nobody_can_compute_again(prepared: Path, run: Run, tmp_p
     write_jsonl(Path("soft.jsonl"), by_class(likely()))
     assert run("cache", "import", "soft.jsonl", *BY).code == 0
     old = ("cache", "gc", "--unused-for", "0h", "--yes")
+    assert "nothing to delete" in run(*old).out
+    [path] = (tmp_path / "store").glob("*/producer.json")
+    path.write_text("{", encoding="utf-8")  # whose soft labels these are is no longer known
     assert "nothing to delete" in run(*old).out
     assert "deleted 1 producer" in run(*old, "--imported").out
 

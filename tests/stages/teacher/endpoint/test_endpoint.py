@@ -218,6 +218,7 @@ def top(*entries: tuple[str, float]) -> Any:
         (says(top(("A", -0.1), ("B", -0.2))), "add up to 1.724"),
         (says(top(("Z", -0.1), ("Y", -3.0))), "none of the letters A to C came back, but 'Z' first"),
         (says({"model": "tiny-chat", "choices": []}), "no choices"),
+        (says({"model": "tiny-chat", "choices": [{"message": "A"}]}), "not laid out as chat-logprobs has it"),
     ],
 )
 def test_a_text_without_an_answer_costs_no_other(german: Server, run: Run, fault: Any, reason: str) -> None:
@@ -604,7 +605,7 @@ def test_answers_that_a_killed_run_left_behind_are_found(tmp_path: Path) -> None
         ours.add(Line("00", [0.5, -1.25], 1))
         assert list(left_behind(tmp_path, "abc")) == []  # it is still being written
     [path] = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes() + b'["01", [0.')
+    path.write_bytes(b"\0\0\0\n[1]\n" + path.read_bytes() + b'["01", [0.')  # as a power cut leaves it
     assert list(left_behind(tmp_path, "other")) == []
     assert list(left_behind(tmp_path, "abc")) == [[Line("00", [0.5, -1.25], 1)]]
     assert list(tmp_path.iterdir()) == []
