@@ -304,5 +304,5 @@ def test_a_store_that_cannot_be_reached_is_one_line(
 
 
 def test_a_place_that_is_asked_at_once_and_does_not_answer_is_named() -> None:
-    with pytest.raises(StoreError, match="cannot reach the store ftp://127.0.0.1:1/soft"):
+    with pytest.raises(StoreError, match=r"cannot reach the store ftp://127\.0\.0\.1:1/soft"):
         Folder("ftp://127.0.0.1:1/soft")
