@@ -16,7 +16,7 @@ import typer
 from pipeline.params import load_params
 from stages.data.examples import SPLITS, UNLABELLED
 
-_FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli", "xnli-1200": "xnli"}
+_FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli"}
 
 
 def main(recipe: str, folder: Path) -> None:
@@ -27,8 +27,7 @@ def main(recipe: str, folder: Path) -> None:
         counts = []
         for split in SPLITS:
             path = folder / _FOLDERS[recipe] / language / f"{split}.parquet"
-            teaches = language in task.supervised or (task.zero_shot_texts and path.is_file())
-            if split == "train" and not teaches:
+            if split == "train" and language not in task.supervised:
                 continue
             table = pq.read_table(path)
             if recipe == "panx-type":  # whose classes are PER, ORG and LOC, in this order
@@ -41,8 +40,7 @@ def main(recipe: str, folder: Path) -> None:
             if is_xnli:  # a row is the same pair in every language
                 table = table.append_column("entity", pa.array(f"{split} {i}" for i in range(len(table))))
             counts.append(_write(table, language, split))
-        if not task.unlabelled:  # texts for the encoders alone
-            counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
+        counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
         typer.echo(f"{language}: {', '.join(counts)}")
 
 
