@@ -8,6 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import IO, Any, TypeAlias
 
@@ -120,11 +121,18 @@ def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Place
         try:
             source.require_texts(row, where)
         except MissingColumnError as error:  # the file's, only if no row has it
-            if is_first and not any(isinstance(one, dict) and wanted <= one.keys() for _, one, _ in rows):
+            if is_first and not _some_has(rows, wanted):
                 raise
             raise StageError(str(error)) from None
         is_first = False
         yield place, row
+
+
+def _some_has(rows: Iterator[tuple[str, Any, str]], columns: set[str]) -> bool:
+    """Tell whether a row has all columns, among those that can be read."""
+    with suppress(StageError):
+        return any(isinstance(row, dict) and columns <= row.keys() for _, row, _ in rows)
+    return False
 
 
 def _begins_an_array(file: Any) -> bool:
