@@ -1,9 +1,13 @@
 """Where each stage writes. Paths are relative to the folder that the pipeline runs in, as in dvc.yaml."""
 
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from stages.errors import StageError
 
 ARTIFACTS = Path("artifacts")
 PLAN = Path("artifacts/plan")
@@ -49,19 +53,35 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write to, and put it in the place of `folder` once it is complete.
 
     Its files may be read and written by whom the umask allows it.
+
+    Raises:
+        StageError: Another run is writing it.
     """
-    new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
-    for left_behind in (new, old):
-        shutil.rmtree(left_behind, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        for path in new.rglob("*"):  # transformers writes weights that only their owner may read
-            if path.is_file() and path.stat().st_nlink == 1:  # others are files of the user's, too
-                path.chmod(new.stat().st_mode & 0o666)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        for done_with in (new, old):
-            shutil.rmtree(done_with, ignore_errors=True)
+    new, old, lock = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old", "lock"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except (
+            BlockingIOError,
+            FileNotFoundError,
+        ):  # the other run has it, or had it until now
+            is_ours = False
+        if not is_ours:
+            raise StageError(f"another run is writing {folder}; wait until it has ended, then run this again")
+        for left_behind in (new, old):
+            shutil.rmtree(left_behind, ignore_errors=True)
+        new.mkdir()
+        try:
+            yield new
+            for path in new.rglob("*"):  # transformers writes weights that only their owner may read
+                if path.is_file() and path.stat().st_nlink == 1:  # others are files of the user's, too
+                    path.chmod(new.stat().st_mode & 0o666)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        finally:
+            for done_with in (new, old):
+                shutil.rmtree(done_with, ignore_errors=True)
+            lock.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """A producer's soft labels as one Parquet file, for other tools."""
 
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def export(
     sizes = store.shards()
     first = _first_of_each(store, sizes, on_bytes)
     index = Index(examples["example_id"].combine_chunks()) if examples is not None else None
-    temporary = file.with_name(f".{file.name}.tmp")
+    temporary = file.with_name(f".{secrets.token_hex(8)}.tmp")
     file.parent.mkdir(parents=True, exist_ok=True)
     writer, start = None, 0
     try:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,16 +101,16 @@ def distill(
     """
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
     task, teachers = admitted(task, teachers, params)
-    start = None
-    if params.start == "baseline" and params.variant not in HARD_ONLY:
-        finetune = params.model_copy(update={"variant": "finetune", "runs": 1})
-        start = _fit(task, teachers, finetune, encoder, name=f"student-{output.name}-start", resume=resume)
-    fitted = _fit_all(task, teachers, params, encoder, f"student-{output.name}", resume=resume, start=start)
-    end_all_but_the_first()
-    temperatures = fitted_temperatures(fitted.model.eval(), fitted.tokenizer, task, params)
-    fitted.model.config.own_temperature = temperatures.own
-    fitted.model.config.mixture_temperature = temperatures.mixture
-    with replaced_folder(output) as folder:
+    start, name = None, f"student-{output.name}"
+    with replaced_folder(output) if process_index() == 0 else nullcontext(output) as folder:
+        if params.start == "baseline" and params.variant not in HARD_ONLY:
+            finetune = params.model_copy(update={"variant": "finetune", "runs": 1})
+            start = _fit(task, teachers, finetune, encoder, name=f"{name}-start", resume=resume)
+        fitted = _fit_all(task, teachers, params, encoder, name, resume=resume, start=start)
+        end_all_but_the_first()
+        temperatures = fitted_temperatures(fitted.model.eval(), fitted.tokenizer, task, params)
+        fitted.model.config.own_temperature = temperatures.own
+        fitted.model.config.mixture_temperature = temperatures.mixture
         fitted.model.save_pretrained(folder)
         fitted.tokenizer.model_max_length = params.max_tokens  # what it was trained on; `pipeline` cuts there
         fitted.tokenizer.save_pretrained(folder)

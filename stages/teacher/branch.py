@@ -1,5 +1,6 @@
 """A student as a teacher: asked through one of its branches, or through their mixture."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,12 @@ def pin_branch(branch: str | None, source: dict[str, Any], folder: Path, *, key:
     names = [*(config.languages if config.n_branches > 1 else []), MIXTURE]
     if branch not in names:
         raise StageError(f"{key}.branch is {branch}, but the student in {base} has: {', '.join(names)}")
-    config.default_language = None if branch == MIXTURE else branch
-    config.save_pretrained(folder)
+    # Not as transformers writes it: that is another file with each version, and so would be the teacher's id.
+    settings = json.loads((base / "config.json").read_bytes())
+    settings["default_language"] = None if branch == MIXTURE else branch
+    (folder / "config.json").write_text(
+        json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     for path in model_files(base):
         if path.name != "config.json":
             link(path, folder / path.name)

@@ -79,6 +79,16 @@ def test_a_damaged_shard_is_noticed_and_set_aside_anywhere(place: str) -> None:
     assert bad in store.folder.folder("damaged").list()
 
 
+def test_an_empty_shard_is_damaged_anywhere(place: str) -> None:
+    """An object store answers a request for a part of an empty object with an error."""
+    store = Store(place, producer())
+    bad = store.append(soft_labels(texts(3)))
+    file_system, folder = fsspec.url_to_fs(str(store.folder))
+    file_system.pipe_file(f"{folder}/{bad}", b"")
+    assert verify(place, producer().id, on_bytes=ignore).damaged.keys() == {bad}
+    assert not Store(place, producer()).look_up(soft_labels(texts(3)).ids).found.any()
+
+
 def test_what_is_set_aside_anywhere_is_whole_and_replaces_nothing(place: str) -> None:
     store = Store(place, producer())
     bad = store.append(soft_labels(texts(3)))

@@ -27,8 +27,10 @@ class Journal:
     def __init__(self, folder: Path, producer_id: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{producer_id}-{secrets.token_hex(8)}.jsonl"
-        self._file: IO[bytes] = self._path.open("wb", buffering=0)
+        new = self._path.with_suffix(".new")  # which nobody takes for one that was left behind
+        self._file: IO[bytes] = new.open("wb", buffering=0)
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        new.rename(self._path)
 
     def add(self, line: Line) -> None:
         """Write an answer."""

@@ -1,10 +1,11 @@
 """Teachers behind HTTP: real requests over loopback, to a server with tiny models behind it."""
 
+import fcntl
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -609,6 +610,22 @@ def test_answers_that_a_killed_run_left_behind_are_found(tmp_path: Path) -> None
     assert list(left_behind(tmp_path, "other")) == []
     assert list(left_behind(tmp_path, "abc")) == [[Line("00", [0.5, -1.25], 1)]]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_is_not_taken_before_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = fcntl.flock
+    taken: list[list[Line]] = []
+
+    def late(file: IO[bytes], operation: int) -> None:
+        if not operation & fcntl.LOCK_NB:  # of the journal that is being made
+            taken.extend(left_behind(tmp_path, "abc"))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Journal(tmp_path, "abc") as ours:
+        ours.add(Line("00", [0.5], 0))
+    assert taken == []
+    assert list(left_behind(tmp_path, "abc")) == [[Line("00", [0.5], 0)]]
 
 
 def test_terms_stand_in_the_card_and_in_the_report(finished: Path, run: Run, server: Server) -> None:
