@@ -535,6 +535,7 @@ def _require_good(root: str, found: "list[Verified]", again: "list[Rechecked]") 
 def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title: str) -> None:
     from cache import CacheError, UnreadableError
     from cache.commands.transfer import compare, copy
+    from cache.names import name_of
     from cache.store import LAST_USE, NAME
 
     plan = compare(source, target, ids)
@@ -551,6 +552,12 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
             f"{counted(n_copied, 'shard')} of {counted(len(ids), 'producer')} copied to {target}; "
             f"{plan.present} there already"
         )
+    for one in ids:
+        with suppress(UnreadableError):  # `copy` has met it, too
+            ours, theirs = name_of(source, one), name_of(target, one)
+            if ours not in (None, theirs):
+                there = f"it '{theirs}'" if theirs else "another producer so"
+                typer.echo(f"{source} calls producer {one[:12]} '{ours}'; {target} calls {there}", err=True)
     _require_none(unreadable)
     if vanished:
         raise CacheError(f"{source} was compacted or cleaned meanwhile; run the same command again")

@@ -564,11 +564,15 @@ def test_names_are_of_one_producer_and_travel_with_it(tmp_path: Path, run: Run, 
     )
     assert run("cache", "name", "de@2026.11-large", "de").code == 0
     assert (name_of(here, ids[0]), find_producer(here, "de")) == ("de", ids[0])
-    assert run("cache", "push", there).code == 0
+    assert run("cache", "push", there).err == ""
     assert (name_of(there, ids[0]), name_of(there, ids[1])) == ("de", None)
     give_name(here, ids[0], "fr")
     give_name(here, ids[1], "de")
-    assert run("cache", "push", there).code == 0
+    said = run("cache", "push", there).err.splitlines()
+    assert set(said) == {
+        f"{here} calls producer {ids[0][:12]} 'fr'; {there} calls it 'de'",
+        f"{here} calls producer {ids[1][:12]} 'de'; {there} calls another producer so",
+    }
     assert (name_of(there, ids[0]), name_of(there, ids[1])) == ("de", None)  # there, the name is taken
     rows = run("cache", "ls", "--store", there).out.splitlines()
     assert rows[0].split()[:2] == ["producer", "name"]
