@@ -63,10 +63,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-        except (
-            BlockingIOError,
-            FileNotFoundError,
-        ):  # the other run has it, or had it until now
+        except (BlockingIOError, FileNotFoundError):  # another run has it, or had it until now
             is_ours = False
         if not is_ours:
             raise StageError(f"another run is writing {folder}; wait until it has ended, then run this again")

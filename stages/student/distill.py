@@ -95,8 +95,8 @@ def distill(
 
     Raises:
         StageError: The data, the encoder or hidden states are missing, the teachers' classes are not the
-            task's, a class that is to be balanced has no example, processes cannot share the batches, or the
-            loss is NaN.
+            task's, a class that is to be balanced has no example, processes cannot share the batches, another
+            run is writing `output`, or the loss is NaN.
         CacheError: Soft labels are missing or damaged.
     """
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
