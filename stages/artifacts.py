@@ -66,7 +66,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         except (BlockingIOError, FileNotFoundError):  # another run has it, or had it until now
             is_ours = False
         if not is_ours:
-            raise StageError(f"another run is writing {folder}; wait until it has ended, then run this again")
+            raise StageError(f"another run is writing {folder}; let it end, then run this again")
         for left_behind in (new, old):
             shutil.rmtree(left_behind, ignore_errors=True)
         new.mkdir()
