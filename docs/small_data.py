@@ -16,7 +16,7 @@ import typer
 from pipeline.params import load_params
 from stages.data.examples import SPLITS, UNLABELLED
 
-_FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli"}
+_FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli", "xnli-1200": "xnli"}
 
 
 def main(recipe: str, folder: Path) -> None:
@@ -40,7 +40,8 @@ def main(recipe: str, folder: Path) -> None:
             if is_xnli:  # a row is the same pair in every language
                 table = table.append_column("entity", pa.array(f"{split} {i}" for i in range(len(table))))
             counts.append(_write(table, language, split))
-        counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
+        if not task.unlabelled:  # texts for the encoders alone
+            counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
         typer.echo(f"{language}: {', '.join(counts)}")
 
 

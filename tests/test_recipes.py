@@ -190,6 +190,26 @@ def test_the_small_data_sets_become_files_for_their_recipes(here: Path, name: st
     assert f"tr: train 1, validation 1, test 1, unlabelled {2 + len(wiki)}" in said
 
 
+def test_most_pairs_of_xnli_have_no_label_where_labels_are_few(here: Path) -> None:
+    shutil.copy(ROOT / "recipes/xnli-1200.yaml", "params.yaml")
+    task = load_params(Path("params.yaml")).task
+    pairs: dict[str, list[Any]] = {
+        "premise": ["eins", "zwei", "drei"],
+        "hypothesis": ["uno", "dos", "tres"],
+        "label": [0, 1, 2],
+    }
+    for language in task.languages:
+        for split in SPLITS:
+            write_table(f"all/xnli/{language}/{split}.parquet", pairs)
+    script = [warm_python(), str(ROOT / "docs/small_data.py"), "xnli-1200", "all"]
+    subprocess.run(script, check=True, capture_output=True)
+    prepare(task.model_copy(update={"max_labels": 1}))
+    for language in task.supervised:
+        assert read_examples(task, language, "train").num_rows == 1
+        assert read_examples(task, language, "unlabelled").num_rows == 2
+    assert not any(Path("data", language, "train.parquet").exists() for language in task.zero_shot)
+
+
 def write_table(path: str, columns: dict[str, list[Any]], metadata: Any = None) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
