@@ -127,7 +127,7 @@ def _facts(
     }
     facts["student-evaluate"] = {
         "task": departures(task),
-        "distill": departures(student.distill, "max_tokens"),
+        "distill": departures(student.distill, "max_tokens", "precision"),
         "evaluate": departures(student.evaluate),
     }
     # The report prints them all. Where the store lies changes no result and is not among them.

@@ -69,7 +69,9 @@ def train(
     distill(task, teachers, with_seed, encoder=encoder, output=model)
     # What a sweep says decides settings, and no setting may be chosen by test data.
     splits = SPLITS[1:] if is_variant else SPLITS[1:2]
-    answered = answers(task, with_seed, student.evaluate, model, command=command, splits=splits)
+    answered = answers(
+        task, with_seed, student.evaluate, model, command=command, splits=splits, only_used=True
+    )
     predictions = [answer.of(answer.used) for answer in answered]
     write_predictions(task, name, predictions, folder=folder, made_of=made_of)
     shutil.rmtree(model)

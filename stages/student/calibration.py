@@ -85,7 +85,14 @@ def fitted_temperatures(
         shares = generator.permutation(np.linspace(0, float(noise), len(tokens)))
         tokens = noisy_tokens(tokens, tokenizer, shares, generator) if noise else tokens
         batch_tokens = params.batch_size * params.max_tokens
-        [logits] = mixture_logits(model, tokenizer, tokens, weights[None], batch_tokens=batch_tokens)
+        [logits] = mixture_logits(
+            model,
+            tokenizer,
+            tokens,
+            weights[None],
+            batch_tokens=batch_tokens,
+            precision=params.precision,
+        )
         in_order = shares[np.argsort(tokens.positions)]
         return _Said(logits, examples["label"].fill_null(NO_LABEL).to_numpy(), in_order)
 

@@ -108,6 +108,7 @@ def answers(
     *,
     command: str,
     splits: Sequence[SplitName] = SPLITS[1:],
+    only_used: bool = False,
 ) -> Iterator[ByBranch]:
     """Send the validation and test examples of every language through every branch.
 
@@ -118,6 +119,7 @@ def answers(
         folder: The model.
         command: What makes the model, for messages.
         splits: Examples of these splits alone.
+        only_used: Through the branch alone that the language uses, or the mixture.
 
     Raises:
         StageError: The model is not there, or is of other classes or languages.
@@ -136,13 +138,13 @@ def answers(
     )
     n_branches = model.config.n_branches
     own, of_others = model.config.own_temperature, model.config.mixture_temperature
-    shared = n_branches == 1
-    # (K + 1, K): each branch alone, and all of them alike.
-    weights = torch.cat([torch.eye(n_branches), torch.full((1, n_branches), 1 / n_branches)])
-    names = [*([] if shared else model.config.languages), MIXTURE]
+    weights = {MIXTURE: torch.full((n_branches,), 1 / n_branches)}
+    if n_branches > 1:
+        weights |= zip(model.config.languages, torch.eye(n_branches), strict=True)
     for language in Bar(task.languages, desc=f"evaluate {name}", unit="language"):
         position = model.config.language_id(language)
         used = branch_of(position, model.config.languages, n_branches)
+        names = [used] if only_used else list(weights)
         for split in splits:
             is_wanted = split != UNLABELLED or has_only_texts(task, language)
             if not (is_wanted and has_split(language, split)):
@@ -153,8 +155,15 @@ def answers(
             fields = [examples[field].to_pylist() for field in task.text_fields]
             tokens = tokenize(tokenizer, fields, max_tokens=distill.max_tokens)
             batch_tokens = params.batch_size * distill.max_tokens
-            logits = mixture_logits(model, tokenizer, tokens, weights, batch_tokens=batch_tokens)
-            by_name = dict(zip(names, logits[-len(names) :], strict=True))
+            logits = mixture_logits(
+                model,
+                tokenizer,
+                tokens,
+                torch.stack([weights[name] for name in names]),
+                batch_tokens=batch_tokens,
+                precision=distill.precision,
+            )
+            by_name = dict(zip(names, logits, strict=True))
             temperature = own if position >= 0 else of_others
             yield ByBranch(language, split, temperature, examples, used, by_name, tokens.n_cut)
 

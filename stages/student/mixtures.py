@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from stages.models.batches import Tokens, to_device
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.students import class_names
+from stages.params import Precision
 
 
 @torch.inference_mode()
@@ -19,8 +20,9 @@ def mixture_logits(
     weights: Tensor,
     *,
     batch_tokens: int,
+    precision: Precision,
 ) -> NDArray[np.float32]:
-    """Classify N texts by M mixtures, each text going once through every branch.
+    """Classify N texts by M mixtures, each text going once through every branch that one of them needs.
 
     Args:
         model: The student, with K branches.
@@ -28,14 +30,20 @@ def mixture_logits(
         tokens: The texts.
         weights: Of the branches in each mixture, rows on the simplex, ``(M, K)``.
         batch_tokens: A batch has at most so many.
+        precision: Of matrix products.
 
     Returns:
         Raw logits in the texts' order, ``(M, N, C)``.
     """
     weights = weights.to(model.device)
+    needed = weights.any(dim=0).nonzero().flatten().tolist()
+    language_id = needed[0] if len(needed) == 1 else -1
+    in_bfloat16 = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     logits = np.empty((len(weights), len(tokens), len(class_names(model.config))), np.float32)
     for texts in tokens.batches(batch_tokens):
-        states = model(**to_device(tokens.batch(texts, tokenizer), model.device)).branch_states
-        found = torch.stack([model.classify(states, w.expand(len(states), -1)) for w in weights])
+        batch = to_device(tokens.batch(texts, tokenizer), model.device)
+        with in_bfloat16:
+            states = model(**batch, language_ids=language_id).branch_states
+            found = torch.stack([model.classify(states, w.expand(len(states), -1)) for w in weights])
         logits[:, tokens.positions[texts]] = found.float().cpu().numpy()
     return logits

@@ -106,7 +106,6 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
             "warmup_share": 0.9,
             "weight_decay": 0.9,
             "subword_dropout": 0.9,
-            "precision": "bfloat16",
             "epochs": 9,
             "sampling_temperature": 9.0,
             "keep": "best",
@@ -119,6 +118,7 @@ CHANGES: dict[str, tuple[Any, tuple[str, ...]]] = {
         }.items()
     },
     "student.distill.max_tokens": (9, (*DISTILL, *BASELINE, *EVALUATE)),
+    "student.distill.precision": ("bfloat16", (*DISTILL, *BASELINE, *EVALUATE)),
     **{
         f"student.distill.{key}": (value, DISTILL)
         for key, value in {

@@ -63,6 +63,21 @@ def test_a_variety_is_measured_through_the_branch_of_its_language(finished: Path
     np.testing.assert_array_equal(one.logits["de"], other.logits["de"])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_branch_that_a_language_uses_says_the_same_alone(finished: Path, precision: str) -> None:
+    params = load_params(Path("params.yaml"))
+    distill = params.student.distill.model_copy(update={"precision": precision})
+    sections = params.task, distill, params.student.evaluate, Path("artifacts/student")
+    every = list(answers(*sections, command=""))
+    for whole, alone in zip(every, answers(*sections, command="", only_used=True), strict=True):
+        assert (alone.language, alone.split, list(alone.logits)) == (*whole[:2], [whole.used])
+        np.testing.assert_allclose(alone.logits[whole.used], whole.logits[whole.used], atol=1e-5)
+        kept = read_predictions(params.task, "student")[whole.language, whole.split].logits  # in float32
+        is_same = np.allclose(kept, whole.logits[whole.used], atol=1e-5)
+        assert is_same == (precision == "float32")
+        np.testing.assert_allclose(kept, whole.logits[whole.used], atol=0.05)
+
+
 def test_a_text_longer_than_the_encoder_can_read_is_refused(finished: Path, run: Run) -> None:
     done = run("student", "evaluate", "--set", "student.distill.max_tokens=100000")
     assert (done.code, "student.distill.max_tokens is 100000" in done.err) == (1, True), done.err
