@@ -132,12 +132,22 @@ class BestInMemory(TrainerCallback):
         self._patience = patience
         self._file = folder / "best.safetensors"
         self._weights: dict[str, Tensor] = {}
+        self._seen: dict[str, float] = {}  # by validation set
         self._saved = time.monotonic()
         if self._file.is_file() and last_complete_checkpoint(folder):
             with safe_open(self._file, "pt") as file:
                 self.step = int(file.metadata().get("step", 0))  # the first one noted none
                 self.accuracy = float(file.metadata()["accuracy"])
+                self._seen = json.loads(file.metadata().get("seen", "{}"))
                 self._weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: Any, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log the best validation again where it came after the checkpoint, at the same step."""
+        logged = any(log["step"] == self.step and self._keys[-1] in log for log in state.log_history)
+        if self._seen and self.step <= state.global_step and not logged:
+            state.log_history.append({**self._seen, "step": self.step})
 
     def on_evaluate(
         self, args: TrainingArguments, state: Any, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -154,6 +164,7 @@ class BestInMemory(TrainerCallback):
             return
         if accuracies[state.global_step] > self.accuracy:
             self.step, self.accuracy = state.global_step, accuracies[state.global_step]
+            self._seen = seen[state.global_step]
             self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
             if args.save_strategy != "no":  # checkpoints follow that are only what they are with these
                 self._write()
@@ -168,9 +179,9 @@ class BestInMemory(TrainerCallback):
 
     def _write(self) -> None:
         if process_index() == 0 and self._weights:
-            write_atomically(
-                self._file, save(self._weights, {"accuracy": repr(self.accuracy), "step": str(self.step)})
-            )
+            metadata = {"accuracy": repr(self.accuracy), "step": str(self.step)}
+            metadata["seen"] = json.dumps(self._seen)
+            write_atomically(self._file, save(self._weights, metadata))
 
     def restore(self, model: Any) -> None:
         """Give a model the best weights."""

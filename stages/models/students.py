@@ -32,6 +32,7 @@ def load_student(
         if kind != "mblm":
             raise StageError(f"{folder} holds a {kind} model and no student")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.padding_side = "right"  # `pooling: first` reads the first position
         loaded: Any = MBLMForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
         )

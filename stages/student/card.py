@@ -123,7 +123,7 @@ A text classifier, {_TRAINED[params.variant]} (variant `{params.variant}`).
 ## Languages
 
 {_table(accuracy, counts, teachers)}
-{_others(others)}
+{_others(others, config)}
 {_CHANCE}
 
 ## Probabilities
@@ -146,7 +146,7 @@ def _usage(name: str, task: TaskParams) -> str:
 
 ```python
 from transformers import pipeline
-classify = pipeline("text-classification", model="{name}", trust_remote_code=True)
+classify = pipeline("text-classification", model="{name}", trust_remote_code=True, truncation=True)
 print(classify({text}))
 ```
 
@@ -243,15 +243,17 @@ def _table(
     return tabulate(rows, titles, tablefmt="pipe", disable_numparse=True)
 
 
-def _others(others: Mapping[str, Seen]) -> str:
-    """Say how often the mixture is right in zero-shot languages."""
+def _others(others: Mapping[str, Seen], config: MBLMConfig) -> str:
+    """Say how often the student is right in zero-shot languages."""
     if not others:
         return ""
     accuracy = {language: seen.accuracy for language, seen in others.items()}
     table = _table(accuracy, {language: seen.counts for language, seen in others.items()}, {})
     n_most = max(sum(seen.counts) for seen in others.values())
+    varieties = [one for one in others if config.n_branches > 1 and config.language_id(one) >= 0]
+    through = f"; those in {', '.join(varieties)} through their language's branch" if varieties else ""
     return (
-        "\nIn languages without training data, texts go through the mixture. "
+        f"\nIn languages without training data, texts go through the mixture{through}. "
         f"Of up to {n_most} validation texts in each:\n\n{table}\n"
     )
 

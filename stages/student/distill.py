@@ -112,7 +112,7 @@ def distill(
         fitted.model.config.own_temperature = temperatures.own
         fitted.model.config.mixture_temperature = temperatures.mixture
         fitted.model.save_pretrained(folder)
-        fitted.tokenizer.model_max_length = params.max_tokens  # what it was trained on; `pipeline` cuts there
+        fitted.tokenizer.model_max_length = params.max_tokens  # where truncation cuts, as in training
         fitted.tokenizer.save_pretrained(folder)
         note_start(folder, fitted.began_with)
         last = _write_curves(fitted.history, task.supervised, folder, fitted.kept)
@@ -241,6 +241,7 @@ def _fit(
     what = f"the encoder in {pretrained}"
     with loading(f"{what} as a student"):
         tokenizer = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False)
+        tokenizer.padding_side = "right"  # `pooling: first` reads the first position
         model = _student(task, params, pretrained, note["pooling"], start and start.model)
     require_embeddings(tokenizer, model, what=what)
     require_splittable(tokenizer, params.subword_dropout)

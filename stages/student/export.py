@@ -5,6 +5,7 @@ Where no plain model pools as the student does, a language's model is a student 
 
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,7 +123,9 @@ def export(
     _require_place(folder, onnx=onnx, int8=int8, overwrite=overwrite)
     student, tokenizer = load_student(model)
     languages = student.config.languages
-    _require_exports([folder / name for name in (*languages, *([_ONNX] if onnx else []))])
+    names = [*languages, *([_ONNX] if onnx else [])]
+    former = _former(folder)
+    _require_exports(folder, names, former)
     if onnx:
         require_max_tokens(
             distill.max_tokens, tokenizer, student.mblm.encoder.config, key="student.distill.max_tokens"
@@ -131,21 +134,21 @@ def export(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StageError(f"cannot write {folder}: {error.strerror}") from error
-    _remove_former(folder)
-    is_plain = True
-    for language in Bar(languages, desc="export", unit="language", delay=2):
-        with replaced_folder(folder / language) as target:
+    is_plain, largest = True, None
+    with ExitStack() as stack:  # what is there stays, until all is written that takes its place
+        targets = {name: stack.enter_context(replaced_folder(folder / name)) for name in names}
+        for language in Bar(languages, desc="export", unit="language", delay=2):
             one = _calibrated(student.to_plain(language), student.config.own_temperature)
             is_plain = not isinstance(one, MBLMForSequenceClassification)
-            one.save_pretrained(target)
-            tokenizer.save_pretrained(target)
-        _note(folder, language)
-    if not onnx:
-        return Exported(folder, languages, is_plain, None)
-    with replaced_folder(folder / _ONNX) as target:
-        largest = _export_onnx(student, tokenizer, target, distill.max_tokens, int8=int8)
-        _write_facts(target, student, tokenizer, distill.max_tokens, task)
-    _note(folder, _ONNX)
+            one.save_pretrained(targets[language])
+            tokenizer.save_pretrained(targets[language])
+        if onnx:
+            largest = _export_onnx(student, tokenizer, targets[_ONNX], distill.max_tokens, int8=int8)
+            _write_facts(targets[_ONNX], student, tokenizer, distill.max_tokens, task)
+        _note(folder, {*former, *names})
+    for name in former - set(names):  # nothing of another student stays beside the new one
+        shutil.rmtree(folder / name, ignore_errors=True)
+    _note(folder, set(names))
     exported = Exported(folder, languages, is_plain, largest)
     if not int8:
         return exported
@@ -173,16 +176,18 @@ def _require_place(folder: Path, *, onnx: bool, int8: bool, overwrite: bool) -> 
         )
 
 
-def _require_exports(folders: list[Path]) -> None:
+def _require_exports(folder: Path, names: list[str], former: set[str]) -> None:
     """Refuse to replace folders that no export wrote.
 
     Raises:
         StageError: One is of something else.
     """
-    for folder in folders:
-        written = any((folder / name).exists() for name in ("config.json", FLOAT32))
-        if folder.is_dir() and any(folder.iterdir()) and not written:
-            raise StageError(f"{folder} holds something else; name a folder for the export alone")
+    for name in names:
+        if name not in former and (folder / name).is_dir() and any((folder / name).iterdir()):
+            raise StageError(
+                f"{folder / name} is there, and {folder / _WRITTEN} does not list it as an export's; delete "
+                "it, or name a folder for the export alone"
+            )
 
 
 def _measured(
@@ -212,24 +217,23 @@ def _measured(
     return Int8(sizes, changes, f"there are no examples in {DATA}")
 
 
-def _remove_former(folder: Path) -> None:
-    """Delete what an earlier export wrote: nothing of another student stays beside the new one."""
+def _former(folder: Path) -> set[str]:
+    """List what an earlier export wrote.
+
+    Raises:
+        StageError: Its list makes no sense.
+    """
     try:
-        former = json.loads((folder / _WRITTEN).read_bytes())
+        return {Path(name).name for name in json.loads((folder / _WRITTEN).read_bytes())} - {"", ".."}
     except FileNotFoundError:
-        return
-    except ValueError as error:
+        return set()
+    except (TypeError, ValueError) as error:
         raise StageError(f"{folder / _WRITTEN} makes no sense; empty the folder") from error
-    for name in former:
-        shutil.rmtree(folder / Path(str(name)).name, ignore_errors=True)
-    (folder / _WRITTEN).unlink()
 
 
-def _note(folder: Path, name: str) -> None:
-    """Write down that an export wrote a folder."""
-    path = folder / _WRITTEN
-    written = json.loads(path.read_bytes()) if path.exists() else []
-    write_atomically(path, json.dumps([*written, name]).encode())
+def _note(folder: Path, names: set[str]) -> None:
+    """Write down which folders are an export's."""
+    write_atomically(folder / _WRITTEN, json.dumps(sorted(names)).encode())
 
 
 def _calibrated(plain: Any, temperature: float) -> Any:

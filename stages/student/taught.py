@@ -15,6 +15,7 @@ from stages.data.examples import NO_LABEL, examples_digest, read_entities, read_
 from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.errors import StageError
+from stages.models.configuration_mblm import MBLMConfig
 from stages.models.processes import process_index
 from stages.models.texts import Texts
 from stages.progress import say
@@ -238,9 +239,11 @@ def texts_of(
 ) -> Texts:
     """Put the examples of several languages one behind the other, with language ids and labels.
 
-    Those of zero-shot languages have the id -1: they go through the mixture of all branches.
+    Those of zero-shot languages have the id -1: they go through the mixture of all branches. Varieties of a
+    supervised language go through its branch.
     """
-    languages = [task.supervised.index(name) if name in task.supervised else -1 for name in tables]
+    config = MBLMConfig(languages=task.supervised)
+    languages = [config.language_id(name) for name in tables]
     sizes = [table.num_rows for table in tables.values()]
     return Texts(
         [

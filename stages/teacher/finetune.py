@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
@@ -124,6 +124,8 @@ def _make(
         {split: examples_digest(table) for split, table in splits.items()},
         fold.of,
     ]
+    if teacher.base == "scratch":
+        facts.append(pretraining_texts(task, language))
     checkpoints = checkpoints_of(f"teacher-finetune-{language}", facts, file=__file__, resume=resume)
     command = f"teacher finetune --language {language}"
     base = (
@@ -131,7 +133,8 @@ def _make(
         if source
         else _scratch_base(task, params, language, checkpoints.folder / "base")
     )
-    name = f"teacher '{language}'"
+    its_key = key.removeprefix("teachers.")  # de, de.more.0
+    name = f"teacher '{its_key}'"
     if fold.of > 1:
         name += f", fold {fold.index + 1} of {fold.of}"
         ids = splits["train"]["example_id"].combine_chunks()
@@ -142,7 +145,8 @@ def _make(
                 f"{len(ids)} training examples; lower it"
             )
         splits["train"] = splits["train"].filter(pa.array(~fold.holds(ids)))
-    steps = checkpoints.folder / f"steps-{fold.index}"
+    its_steps = its_key.removeprefix(language).replace(".", "-")
+    steps = checkpoints.folder / f"steps{its_steps}-{fold.index}"
     result = _train(task, params, language, splits, base, steps, folder, name)
     line = f"{name}: {result:.1%} of {splits['validation'].num_rows} validation examples"
     if checkpoints.went_on_over:
@@ -213,6 +217,7 @@ def _classifier(
         label2id={name: index for index, name in id2label.items()},
         ignore_mismatched_sizes=True,  # a classifier for another task is replaced
         output_loading_info=True,
+        **({"problem_type": "single_label_classification"} if config.problem_type else {}),
     )
     unfit = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     unfit = {key for key in unfit if key.startswith(f"{model.base_model_prefix}.")}
@@ -234,6 +239,11 @@ class _FinetuneTrainer(TextTrainer):
         logits = self.whole_batch(model(**inputs).logits)
         return functional.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing_factor)
 
+    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Any, Tensor | None]:
+        """Give loss, logits and labels of a batch; of what else a model says, nothing is gathered."""
+        loss, said, labels = super().prediction_step(*args, **kwargs)
+        return loss, said[0] if isinstance(said, tuple) else said, labels
+
 
 def _train(
     task: TaskParams,
@@ -254,6 +264,10 @@ def _train(
     require_embeddings(tokenizer, model, what=what)
     if tokenizer.pad_token is None:
         raise StageError(f"{what} has a tokenizer without a padding token; name one in tokenizer_config.json")
+    if is_decoder(model.config, type(model)):
+        # It reads the class off the last token that is no padding, and looks for that by the id.
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        tokenizer.padding_side = "right"
     if params.lora is not None:
         model = with_lora(model, params.lora, new=new)
     require_splittable(tokenizer, params.subword_dropout)

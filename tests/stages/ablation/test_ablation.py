@@ -378,6 +378,12 @@ def test_the_plan_changes_with_what_a_run_depends_on(compared: Path, run: Run) -
     assert changed() == {"distill", "branches", "mblm", "as-it-is", "lambda-0.9"}
 
 
+@pytest.mark.parametrize("command", ["pretrain", "train --run mblm"])
+def test_a_seed_that_no_generator_takes_is_refused(run: Run, command: str) -> None:
+    done = run("ablation", *command.split(), "--seed", str(2**32))
+    assert (done.code, "should be less than or equal to 4294967295" in done.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,10 +70,11 @@ def test_the_branch_that_a_language_uses_says_the_same_alone(finished: Path, pre
     distill = params.student.distill.model_copy(update={"precision": precision})
     sections = params.task, distill, params.student.evaluate, Path("artifacts/student")
     every = list(answers(*sections, command=""))
+    in_float32: dict[Any, Any] = dict(read_predictions(params.task, "student"))
     for whole, alone in zip(every, answers(*sections, command="", only_used=True), strict=True):
         assert (alone.language, alone.split, list(alone.logits)) == (*whole[:2], [whole.used])
         np.testing.assert_allclose(alone.logits[whole.used], whole.logits[whole.used], atol=1e-5)
-        kept = read_predictions(params.task, "student")[whole.language, whole.split].logits  # in float32
+        kept = in_float32[whole.language, whole.split].logits
         is_same = np.allclose(kept, whole.logits[whole.used], atol=1e-5)
         assert is_same == (precision == "float32")
         np.testing.assert_allclose(kept, whole.logits[whole.used], atol=0.05)

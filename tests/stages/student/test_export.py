@@ -22,6 +22,7 @@ from stages.errors import StageError
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.results.predictions import read_predictions
 from stages.student.export import Exported, export
+from stages.student.exporting.quantized import quantized
 
 # The others are as these in what matters to an exporter: bert, camembert and xlm-roberta as roberta, which is
 # the finished student's family.
@@ -115,6 +116,27 @@ def require_the_students_logits(student: MBLMForSequenceClassification, onnx: Pa
         [logits] = session.run(None, {key: value.numpy() for key, value in given.items()})
         temperatures = torch.where(language < 0, mixture, own).unsqueeze(1)
         np.testing.assert_allclose(logits, logits_of(student, **given) / temperatures, atol=1e-4)
+
+
+def test_int8_is_refused_where_two_tables_could_be_that_of_the_words() -> None:
+    words, positions = (np.ones((7, 3), np.float32) for _ in range(2))
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Gather", ["words", "ids"], ["of_words"]),
+            onnx.helper.make_node("Gather", ["positions", "ids"], ["of_positions"]),
+            onnx.helper.make_node("Add", ["of_words", "of_positions"], ["sum"]),
+        ],
+        "embeddings",
+        [onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["texts"])],
+        [onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, ["texts", 3])],
+        [
+            onnx.numpy_helper.from_array(words, "words"),
+            onnx.numpy_helper.from_array(positions, "positions"),
+        ],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    with pytest.raises(StageError, match="2 tables of 7 rows"):
+        quantized(model, vocabulary=7)
 
 
 def test_onnx_has_the_students_logits_whatever_the_batch_and_the_length(served: Path) -> None:
@@ -227,9 +249,12 @@ def test_a_folder_in_use_is_replaced_only_on_request_and_only_what_is_ours(finis
     Path("served/de").mkdir(parents=True)
     Path("served/de/old").touch()
     Path("served/mine.txt").touch()
-    done = run(*EXPORT, "--overwrite")
-    assert done.err == "error: served/de holds something else; name a folder for the export alone\n"
-    Path("served/de/config.json").touch()  # as older exports have it, which left no list
+    Path("served/de/config.json").touch()  # as somebody's own model of the language has it
+    assert refused(run, "--overwrite") == (
+        "error: served/de is there, and served/export.json does not list it as an export's; delete it, or "
+        "name a folder for the export alone"
+    )
+    Path("served/export.json").write_text('["de"]')
     Path("served/fr").mkdir()
     assert refused(run) == "error: served is not empty; replace what is in it with --overwrite"
     assert run(*EXPORT, "--overwrite").code == 0
@@ -241,7 +266,7 @@ def test_a_folder_in_use_is_replaced_only_on_request_and_only_what_is_ours(finis
 def test_nothing_of_an_earlier_export_stays_beside_a_new_one(finished: Path, run: Run) -> None:
     Path("served/onnx").mkdir(parents=True)
     Path("served/fr").mkdir()
-    Path("served/export.json").write_text('["de", "fr", "onnx", "../mine"]')
+    Path("served/export.json").write_text('["de", "fr", "onnx", "../mine", ".."]')
     Path("mine").mkdir()
     assert run(*EXPORT, "--overwrite").code == 0
     assert sorted(path.name for path in Path("served").iterdir()) == ["de", "en", "export.json"]
@@ -268,9 +293,13 @@ def test_an_onnx_file_that_differs_from_pytorch_is_refused(finished_once: Path, 
         parameter.data *= 1e6
     student.save_pretrained(tmp_path / "student")
     served = tmp_path / "served"
+    (served / "onnx").mkdir(parents=True)
+    (served / "onnx/student.onnx").write_bytes(b"of before")
+    (served / "export.json").write_text('["onnx"]')
     with pytest.raises(StageError, match=r"the logits of student.onnx differ from PyTorch's by"):
-        exported(served, max_tokens=30, model=tmp_path / "student", onnx=True)
-    assert [path.name for path in served.glob("*/")] == ["de"]
+        exported(served, max_tokens=30, model=tmp_path / "student", onnx=True, overwrite=True)
+    assert sorted(path.name for path in served.iterdir()) == ["export.json", "onnx"]
+    assert (served / "onnx/student.onnx").read_bytes() == b"of before"
 
 
 def test_inputs_longer_than_the_model_takes_are_refused_before_the_export(finished: Path, run: Run) -> None:

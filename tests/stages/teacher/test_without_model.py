@@ -15,6 +15,7 @@ from tiny import CLASSES, SIZES, Run, examples, tiny_params, write_jsonl, write_
 from cache import SoftLabelSet, example_ids
 from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS
+from stages.errors import StageError
 from stages.page.tables import percent
 from stages.results.averages import average_teachers
 from stages.student.taught import taught_texts
@@ -365,6 +366,8 @@ def test_a_column_says_whose_each_text_is(workspace: Path, run: Run) -> None:
     said = said_by(params.task, params.teachers["de"], "de", ["train"])
     np.testing.assert_allclose(softmax(said.together, axis=1), expected, rtol=1e-5)
     assert [int(one.has.sum()) for one in said.each] == [24, 24]
+    with pytest.raises(StageError, match="hidden_weight needs hidden states of each teacher for each text"):
+        taught(hidden_weight=1.0)
     # The same text, once for one teacher and once for the other, is both's.
     rows = [row | {"domain": names[i % 2]} for i, row in enumerate(examples("de", "train"))]
     write_jsonl(Path("data/de/train.jsonl"), [*rows, rows[0] | {"domain": "web"}])

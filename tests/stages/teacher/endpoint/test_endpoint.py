@@ -25,8 +25,10 @@ from endpoint_server import (
 )
 from scipy.special import logsumexp
 from tiny import CLASSES, Run, tiny_params, write_params
+from unreadable import fail_to_read, needs_proc
 
 from cache import EndpointNotes, SoftLabelSet, Store, example_ids
+from cache.endpoint_notes import ENDPOINT
 from cache.folder import Folder
 from cache.store import producer_ids, store_root
 from stages.artifacts import SOFT_LABELS
@@ -587,6 +589,22 @@ def test_what_is_known_of_a_server_travels_with_its_soft_labels(
     np.testing.assert_array_equal(said(), before)
     assert run("cache", "gc", "--unused-for", "0d", "--yes").code == 0
     assert len(producer_ids(tmp_path / "other")) == 1  # answers that were paid for are kept
+
+
+@needs_proc
+def test_what_is_known_of_a_server_and_cannot_be_read_now_is_not_begun_anew(german: Server, run: Run) -> None:
+    set_chat(german.url)
+    assert run(*LABEL).code == 0
+    path = Path(store_root(None), producer_ids(store_root(None))[0], ENDPOINT)
+    content = fail_to_read(path)
+    n_asked = len(german.asked)
+    done = run(*LABEL)
+    assert (done.code, len(german.asked)) == (1, n_asked)
+    assert f"{path} cannot be read: Input/output error" in done.err
+    path.unlink()
+    path.write_bytes(content)
+    assert run(*LABEL).code == 0
+    assert path.read_bytes() == content
 
 
 def test_parts_of_the_texts_are_asked_about_by_themselves(german: Server, run: Run) -> None:
