@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pydantic import ValidationError
@@ -275,3 +276,10 @@ def test_tables_of_the_ablation_say_that_such_texts_taught() -> None:
         runs = ["distill", "mblm"]
         compared = Compared("test", runs, [0], {"zero-shot": ["fr"]}, right, entities, {}, which)
         assert compared.markdown().splitlines()[1].startswith(said)
+
+
+def test_a_variety_learns_through_the_branch_that_it_is_used_through() -> None:
+    task = task_of().model_copy(update={"zero_shot": ["de-AT", "fr"]})
+    table = pa.table({"premise": ["a"], "hypothesis": ["b"], "label": pa.array([None], pa.int32())})
+    texts = taught.texts_of(task, {"en": table, "de-AT": table, "fr": table})
+    assert texts.numbers["language_ids"].tolist() == [1, 0, -1]

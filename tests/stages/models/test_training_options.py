@@ -14,7 +14,8 @@ from families import FAMILIES, LANGUAGES, save_plain, student_of
 from safetensors.torch import load_file, save_file
 from tiny import ROOT, Run, tiny_params, write_params
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
 
 from stages.errors import StageError
 from stages.models.averages import MeanInMemory
@@ -262,6 +263,15 @@ def test_curves_are_written_for_tools_and_change_no_result(finished: Path, run: 
     found = json.loads(shown.stdout)[""]["data"]["dvclive/student-student/metrics.json"]["data"]
     assert found["eval"]["de_accuracy"] == pytest.approx(last["de"])
     assert "dvclive" not in Path("artifacts/student/README.md").read_text()
+    params = tiny_params()
+    params["teachers"]["de"]["more"] = [{"base": "scratch"}]
+    params["teacher"]["finetune"]["report_to"] = ["tensorboard"]
+    write_params(params)
+    said = [line.partition(":")[0] for line in run(*FINETUNE).out.splitlines()]
+    assert said == ["teacher 'de'", "teacher 'de.more.0'"]
+    for name in ("steps-0", "steps-more-0-0"):
+        assert len(list(Path(f"runs/teacher-finetune-de-{name}").glob("events.out.tfevents.*"))) == 1
+    write_params(tiny_params())
     assert run("plan").code == 0
     again = run("plan", "--set", "student.distill.report_to=[dvclive]")
     assert again.out == "11 stages, none with other parameters than before\n"
@@ -360,6 +370,25 @@ def test_what_begins_anew_knows_no_best(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3/trainer_state.json").write_text('{"global_step": 3}')
     assert BestInMemory(tmp_path).accuracy == 0.9
+
+
+def test_a_best_validation_that_a_checkpoint_just_missed_is_known_again(tmp_path: Path) -> None:
+    """The Trainer saves a step's checkpoint before it validates at the end of the epoch."""
+    names = ["de", "en"]
+    model, state = torch.nn.Linear(1, 1), TrainerState(global_step=3)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3/trainer_state.json").write_text('{"global_step": 3}')
+    arguments = TrainingArguments(str(tmp_path), save_strategy="steps", use_cpu=True, report_to="none")
+    best = BestInMemory(tmp_path, names=names)
+    for name, value in zip(names, (0.75, 0.5), strict=True):
+        state.log_history.append({"step": 3, f"eval_{name}_accuracy": value})
+        best.on_evaluate(arguments, state, TrainerControl(), model=model)
+    for step, n in ((2, 0), (3, 1), (4, 1)):  # of the checkpoint that a run goes on from
+        again = TrainerState(global_step=step)
+        BestInMemory(tmp_path, names=names).on_train_begin(arguments, again, TrainerControl())
+        assert again.log_history == [{"step": 3, "eval_de_accuracy": 0.75, "eval_en_accuracy": 0.5}] * n
+    BestInMemory(tmp_path, names=names).on_train_begin(arguments, state, TrainerControl())
+    assert len(state.log_history) == 2  # it was there
 
 
 @pytest.fixture

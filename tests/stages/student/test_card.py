@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from ast import literal_eval
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ HOSTILE = [
 ]
 
 
-def card_of(*, params: dict[str, Any] | None = None, **task: Any) -> str:
+def card_of(*, params: dict[str, Any] | None = None, others: Sequence[str] = ("fr",), **task: Any) -> str:
     """Write the card of a student with two branches that was never trained."""
     sections = tiny_params()
     languages = (sections["task"] | task)["supervised"]
@@ -61,7 +62,7 @@ def card_of(*, params: dict[str, Any] | None = None, **task: Any) -> str:
         },
         accuracy=dict.fromkeys(languages, 0.5),
         counts={name: [30, 60, 10] for name in languages},
-        others={"fr": Seen(0.25, [5, 10, 25])},
+        others={language: Seen(0.25, [5, 10, 25]) for language in others},
         teachers={name: [TeacherFacts(HOSTILE[i] * 2, ["ab"], "cd", {})] for i, name in enumerate(languages)},
         data="some/data at 0123",
     )
@@ -104,6 +105,7 @@ def run_as_a_stranger(code: str, folder: Path) -> str:
 @pytest.mark.parametrize("name", ["student", "baseline"])
 def test_the_cards_three_lines_of_python_run_anywhere(finished: Path, name: str) -> None:
     code = python_in((finished / f"artifacts/{name}/README.md").read_text(encoding="utf-8"))
+    code = code.replace("A text", "A longer text than the student can read " * 200)
     assert len(code.splitlines()) == 3
     ((answer,),) = [literal_eval(run_as_a_stranger(code, finished / "artifacts"))]
     assert answer["label"] in CLASSES
@@ -148,6 +150,9 @@ def test_the_table_shows_how_sure_an_accuracy_is_and_what_chance_is() -> None:
     assert "Of up to 40 validation texts in each" in card
     assert re.search(r"\| fr +\| 0\.250 +\| 0\.142 to 0\.402 +\| 0\.625 ", card)
     assert "Divide them by 1 for a text in one of these languages" in card
+    assert "texts go through the mixture. Of" in card
+    through = "texts go through the mixture; those in de-AT through their language's branch. Of"
+    assert through in card_of(others=["fr", "de-AT"])
 
 
 def test_the_hub_reads_the_header(finished: Path) -> None:

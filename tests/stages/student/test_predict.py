@@ -511,3 +511,10 @@ def test_a_student_that_gives_nan_is_named(finished: Path, run: Run, tmp_path: P
         run, "in.txt", "--model", str(tmp_path / "broken"), "--set", "student.distill.max_tokens=20"
     )
     assert "gives NaN, first for 'a'" in line
+
+
+def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(texts: Path, run: Run) -> None:
+    before = lines(run(*PREDICT, "texts.txt").out)
+    config = Path("artifacts/student/tokenizer_config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": "left"}))
+    assert lines(run(*PREDICT, "texts.txt").out) == before

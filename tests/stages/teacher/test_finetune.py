@@ -1,11 +1,15 @@
 """Fine-tuning: the best epoch's weights are kept, few checkpoints are written, and a stop changes nothing."""
 
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import Run, tiny_params, write_params
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from cache import file_digest
 from stages.models.checkpoints import BestInMemory
@@ -13,6 +17,7 @@ from stages.models.training import TextTrainer
 
 FINETUNE = ("teacher", "finetune", "--language", "de")
 WEIGHTS = Path("artifacts/teachers/de/model.safetensors")
+BART = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
 
 
 @pytest.fixture
@@ -78,3 +83,54 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(
     assert "going on from" in done.err
     assert done.out == "teacher 'de': 90.0% of 9 validation examples\n"
     assert file_digest(WEIGHTS) == uninterrupted
+
+
+def test_a_stopped_teacher_from_scratch_goes_on_over_the_texts_that_it_was_made_of(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at_step(monkeypatch, 0)
+    for texts in ("eins\nzwei\n", "eins\nzwei\n", "eins\ndrei\n"):
+        Path("data/de/unlabelled.txt").write_text(texts * 9)
+        assert run("prepare").code == 0
+        assert run(*FINETUNE).code == 130
+    made = Path(".checkpoints").glob("teacher-finetune-de/*/base/model.safetensors")
+    assert len({file_digest(path) for path in made}) == 2
+
+
+def finetuned(base: Path, run: Run) -> str:
+    params = tiny_params()
+    params["teachers"]["de"]["base"] = f"./{base}"
+    write_params(params)
+    done = run(*FINETUNE)
+    assert done.code == 0, done.err
+    return done.out
+
+
+def test_a_base_that_gives_a_text_several_labels_becomes_a_classifier(finished: Path, run: Run) -> None:
+    base = Path("base")
+    shutil.copytree("artifacts/teachers/de", base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    finetuned(base, run)
+    made = json.loads((WEIGHTS.parent / "config.json").read_text())
+    assert made["problem_type"] == "single_label_classification"
+
+
+def test_an_encoder_decoder_is_fine_tuned(finished: Path, run: Run) -> None:
+    base = Path("base")
+    tokenizer = AutoTokenizer.from_pretrained("artifacts/teachers/de")
+    tokenizer.save_pretrained(base)
+    sizes = {f"{half}_{key}": n for half in ("encoder", "decoder") for key, n in BART.items()}
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = AutoConfig.for_model(
+        "bart",
+        vocab_size=len(tokenizer),
+        d_model=16,
+        max_position_embeddings=64,
+        num_labels=2,
+        **sizes,
+        **ids,
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(base)
+    said = finetuned(base, run)
+    assert re.fullmatch(r"teacher 'de': [0-9.]+% of 9 validation examples\n", said)

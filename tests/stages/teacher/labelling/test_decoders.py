@@ -9,6 +9,7 @@ import pytest
 import torch
 from asking import logits_of, params
 from numpy.typing import NDArray
+from tiny import CLASSES, Run, examples, tiny_params, write_params
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -162,3 +163,25 @@ def test_what_hidden_is_of_is_in_the_id_of_a_decoder_and_of_no_other(finished: P
             assert (found.id == plain.id) == (not (hidden and is_decoder))
             assert found.facts.get("hidden_token") == ("last" if hidden and is_decoder else None)
             assert found.columns == plain.columns
+
+
+@pytest.mark.parametrize("pad", [None, 0], ids=["none", "the end's"])
+def test_a_decoder_learns_from_the_token_that_it_is_read_off(
+    workspace: Path, run: Run, pad: int | None
+) -> None:
+    config = {} if pad is None else {"pad_token_id": pad}
+    save_teacher(Path("base"), "llama", side="left", **config)
+    sections = tiny_params()
+    sections["teachers"]["de"]["base"] = "./base"
+    sections["teacher"]["finetune"] |= {"max_tokens": 64, "subword_dropout": 0.0}
+    write_params(sections)
+    assert run("prepare").code == 0
+    done = run("teacher", "finetune", "--language", "de")
+    assert done.code == 0, done.err
+    folder = TEACHERS / "de"
+    assert json.loads((folder / "config.json").read_text())["pad_token_id"] == 1
+    require_as_alone(folder, TEXTS, batch_tokens=1000)
+    rows = examples("de", "validation")
+    logits, _ = one_by_one(folder, [row["text"] for row in rows])
+    right = [CLASSES[one.argmax()] == row["label"] for one, row in zip(logits, rows, strict=True)]
+    assert done.out == f"teacher 'de': {np.mean(right):.1%} of 9 validation examples\n"
