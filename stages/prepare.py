@@ -58,6 +58,7 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         Prepared(task.classes, aligned),
         {},
         set(),
+        set(),
     )
     n_rows = {
         language: work.write(language) for language in Bar(task.languages, desc="prepare", unit="language")
@@ -71,7 +72,7 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
             "one, or set it to false"
         )
     if aligned:
-        _require_alignment(task, n_rows)
+        _require_alignment(n_rows, work.shared)
         _require_aligned_translations(task, work.n_train, work.named)
     work.done.notes += [
         f"warning: {path} is a link to a folder, in which DVC sees no changes; link its files instead"
@@ -112,6 +113,8 @@ class _Work(NamedTuple):
     """Rows of each training split, before any became another split."""
     named: set[bool]
     """Whether training rows say what they are about: of some, or of all."""
+    shared: set[str]
+    """Languages whose validation split comes out of train."""
 
     def write(self, language: str) -> dict[Split, int]:
         """Write a language's files; gives the rows that each split's source has."""
@@ -119,6 +122,7 @@ class _Work(NamedTuple):
         supervised = language in task.supervised
         share = _validation_share(task, self.read, language) if supervised else None
         if share is not None:
+            self.shared.add(language)
             done.notes.append(f"{language}: {share:.0%} of train, by hash, are the validation split")
         n_rows: dict[Split, int] = {}
         missing: StageError | None = None
@@ -176,20 +180,23 @@ class _Work(NamedTuple):
         return f"the {split} split of '{language}' is empty: {why}{hint}"
 
 
-def _require_alignment(task: TaskParams, n_rows: Mapping[str, Mapping[Split, int]]) -> None:
+def _require_alignment(n_rows: Mapping[str, Mapping[Split, int]], shared: Collection[str]) -> None:
     """Refuse splits whose rows cannot be translations of each other.
+
+    Args:
+        n_rows: By language and split.
+        shared: Languages whose validation split comes out of train.
 
     Raises:
         StageError: A split has more rows in one language than in another.
     """
     for split in SPLITS:
-        halves: tuple[Split, ...] = ("train", "validation")  # of the same rows
-        parts = halves if task.validation_share and split != "test" else (split,)
-        sizes = {
-            language: sum(counts.get(part, 0) for part in parts)
-            for language, counts in n_rows.items()
-            if split in counts
-        }
+        sizes = {}
+        for language, counts in n_rows.items():
+            is_part = language in shared and split == "validation"
+            if split in counts and not is_part:
+                rest = counts["validation"] if language in shared and split == "train" else 0
+                sizes[language] = counts[split] + rest
         if len(set(sizes.values())) > 1:
             raise StageError(
                 f"task.source.aligned is true, but the {split} split has {max(sizes.values())} rows in "

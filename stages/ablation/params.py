@@ -74,7 +74,7 @@ class AblationParams(Params):
                     f"ablation.changes: {{{name}: {{variant: mblm}}}}"
                 )
         for name, changes in self.changes.items():
-            if name not in (*self.variants, *get_args(Variant)):
+            if name not in (*self.variants, *get_args(Variant)) and "variant" not in changes:
                 raise ValueError(f"changes: {name} is not among ablation.variants, and none of {known}")
             if name in get_args(Variant) and "variant" in changes:
                 raise ValueError(f"changes: {name} cannot be another variant; give that one a new name")
@@ -112,12 +112,15 @@ def _changed(distill: DistillParams, changes: dict[str, Any], *, where: str) -> 
     for key, value in changes.items():
         *sections, last = key.split(".")
         section: Any = values
+        before: Any = distill
         for name in sections:
             section = section.get(name) if isinstance(section, dict) else None
+            before = getattr(before, name, None)
         if not isinstance(section, dict) or last not in section or key == "seed":
             reason = "is each run's own" if key == "seed" else "is not a parameter of student.distill"
             raise ValueError(f"{where}: {key} {reason}")
-        section[last] = value
+        is_section = isinstance(getattr(before, last), Params) and isinstance(value, dict)
+        section[last] = section[last] | value if is_section else value
     try:
         return DistillParams.model_validate(values)
     except ValidationError as error:

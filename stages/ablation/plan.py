@@ -55,7 +55,9 @@ def plan(
                 json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8"
             )
     n_students = len(params.variants) * len(params.seeds) + len(params.sweep.runs) * len(params.sweep.seeds)
-    return f"{len(runs)} runs, {n_students} students"
+    idle = [name for name in params.changes if "variant" in params.changes[name] and name not in runs]
+    more = f"; not among ablation.variants: {', '.join(idle)}" if idle else ""
+    return f"{len(runs)} runs, {n_students} students{more}"
 
 
 def settings_of(task: TaskParams, student: StudentSection, settings: DistillParams) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Match a teacher's classes to the task's by name, and check on labelled examples that the match is right."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -149,6 +150,9 @@ def check_class_order(
 
 
 def class_key(name: str) -> str:
-    """Give what the names of one class have in common: no case, no ``_`` or ``-``, and the usual synonyms."""
-    plain = " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    """Give what the names of one class have in common: no case, a space for ``_`` or ``-``, one synonym.
+
+    What stands before or behind a name, as in ``-1`` and ``A-``, is a part of it.
+    """
+    plain = " ".join(re.sub(r"(?<=[^\W_])[-_]+(?=[^\W_])", " ", name.casefold()).split())
     return _SYNONYMS.get(plain, plain)

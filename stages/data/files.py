@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import re
 import reprlib
 import shutil
 import sys
@@ -237,6 +238,11 @@ def kind_of(path: Path) -> str | None:
 def shown(value: Any) -> str:
     """Write a value for a message, shortened; what is not there is called null, as in JSON and Parquet."""
     return "null" if value is None else reprlib.repr(value)
+
+
+def without_zeros(number: str) -> str:
+    """Write 3.0, which is pandas' 3 in a column with gaps, as 3; anything else stays as it is."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", number)
 
 
 def instead_of(name: str, names: Sequence[str], *, taken: Sequence[str] = ()) -> str:

@@ -1,10 +1,9 @@
 """Labels as positions in the task's classes: by name, or by number where nothing has a name."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from stages.data.files import shown
+from stages.data.files import shown, without_zeros
 from stages.data.sources import Rows
 from stages.data.task import Split, TableSource, TaskParams
 from stages.errors import StageError
@@ -79,4 +78,4 @@ def _name_of(label: Any, index: Mapping[str, int]) -> str:
         return name
     if isinstance(label, bool):
         return name.lower()
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", name)
+    return without_zeros(name)

@@ -6,9 +6,11 @@ from functools import cache
 from babel import Locale, localedata
 from babel.core import get_global
 
+from stages.data.branches import branch_position
+
 
 def language_id(name: str, languages: Sequence[str]) -> int:
-    """Find the branch of a language that people name, as `MBLMConfig.language_id` does.
+    """Find the branch of a language that people name.
 
     Args:
         name: A tag; nothing stands for the mixture.
@@ -20,12 +22,8 @@ def language_id(name: str, languages: Sequence[str]) -> int:
     Raises:
         ValueError: The name is no language tag, or another tag of a language that has a branch.
     """
-    known = [one.replace("_", "-").casefold() for one in languages]
-    parts = name.strip().replace("_", "-").casefold().split("-")
-    for end in range(len(parts), 0, -1):
-        if "-".join(parts[:end]) in known:
-            return known.index("-".join(parts[:end]))
-    if name.strip():
+    position = branch_position(name, languages)
+    if position < 0 and name.strip():
         # A whole language's branch, by another tag: zh-Hant is no zh-Hans, and goes through the mixture.
         branch = None if "-" in name or "_" in name else same_language(name, languages)
         if branch or not is_tag(name):
@@ -33,7 +31,7 @@ def language_id(name: str, languages: Sequence[str]) -> int:
             what = "has no branch" if is_tag(name) else "is no language tag"
             hint = f"did you mean {meant}?" if meant else "write one such as de or zh-Hant, or nothing"
             raise ValueError(f"{name!r} {what}; {hint}")
-    return -1
+    return position
 
 
 def is_tag(name: str) -> bool:

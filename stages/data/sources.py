@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from stages.data.examples import ENTITY, UNLABELLED
-from stages.data.files import Input, MissingColumnError, instead_of, kind_of, shown
+from stages.data.files import COMPRESSED, Input, MissingColumnError, instead_of, kind_of, shown, without_zeros
 from stages.data.names import CLASSES, read_names, split_of
 from stages.data.rows import Placed, column, placed_rows, windows
 from stages.data.task import FilesSource, HubSource, NamesSource, Split, SplitName, TableSource, TaskParams
@@ -366,8 +366,10 @@ def _read_files(
 
 
 def _as_text_file(path: Path) -> Path:
-    """Give the .txt file that may stand in the place of another."""
-    return path.with_name(path.name.partition(".")[0] + ".txt")
+    """Give the .txt file that may stand in the place of another, ``de.train.txt`` for ``de.train.csv.gz``."""
+    if path.suffix.lower() in COMPRESSED:
+        path = path.with_suffix("")
+    return path.with_suffix(".txt") if path.suffix else path.with_name(f"{path.name}.txt")
 
 
 def _of_rows(
@@ -450,9 +452,12 @@ _ENTITY_TYPES = (str, int, float, decimal.Decimal, datetime.date, datetime.time)
 
 
 def _as_entity(value: Any) -> str | None:
-    """Give the text of what a row says that it is about; a column of that name may hold something else."""
-    plain = isinstance(value, _ENTITY_TYPES) and not isinstance(value, bool)
-    return (str(value) or None) if plain else None
+    """Give the text of what a row says that it is about; a column of that name may hold something else.
+
+    3.0 is 3: pandas writes whole numbers so where one is missing, in one language and not in another.
+    """
+    plain = isinstance(value, _ENTITY_TYPES) and not isinstance(value, bool) and value == value
+    return (without_zeros(str(value)) or None) if plain else None
 
 
 def _noted_names(schema: pa.Schema, label: str | None) -> list[str] | None:

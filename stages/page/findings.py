@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from cache import file_digest
 from stages.artifacts import BASELINE, PLOTS, STUDENT
+from stages.data.branches import branch_position
 from stages.data.examples import SPLITS, examples_digest, has_split, read_examples, taught_splits
 from stages.data.silver import silver_languages
 from stages.data.task import Split, SplitName, TaskParams
@@ -95,7 +96,11 @@ class Findings:
     @property
     def models(self) -> dict[str, dict[str, Result]]:
         """Test results by the name of a column, and by language."""
-        teachers = {language: taught.test for language, taught in self.teachers.items() if taught.test}
+        teachers = {
+            language: taught.test
+            for language, taught in self.teachers.items()
+            if taught.test and taught.coverage["test"] == 1  # what others say is of all texts
+        }
         return {"teacher": teachers, "finetune": self.baseline, self.student_name: self.student}
 
     @property
@@ -186,11 +191,12 @@ def _results(
     """Give a model's test results by language, with the temperature that its configuration has for them."""
     config = _read_json(folder / "config.json", "student distill")
     own, mixture = (config.get(f"{name}_temperature", 1.0) for name in ("own", "mixture"))
-    return {
-        language: Result(one.examples, one.logits, own if language in task.supervised else mixture)
-        for (language, split), one in predictions.items()
-        if split == "test"
-    }
+    results = {}
+    for (language, split), one in predictions.items():
+        if split == "test":
+            temperature = mixture if branch_position(language, task.supervised) < 0 else own
+            results[language] = Result(one.examples, one.logits, temperature)
+    return results
 
 
 def _best_first(task: TaskParams, results: Mapping[str, Result]) -> dict[str, list[str]]:

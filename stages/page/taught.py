@@ -29,7 +29,7 @@ class LabelSet(NamedTuple):
         manifest: Sha256 of the set's manifest.
         n_labels: How many there are: one for each distinct text.
         n_bytes: Of its shards.
-        order: What the labelled examples say of the declared class order.
+        order: What the labelled examples say of the declared class order; None, where none is the teacher's.
         terms: What was said of who answered behind HTTP, such as the licence.
     """
 
@@ -39,7 +39,7 @@ class LabelSet(NamedTuple):
     manifest: str
     n_labels: int
     n_bytes: int
-    order: ClassOrder
+    order: ClassOrder | None
     terms: Mapping[str, str]
 
 
@@ -166,8 +166,11 @@ def _label_set(task: TaskParams, one: OneSays, title: str, labels: NDArray[np.in
         labels: Their hard labels, shape ``(N,)``.
     """
     manifest = one.folder / "manifest.json"
-    predicted = one.logits[one.has].argmax(axis=1)
-    counts = confusion(labels[one.has], predicted, n_classes=len(task.classes))
+    order = None
+    if one.has.any():
+        predicted = one.logits[one.has].argmax(axis=1)
+        counts = confusion(labels[one.has], predicted, n_classes=len(task.classes))
+        order = weigh_class_order(counts.T)
     return LabelSet(
         name=one.folder.relative_to(SOFT_LABELS).as_posix(),
         title=title,
@@ -175,6 +178,6 @@ def _label_set(task: TaskParams, one: OneSays, title: str, labels: NDArray[np.in
         manifest=file_digest(manifest),
         n_labels=json.loads(manifest.read_text(encoding="utf-8"))["examples"],
         n_bytes=sum((one.folder / name).stat().st_size for name in one.label_set.shards),
-        order=weigh_class_order(counts.T),
+        order=order,
         terms=one.label_set.terms,
     )

@@ -75,6 +75,9 @@ def _quality(found: Findings) -> Table:
 def _order(found: Findings) -> Table:
     rows = []
     for one in (one for language in found.supervised for one in found.teachers[language].sets):
+        if one.order is None:
+            rows.append([one.name, "–", "–", "–", "no labelled text"])
+            continue
         reading = clip(one.order.reading(found.task.classes), 80) or "the declared one"
         verdict = "REFUTED" if one.order.is_refuted else "passed"
         rows.append([one.name, percent(one.order.declared), percent(one.order.best), reading, verdict])

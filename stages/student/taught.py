@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from cache import MissingSoftLabelsError
 from stages.artifacts import SOFT_LABELS
+from stages.data.branches import branch_position
 from stages.data.examples import NO_LABEL, examples_digest, read_entities, read_examples, taught_splits
 from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.errors import StageError
-from stages.models.configuration_mblm import MBLMConfig
 from stages.models.processes import process_index
 from stages.models.texts import Texts
 from stages.progress import say
@@ -242,8 +242,7 @@ def texts_of(
     Those of zero-shot languages have the id -1: they go through the mixture of all branches. Varieties of a
     supervised language go through its branch.
     """
-    config = MBLMConfig(languages=task.supervised)
-    languages = [config.language_id(name) for name in tables]
+    languages = [branch_position(name, task.supervised) for name in tables]
     sizes = [table.num_rows for table in tables.values()]
     return Texts(
         [

@@ -156,6 +156,21 @@ def test_aligned_languages_share_the_validation_rows(folder: Path) -> None:
     numbers = [[text.split()[1] for text in premises(one, "validation")] for one in ("de", "en")]
     assert numbers[0] == numbers[1] != []
     assert not [note for note in done.notes if "translations" in note]
+    # Another language has a validation split of its own, which is no part of anybody's training rows.
+    for language in ("de", "en"):
+        write(folder / f"data/{language}/validation.jsonl", ROWS)
+    (folder / "data/fr/validation.jsonl").write_bytes((folder / "data/de/validation.jsonl").read_bytes())
+    prepare(nli_task("", source=source, supervised=["de", "en"], validation_share=0.2))
+
+
+def test_numbers_with_a_zero_behind_the_point_are_the_same_entities(folder: Path) -> None:
+    pattern = write_all(folder)
+    for language, entities in (("de", [1, 2, 30]), ("fr", [None, 2.0, 30.0])):  # as pandas writes them
+        rows = [row | {"entity": entity} for row, entity in zip(ROWS, entities, strict=True)]
+        write(folder / f"data/{language}/test.jsonl", rows)
+    prepare(nli_task(pattern))
+    assert read_entities("de", "test") == ["1", "2", "30"]
+    assert read_entities("fr", "test") == [None, "2", "30"]
 
 
 # Formats
@@ -298,6 +313,18 @@ def test_unlabelled_text_may_be_a_text_file(folder: Path) -> None:
     (folder / "data/de/train.txt").write_text("eins\n")
     with pytest.raises(StageError, match=r"cannot read data/de/train.txt: it is not one of .csv"):
         prepare(task)
+
+
+def test_a_text_file_is_of_the_language_that_its_name_ends_with(folder: Path) -> None:
+    write_all(folder)
+    for path in folder.glob("data/*/*.jsonl"):
+        path.rename(folder / f"data/{path.stem}.{path.parent.name}.jsonl")
+    (folder / "data/unlabelled.de.txt").write_text("eins\n")
+    (folder / "data/unlabelled.fr.txt").write_text("un\n")
+    (folder / "data/unlabelled.txt").write_text("of no language\n")
+    task = nli_task("data/{split}.{language}.jsonl")
+    prepare(task)
+    assert [list(pretraining_texts(task, one).values()) for one in ("de", "fr")] == [["eins"], ["un"]]
 
 
 # Columns

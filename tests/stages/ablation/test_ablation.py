@@ -203,7 +203,7 @@ def test_a_changed_parameter_concerns_the_variants_that_use_it(change: str, conc
             "variants: best is none of linear, finetune, pseudo, distill, branches, mblm; to",
         ),
         (
-            "changes={bset: {variant: mblm}}",
+            "changes={bset: {epochs: 1}}",
             "changes: bset is not among ablation.variants, and none of linear",
         ),
         (
@@ -376,6 +376,22 @@ def test_the_plan_changes_with_what_a_run_depends_on(compared: Path, run: Run) -
     set_bias(Path("artifacts/teachers/de"), [0.0, 0.1, 0.0])
     run(*LABEL)
     assert changed() == {"distill", "branches", "mblm", "as-it-is", "lambda-0.9"}
+
+
+def test_a_change_of_a_part_of_a_section_leaves_the_rest_of_it() -> None:
+    params = load_params(
+        ROOT / "params.yaml",
+        [
+            "student.distill.mixture={weights: uniform, own_branch: true}",
+            "ablation.variants=[finetune, nested]",
+            "ablation.changes={nested: {variant: mblm, mixture: {loss_weight: 0.5}}, idle: {variant: mblm}}",
+        ],
+    )
+    settings = params.ablation.settings(params.student.distill)
+    assert set(settings) >= {"finetune", "nested"}
+    assert "idle" not in settings
+    mixture = settings["nested"].mixture
+    assert (mixture.weights, mixture.own_branch, mixture.loss_weight) == ("uniform", True, 0.5)
 
 
 @pytest.mark.parametrize("command", ["pretrain", "train --run mblm"])

@@ -23,6 +23,12 @@ def test_classes_are_matched_by_name_not_by_position() -> None:
 def test_case_separators_and_usual_synonyms_do_not_matter() -> None:
     assert match(["CONTRADICTORY", "Neutral", "Entailment"], NLI) == [2, 1, 0]
     assert match(["not_duplicate", "duplicate"], ["paraphrase", "not paraphrase"]) == [1, 0]
+    assert match(["5__stars", "1-star"], ["1 star", "5 Stars"]) == [1, 0]
+
+
+def test_signs_are_a_part_of_a_name() -> None:
+    assert match(["1", "-1", "0"], ["-1", "0", "1"]) == [1, 2, 0]
+    assert match(["a", "a-", "b"], ["A-", "A", "B"]) == [1, 0, 2]
 
 
 def test_unnamed_classes_are_refused_unless_mapped() -> None:

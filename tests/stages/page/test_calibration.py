@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from page_reader import percent, read_page
@@ -9,6 +10,7 @@ from tiny import Run
 from written_out import calibration_error_of
 
 from pipeline.params import load_params
+from stages.page.findings import _results
 from stages.results.predictions import read_predictions
 
 
@@ -29,6 +31,21 @@ def test_errors_are_those_of_the_test_split_before_and_after_division_by_the_tem
             for when, by in (("before", 1.0), ("after", temperature)):
                 expected = calibration_error_of(one.logits / by, one.labels)
                 assert rows[language][f"mblm: {when}"] == percent(expected)
+
+
+def test_a_variety_has_the_temperature_of_the_branch_that_it_goes_through(varied: Path) -> None:
+    path = Path("artifacts/student/config.json")
+    config = json.loads(path.read_text()) | {"own_temperature": 1.75, "mixture_temperature": 3.25}
+    path.write_text(json.dumps(config))
+    task = load_params(Path("params.yaml")).task
+    one = read_predictions(task, "student")["nl", "test"]
+    said: dict[Any, Any] = {(language, "test"): one for language in ("de", "de-AT", "nl")}
+    found = _results(task, said, path.parent)
+    assert {name: result.temperature for name, result in found.items()} == {
+        "de": 1.75,
+        "de-AT": 1.75,
+        "nl": 3.25,
+    }
 
 
 def test_the_surest_answers_come_first(varied: Path) -> None:
