@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cache.soft_labels import SoftLabels, id_words
+from cache.soft_labels import SoftLabels, id_words, preferred
 
 _BLOCK_BITS = 18
 _BLOCK = 1 << _BLOCK_BITS
@@ -139,6 +139,13 @@ class Lookup:
             positions = self._index.positions(soft_labels.ids[some])
             wanted = np.flatnonzero(positions >= 0)
             positions = positions[wanted]
+            worse = [
+                place
+                for place in np.flatnonzero(self._filled[positions]).tolist()
+                if preferred(self._columns, positions[place])
+                <= preferred(soft_labels.columns, start + int(wanted[place]))
+            ]
+            wanted, positions = np.delete(wanted, worse), np.delete(positions, worse)
             for name, values in soft_labels.columns.items():
                 self._columns[name][positions] = values[some].take(wanted, axis=0)
             self._filled[positions] = True

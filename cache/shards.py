@@ -13,6 +13,7 @@ from cache.errors import DamagedShardError, NotFiniteError
 from cache.folder import Folder
 from cache.formats import arrow as arrow_format
 from cache.formats import zarr as zarr_format
+from cache.identity.columns import SCALAR
 from cache.identity.digests import canonical_json
 from cache.identity.example_id import ID_TYPE
 from cache.identity.producer import Producer
@@ -66,6 +67,11 @@ def write_shard(
     """
     if soft_labels.n_classes != len(producer.classes) or set(soft_labels.columns) != set(producer.columns):
         raise ValueError(f"columns {set(soft_labels.columns)} of {soft_labels.n_classes} classes")
+    for name, column in producer.columns.items():  # as who reads it will ask for
+        values = soft_labels.columns[name]
+        width = values.shape[1] if values.ndim > 1 else SCALAR
+        if values.dtype != column.dtype or width != (width if column.width is None else column.width):
+            raise ValueError(f"{name} holds {width} values of {values.dtype}, not {column}")
     n_broken = _count_not_finite(soft_labels)
     if n_broken:
         raise NotFiniteError(str(folder), n_broken)

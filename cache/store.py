@@ -281,7 +281,9 @@ def _read_producer(folder: Folder, producer_id: str) -> Producer:
     try:
         facts: Any = json.loads(folder.read(FACTS, limit=MAX_JSON))
     except FileNotFoundError:
-        raise ProducerError(f"{path} is not there; {mend}") from None
+        raise ProducerError(
+            f"{path} is not there; run stage one with its teacher, import its file again, or delete it all"
+        ) from None
     except (RecursionError, ValueError) as error:
         raise ProducerError(f"{path} is not JSON ({error}); {mend}") from error
     require_known_schema(path, facts)

@@ -1,6 +1,5 @@
 """Where each stage writes. Paths are relative to the folder that the pipeline runs in, as in dvc.yaml."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stages.errors import StageError
+from stages.locks import lock
 
 ARTIFACTS = Path("artifacts")
 PLAN = Path("artifacts/plan")
@@ -52,33 +52,39 @@ def of_each_fold(folder: Path, count: int) -> list[Path]:
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write to, and put it in the place of `folder` once it is complete.
 
-    Its files may be read and written by whom the umask allows it.
+    Its files may be read and written by whom the umask allows it. A link stays: what it names is replaced.
 
     Raises:
         StageError: Another run is writing it.
     """
-    new, old, lock = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old", "lock"))
+    folder = folder.resolve() if folder.is_symlink() else folder
+    new, old, path = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old", "lock"))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("ab") as file:
+    with path.open("ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-        except (BlockingIOError, FileNotFoundError):  # another run has it, or had it until now
+            is_ours = lock(file) is not False and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except FileNotFoundError:  # another run had it until now
             is_ours = False
         if not is_ours:
             raise StageError(f"another run is writing {folder}; let it end, then run this again")
-        for left_behind in (new, old):
-            shutil.rmtree(left_behind, ignore_errors=True)
+        _settle(folder, new, old)
         new.mkdir()
         try:
             yield new
-            for path in new.rglob("*"):  # transformers writes weights that only their owner may read
-                if path.is_file() and path.stat().st_nlink == 1:  # others are files of the user's, too
-                    path.chmod(new.stat().st_mode & 0o666)
+            for one in new.rglob("*"):  # transformers writes weights that only their owner may read
+                if one.is_file() and one.stat().st_nlink == 1:  # others are files of the user's, too
+                    one.chmod(new.stat().st_mode & 0o666)
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
         finally:
-            for done_with in (new, old):
-                shutil.rmtree(done_with, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+            _settle(folder, new, old)
+            path.unlink(missing_ok=True)
+
+
+def _settle(folder: Path, new: Path, old: Path) -> None:
+    """Delete what a run leaves behind; if it ended between its two renames, the new folder was complete."""
+    if old.exists() and not folder.exists():
+        (new if new.exists() else old).rename(folder)
+    for left_behind in (new, old):
+        shutil.rmtree(left_behind, ignore_errors=True)

@@ -160,6 +160,10 @@ def says(answer: Any) -> Fault:
     return lambda handler: handler.send(200, json.dumps(answer).encode())  # type: ignore[attr-defined]
 
 
+def sends(body: bytes) -> Fault:
+    return lambda handler: handler.send(200, body)  # type: ignore[attr-defined]
+
+
 def cut(handler: BaseHTTPRequestHandler) -> None:
     """Promise more than comes, and close the connection."""
     handler.send_response(200)

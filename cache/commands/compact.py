@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from cache.lookup import Index
-from cache.soft_labels import SoftLabels
+from cache.soft_labels import SoftLabels, preferred
 from cache.store import Store
 
 _TARGET_BYTES = 1 << 28
@@ -64,9 +65,12 @@ def compact(
         store.require_readable()
         if len(read) > 1:
             together = SoftLabels.concatenate(list(read.values()))
-            again, _ = Index(together.ids).repeats()
+            again, first = Index(together.ids).repeats()
             n_repeated += len(again)
-            kept = np.delete(np.arange(len(together)), again)
+            chosen = np.arange(len(together))
+            for row, place in zip(again, first, strict=True):
+                chosen[place] = min(chosen[place], row, key=partial(preferred, together.columns))
+            kept = chosen[np.delete(np.arange(len(together)), again)]
             store.append(together.take(kept), format_=format_, unique=True)
             for name in read:
                 store.folder.delete(name)

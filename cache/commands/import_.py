@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cache.commands.verify import differing
 from cache.errors import StoreError
 from cache.identity.producer import Producer
 from cache.soft_labels import SoftLabels
@@ -53,9 +55,7 @@ def import_(
     if len(found):
         own = soft_labels.take(found)
         known = Store(root, producer).look_up(own.ids).soft_labels()
-        differs = np.zeros(len(found), bool)
-        for name, values in own.columns.items():
-            differs |= (values != known.columns[name]).reshape(len(found), -1).any(axis=1)
+        differs = other_values(own, known)
         if differs.any():
             raise StoreError(
                 f"the store has other values for {int(differs.sum()):,} of these texts, by the same maker; "
@@ -68,3 +68,14 @@ def import_(
     for start in range(0, len(misses), step):
         store.append(soft_labels.take(misses[start : start + step]), format_=format_)
     return ImportedInto(producer.id, len(misses), len(found))
+
+
+def other_values(one: SoftLabels, other: SoftLabels) -> NDArray[np.bool_]:
+    """Tell which examples have other classes or numbers in `one` than in `other`, beyond rounding; ``(N,)``.
+
+    How many classes are kept beside the largest ones rounds the logits of the others.
+    """
+    differs = differing(one, other, precision="float32")
+    if "top_classes" in one.columns:
+        differs |= (one.columns["top_classes"] != other.columns["top_classes"]).any(axis=1)
+    return differs

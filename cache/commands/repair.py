@@ -21,11 +21,13 @@ class Repaired:
         producer: Its id.
         damaged: Reasons, by the file's name; the files are in ``damaged/`` now.
         examples: Soft labels that the damaged shards' names promised.
+        lacks_facts: Whether it has no producer.json now, without which nothing reads its shards.
     """
 
     producer: str
     damaged: dict[str, str]
     examples: int
+    lacks_facts: bool
 
 
 def repair(root: str | Path, producer_id: str) -> Repaired:
@@ -63,7 +65,7 @@ def repair(root: str | Path, producer_id: str) -> Repaired:
         if is_temporary(name) and entry.modified and datetime.now(UTC) - entry.modified > _ABANDONED:
             folder.delete(name)
     rows = [parsed.rows for name in damaged if (parsed := ShardName.parse(name)) is not None]
-    return Repaired(producer_id, damaged, sum(rows))
+    return Repaired(producer_id, damaged, sum(rows), lacks_facts=FACTS not in folder.list())
 
 
 def _by_digest(folder: Folder) -> dict[str, str]:

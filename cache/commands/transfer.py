@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.commands.name import give_name
@@ -119,8 +119,12 @@ def _copy_top_k(source: Folder, target: Folder) -> None:
 
 def _copy_endpoint_notes(source: Folder, target: Folder) -> None:
     ours, theirs = EndpointNotes.read(source), EndpointNotes.read(target)
-    if ours.answers > theirs.answers:
-        ours.write(target)
+    more = ours if ours.answers > theirs.answers else theirs
+    others = (one for one in ours.answered_as if one not in theirs.answered_as)
+    bias = ours.letter_bias if theirs.letter_bias is None else theirs.letter_bias
+    together = replace(more, answered_as=(*theirs.answered_as, *others), letter_bias=bias)
+    if together != theirs:
+        together.write(target)
 
 
 def _copy_name(source: str | Path, target: str | Path, producer_id: str) -> None:

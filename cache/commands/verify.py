@@ -27,7 +27,8 @@ class Verified:
         shards: Good ones.
         examples: Different ones in these.
         repeated: Soft labels of examples that another shard has, too; `compact` leaves them out.
-        contradicting: Of these, how many differ by more than ``TOLERANCE``.
+        contradicting: Of these, how many differ by more than ``TOLERANCE``. A server that was asked twice may
+            have said two things, so that what it said contradicts nothing.
         damaged: Reasons, by the file's name; without its producer.json a producer is not checked further.
         foreign: Names in the folder that are nobody's; they are not read.
         unreadable: Reasons, by the names of files that cannot be read now, or by none where that is the
@@ -72,12 +73,13 @@ def verify(root: str | Path, producer_id: str, *, on_bytes: Callable[[int], None
     unread = (sizes.keys() & store.shards().keys()) - {*good, *store.damaged, *store.unreadable}
     all_ids = pa.concat_arrays(ids)
     again, _ = Index(all_ids).repeats()
+    may_contradict = len(again) and store.producer.endpoint is None
     return Verified(
         producer_id,
         shards=len(good),
         examples=len(all_ids) - len(again),
         repeated=len(again),
-        contradicting=_contradicting(store, good, all_ids.take(pa.array(again))) if len(again) else 0,
+        contradicting=_contradicting(store, good, all_ids.take(pa.array(again))) if may_contradict else 0,
         damaged={name: error.reason for name, error in store.damaged.items()},
         foreign=foreign,
         unreadable={

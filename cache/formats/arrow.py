@@ -16,6 +16,7 @@ from cache.soft_labels import SoftLabels
 
 EXTENSION = "arrow"
 _METADATA_KEY = b"mblm"
+_MAX_JSON = 1 << 24  # bytes; class names are the only thing in it that grows
 _MAGIC = b"ARROW1\0\0"
 _TYPES = {"float32": pa.float32(), "float16": pa.float16(), "uint16": pa.uint16()}
 
@@ -50,7 +51,10 @@ def read_metadata(data: bytes) -> Any:
     """
     with _no_shard():
         schema, _ = _begin(data)
-        return json.loads((schema.metadata or {}).get(_METADATA_KEY, b""))
+        described = (schema.metadata or {}).get(_METADATA_KEY, b"")
+        if len(described) > _MAX_JSON:
+            raise ValueError("its metadata is too long")
+        return json.loads(described)
 
 
 def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[NDArray[np.uint8], dict[str, Any]]:

@@ -20,6 +20,9 @@ from cache.soft_labels import SoftLabels, id_bytes
 EXTENSION = "zarr.zip"
 _METADATA_KEY = "mblm"
 _MAX_JSON = 1 << 24  # bytes; class names are the only thing in it that grows
+_MAX_ENTRIES = 1000
+_ENTRY = b"PK\x01\x02"
+"""With which each entry begins in a zip file's directory; numbers, too, may happen to be these bytes."""
 
 
 def encode(soft_labels: SoftLabels, metadata: Mapping[str, Any]) -> memoryview:
@@ -51,11 +54,14 @@ def read_metadata(data: bytes) -> Any:
     Raises:
         ValueError: This is no shard.
     """
+    _require_few_entries(data)
     with _no_zip(), zipfile.ZipFile(io.BytesIO(data)) as archive:
         member = {member.filename: member for member in _members(archive, len(data))}.get("zarr.json")
         if member is None:
             raise ValueError("it has no zarr.json")
         _require_stored([member])
+        if member.file_size > _MAX_JSON:
+            raise ValueError("its metadata is too long")
         described = archive.read(member)
     try:
         return json.loads(described)["attributes"][_METADATA_KEY]
@@ -95,7 +101,14 @@ def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[NDArray[np.uint8
     return arrays.pop("example_id"), arrays
 
 
+def _require_few_entries(data: bytes) -> None:
+    """Refuse a file whose directory alone would fill the memory."""
+    if data.count(_ENTRY) > _MAX_ENTRIES:
+        raise ValueError(f"it holds more than {_MAX_ENTRIES} entries")
+
+
 def _entries(data: bytes) -> dict[str, bytes]:
+    _require_few_entries(data)
     with _no_zip(), zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = _members(archive, len(data))
         _require_stored(members)

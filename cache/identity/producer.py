@@ -218,6 +218,7 @@ class Producer:
             config = self.facts["config"]
             config = config.get("mplm_config", config)  # of a teacher that is a student
             width = config.get("hidden_size", config.get("dim"))  # DistilBERT's word
+            width = config.get("word_embed_proj_dim", width)  # to which OPT projects its last states
             if type(width) is int and 0 < width < 2**16:
                 columns["hidden"] = Column("float16", width)
         return columns

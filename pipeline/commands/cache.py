@@ -147,9 +147,9 @@ def verify(
     if sample:
         from stages.teacher.labelling.audit import current_teachers, recheck
 
-        sections = (loaded.task, loaded.teacher.label)
-        for current in current_teachers(*sections, ids):
-            again.append(recheck(*sections, root, current, sample))
+        task, label = loaded.task, loaded.teacher.label
+        for current in current_teachers(task, loaded.teachers, label, ids):
+            again.append(recheck(task, label, root, current, sample))
     if as_json:
         print_json({"producers": found, "asked_again": again})
     else:
@@ -181,7 +181,8 @@ def repair(
     if found:
         from stages.teacher.labelling.audit import relabel
 
-        labelled = relabel(loaded.task, loaded.teacher.label, root, [done.producer for done in found])
+        sections = (loaded.task, loaded.teachers, loaded.teacher.label)
+        labelled = relabel(*sections, root, [done.producer for done in found])
     if as_json:
         print_json({"set_aside": found, "labelled": labelled})
     else:
@@ -190,7 +191,13 @@ def repair(
         imported = [done.producer for done in found if _is_imported(root, done.producer)]
         for producer in imported:
             print_line(f"{producer[:12]}: it was imported, so import its file again")
-        if len(found) > len(labelled) + len(imported):
+        unknown = [one.producer for one in found if one.lacks_facts and one.producer not in labelled]
+        for producer in unknown:
+            print_line(
+                f"{producer[:12]}: it has no producer.json, and is no teacher of params.yaml; run stage one "
+                f"with its teacher, import its file again, or delete {root}/{producer}"
+            )
+        if len(found) > len(labelled) + len(imported) + len(unknown):
             print_line("other experiments label again what they miss when they run next")
     _require_none(unreadable, "; nothing of its producer was set aside")
 
@@ -440,7 +447,7 @@ def compact(
 
 
 def _repair_each(root: str, ids: Sequence[str]) -> "tuple[list[Repaired], list[UnreadableError]]":
-    """Repair producers; gives what was set aside, and why others were left as they are."""
+    """Repair producers; gives those that lack something now, and why others were left as they are."""
     from cache import UnreadableError
     from cache.commands.repair import repair
 
@@ -450,7 +457,7 @@ def _repair_each(root: str, ids: Sequence[str]) -> "tuple[list[Repaired], list[U
             found.append(repair(root, one))
         except UnreadableError as error:
             unreadable.append(error)
-    return [done for done in found if done.damaged], unreadable
+    return [done for done in found if done.damaged or done.lacks_facts], unreadable
 
 
 def _is_imported(root: str, producer_id: str) -> bool:

@@ -163,11 +163,12 @@ def all_examples(task: TaskParams) -> pa.Table | None:
     """Read the examples of all languages and splits that `prepare` wrote; None where it wrote none.
 
     Returns:
-        Columns ``example_id``, ``language``, ``split``, the text fields and ``class``, the label's name.
+        Columns ``example_id``, ``language``, ``split``, the text fields and ``class``, the label's name, or
+        null.
     """
     tables = []
     for language in task.languages:
-        for split in SPLITS:
+        for split in dict.fromkeys([*SPLITS, *taught_splits(task, language)]):
             if has_split(language, split):
                 table = read_examples(task, language, split)
                 names = pa.array(task.classes).take(table["label"].combine_chunks())

@@ -217,3 +217,34 @@ def test_hostile_bytes_give_sound_soft_labels_or_a_damaged_shard(tmp_path: Path,
     assert reader.exitcode == 0, f"exit code {reader.exitcode}; once more with: {replay}"
     assert number.value == N_INPUTS - 1
     assert N_INPUTS // 50 < n_read.value < N_INPUTS // 2  # not all are broken before the parser sees them
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_metadata_does_not_fill_the_memory(tmp_path: Path, format_: str) -> None:
+    """A list of empty lists takes 25 times as much memory as its text."""
+    seed = make_seeds(tmp_path, format_)[0]
+    long = b'"mblm":[' + b"[]," * 6_000_000 + b"[]]"
+    if format_ == "arrow":
+        batch = pa.ipc.open_file(seed.data).get_batch(0)
+        sink = pa.BufferOutputStream()
+        batch = batch.replace_schema_metadata({"mblm": long[7:]})
+        with pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        assert said_of(sink.getvalue().to_pybytes(), seed) == "its metadata is too long"
+        return
+    for entries, reason in (
+        ({"zarr.json": b'{"attributes":{' + long + b"}}"}, "its metadata is too long"),
+        ({str(number): b"" for number in range(1001)}, "it holds more than 1000 entries"),
+    ):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+        assert said_of(packed.getvalue(), seed) == reason
+
+
+def said_of(data: bytes, seed: Seed) -> str:
+    name = f"{ROWS}-{hashlib.sha256(data).hexdigest()}.{seed.extension}"
+    with pytest.raises(DamagedShardError) as caught:
+        read_shard(cast(Folder, InMemory(data)), name, producer=seed.producer)
+    return caught.value.reason

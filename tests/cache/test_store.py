@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from cache import (
     example_ids,
     store_root,
 )
+from cache.commands.compact import compact
 from cache.commands.verify import verify
 from cache.folder import Folder
 from cache.names import find_producer
@@ -222,11 +224,31 @@ def test_shards_whose_columns_do_not_fit_together_are_damaged(tmp_path: Path) ->
     assert len(verify(tmp_path, store.producer.id, on_bytes=lambda _: None).damaged) == 1
     # Most teachers' facts tell the width, and then the shard of another width is the damaged one.
     id2label = {str(i): name for i, name in enumerate("abc")}
-    facts = {"outputs": ["logits", "hidden"], "config": {"id2label": id2label, "hidden_size": 2}}
+    config = {"id2label": id2label, "hidden_size": 2}
+    facts = {"outputs": ["logits", "hidden"], "config": config}
     known = Store(tmp_path, Producer(facts))
-    for one in (wide, narrow):
-        known.append(one)
+    known.append(narrow)
+    with pytest.raises(ValueError, match=r"hidden holds 5 values of float16, not Column\(.* width=2\)"):
+        known.append(wide)
     assert known.look_up(labels.ids).found.tolist() == [False] * 3 + [True] * 3
+    projecting = Producer({**facts, "config": {**config, "word_embed_proj_dim": 5}})  # as OPT does
+    assert projecting.columns["hidden"].width == 5
+
+
+def test_of_several_answers_the_same_counts_before_and_after_a_compaction(tmp_path: Path) -> None:
+    labels = soft_labels(texts(9))
+    for endpoint in (False, True):
+        facts: dict[str, Any] = {"endpoint": {"model": "x"}} if endpoint else {}
+        store = Store(tmp_path, producer(**facts))
+        for change in (0.0, 0.3, -0.2, 0.1):  # such as two runs at once were told
+            logits = labels.columns["logits"] + np.float32(change)
+            store.append(type(labels)(labels.ids, {"logits": logits}, 3))
+        before = store.look_up(labels.ids).soft_labels().logits
+        found = verify(tmp_path, store.producer.id, on_bytes=lambda _: None)
+        assert (found.repeated, found.contradicting) == (27, 0 if endpoint else 27)
+        compact(tmp_path, store.producer.id, format_="arrow", on_bytes=lambda _: None)
+        assert len(store.shards()) == 1
+        np.testing.assert_array_equal(store.look_up(labels.ids).soft_labels().logits, before)
 
 
 @pytest.mark.parametrize("hostile", ["pipe", "huge", "folder", "loop", "endless"])

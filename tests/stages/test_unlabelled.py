@@ -15,6 +15,7 @@ from tiny import CLASSES, COMMANDS, Run, tiny_params, write_input, write_jsonl, 
 from cache import SoftLabelSet
 from stages.artifacts import SOFT_LABELS
 from stages.data.examples import (
+    all_examples,
     pretraining_texts,
     read_entities,
     read_examples,
@@ -83,6 +84,10 @@ def test_the_split_unlabelled_has_the_tasks_text_fields(suffix: str) -> None:
     assert column(task, "unlabelled") == ["neu"]  # once, and not again what has a label
     assert column(task, "train") == ["p 0", "p 1", "p 2", "p 3"]
     assert taught_splits(task, "de") == ["train", "unlabelled"]
+    table = all_examples(task)  # as cache show and cache export have them
+    assert table is not None
+    (new_row,) = [row for row in table.to_pylist() if row["premise"] == "neu"]
+    assert (new_row["split"], new_row["class"]) == ("unlabelled", None)
 
 
 def test_a_data_set_of_the_hub_may_have_unlabelled_rows(folder: Path) -> None:

@@ -256,7 +256,7 @@ async def _estimate_bias(endpoint: Endpoint, transport: Transport, kept: "_Kept"
     except AnswerError as error:
         raise StageError(f"no answer about a text without content, for letter_bias: {error}") from error
     bias = letter_bias([answer.logits for answer in answers])
-    kept.notes = replace(kept.notes, letter_bias=bias)
+    kept.notes = replace(EndpointNotes.read(kept.store.folder), letter_bias=bias)
     kept.notes.write(kept.store.folder)
 
 
@@ -299,7 +299,9 @@ class _Kept:
                 f"the server is another one than before: it was {before}, and is {now}; give the teacher "
                 "another revision, or go on with: --accept-change"
             )
-        self.notes = replace(self.notes, answered_as=(*self.notes.answered_as, said))
+        notes = EndpointNotes.read(self.store.folder)  # others may have written meanwhile
+        known = notes.answered_as if said in notes.answered_as else (*notes.answered_as, said)
+        self.notes = replace(notes, answered_as=known)
         self.notes.write(self.store.folder)
 
     def keep(self, position: int, answer: Answer) -> None:

@@ -4,13 +4,15 @@ A line is written for each answer, without waiting for the disk: it outlives the
 What a killed run left behind goes to the store when the next one begins.
 """
 
-import fcntl
 import json
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple, Self
+
+from stages.locks import lock
 
 
 class Line(NamedTuple):
@@ -29,7 +31,7 @@ class Journal:
         self._path = folder / f"{producer_id}-{secrets.token_hex(8)}.jsonl"
         new = self._path.with_suffix(".new")  # which nobody takes for one that was left behind
         self._file: IO[bytes] = new.open("wb", buffering=0)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        lock(self._file)
         new.rename(self._path)
 
     def add(self, line: Line) -> None:
@@ -53,15 +55,15 @@ class Journal:
 
 
 def left_behind(folder: Path, producer_id: str) -> Iterator[list[Line]]:
-    """Give the answers in each journal whose process is gone; a journal is deleted once they were taken."""
+    """Give the answers in each journal whose process is gone; a journal is deleted once they were taken.
+
+    Where the file system has no locks, nothing tells whose process is gone, and none is taken.
+    """
     for path in sorted(folder.glob(f"{producer_id}-*.jsonl")):
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield [line for line in map(_read, file) if line is not None]
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError), path.open("r+b") as file:  # another process may have taken it
+            if lock(file) and path.exists():
+                yield [line for line in map(_read, file) if line is not None]
+                path.unlink()
 
 
 def _read(line: bytes) -> Line | None:

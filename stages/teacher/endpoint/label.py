@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import EndpointNotes, Producer, SoftLabels, Store
+from cache.endpoint_notes import ENDPOINT
 from stages.artifacts import TEACHERS, of_each_teacher
 from stages.data.classes import match_classes
 from stages.data.task import TaskParams
@@ -68,6 +69,11 @@ def label_by_endpoint(
         endpoint, store, examples, format_=params.format, accept_change=accept_change
     )
     bias = EndpointNotes.read(store.folder).letter_bias if endpoint.wording.how.letter_bias else None
+    if endpoint.wording.how.letter_bias and bias is None:
+        raise StageError(
+            f"{store.folder}/{ENDPOINT} has no letter bias of the teacher for '{examples.language}' now; "
+            "run this again"
+        )
     soft_labels = lookup.soft_labels()
     return ByEndpoint(
         store.producer,

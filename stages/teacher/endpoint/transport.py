@@ -4,7 +4,6 @@ It retries 408, 409, 429, 5xx, lost connections and time-outs, after what ``Retr
 read from the environment here, sent, and kept from every message.
 """
 
-import json
 import os
 from types import TracebackType
 from typing import Any, Self
@@ -95,8 +94,8 @@ class Transport:
         except self._openai.APIConnectionError as error:
             cause = self._quoted(str(error.__cause__ or error))
             raise AnswerError(f"cannot reach {self._url}: {cause}; is the server running?") from None
-        except json.JSONDecodeError as error:
-            raise AnswerError(f"the server sent broken JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise AnswerError(f"the server sent broken JSON: {self._quoted(str(error))}") from None
 
     def _quoted(self, text: str) -> str:
         """Give the beginning of what a server says, without the key, which some repeat."""

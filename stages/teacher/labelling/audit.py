@@ -1,7 +1,7 @@
 """What the current data and teachers have to do with a store: coverage, asking again, labelling again."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cache import Index, Producer, ProducerError, SoftLabels, Store, example_ids
 from cache.commands.verify import differing
-from stages.artifacts import TEACHERS, of_each_fold
+from stages.artifacts import TEACHERS, of_each_fold, of_each_teacher
 from stages.data.examples import all_examples
 from stages.data.task import TaskParams
 from stages.errors import StageError
@@ -21,7 +21,7 @@ from stages.teacher.folds import Fold
 from stages.teacher.labelling.examples import Examples
 from stages.teacher.labelling.identity import producer_of
 from stages.teacher.labelling.loop import fill, made_with
-from stages.teacher.params import LabelParams
+from stages.teacher.params import LabelParams, TeacherParams
 
 
 @dataclass(frozen=True)
@@ -92,32 +92,47 @@ class Current(NamedTuple):
     folder: Path
     producer: Producer
     fold: Fold
+    place: int
+    """Among the language's teachers."""
+    names: Sequence[str | None]
+    """Of all of these."""
 
     def examples(self, task: TaskParams) -> Examples:
         """Read the examples that it labels."""
-        return Examples.read(task, self.language).of_fold(self.fold)
+        return Examples.read(task, self.language).of_teacher(self.place, self.names).of_fold(self.fold)
 
 
-def current_teachers(task: TaskParams, params: LabelParams, producer_ids: Collection[str]) -> list[Current]:
+def current_teachers(
+    task: TaskParams,
+    teachers: Mapping[str, TeacherParams],
+    params: LabelParams,
+    producer_ids: Collection[str],
+) -> list[Current]:
     """Identify the teachers that stage one would run now, as far as their producers are among some ids.
 
     A teacher that is not there, or is incomplete, is none of them.
     """
     found = []
     for language in task.supervised:
-        for place in [TEACHERS / language, *sorted((TEACHERS / language).glob("more-*"))]:
-            n_folds = len(list(place.glob("fold-*"))) or 1
-            for index, made in enumerate(of_each_fold(place, n_folds)):
+        names = [one.name for one in teachers[language].all]
+        for place, its in enumerate(of_each_teacher(TEACHERS / language, len(names))):
+            n_folds = len(list(its.glob("fold-*"))) or 1
+            for index, made in enumerate(of_each_fold(its, n_folds)):
                 with suppress(ProducerError, StageError):
                     folder = model_folder(made, command=f"teacher finetune --language {language}")
                     producer = producer_of(folder, task, params)
                     if producer.id in producer_ids:
-                        found.append(Current(language, folder, producer, Fold(index, n_folds)))
+                        fold = Fold(index, n_folds)
+                        found.append(Current(language, folder, producer, fold, place, names))
     return found
 
 
 def relabel(
-    task: TaskParams, params: LabelParams, root: str, producer_ids: Collection[str]
+    task: TaskParams,
+    teachers: Mapping[str, TeacherParams],
+    params: LabelParams,
+    root: str,
+    producer_ids: Collection[str],
 ) -> dict[str, int]:
     """Label what a store lacks of the current data, for those of some producers that are current teachers.
 
@@ -125,7 +140,7 @@ def relabel(
         By producer id, how many examples went through the teacher.
     """
     labelled = {}
-    for current in current_teachers(task, params, producer_ids):
+    for current in current_teachers(task, teachers, params, producer_ids):
         store = Store(root, current.producer)
         store.create()
         _, count = fill(params, store, current.folder, current.examples(task))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cache import ID_TYPE, Index, Outputs, Producer, SoftLabels, example_ids
+from cache.commands.import_ import other_values
 from cache.identity.columns import SCALAR, Column
 from stages.data.examples import SOFT_LABEL, labelled_splits, read_soft_label_column
 from stages.data.files import Input
@@ -209,9 +210,7 @@ def _distinct(path: Path, soft_labels: SoftLabels, places: Sequence[str]) -> tup
     if not len(again):
         return soft_labels, 0
     one, other = soft_labels.take(again), soft_labels.take(first)
-    differs = np.zeros(len(again), bool)
-    for name, values in one.columns.items():
-        differs |= (values != other.columns[name]).reshape(len(again), -1).any(axis=1)
+    differs = other_values(one, other)
     if differs.any():
         pair = int(differs.argmax())
         raise StageError(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from labels import producer, shard_files, soft_labels
 from ruamel.yaml import YAML
 from scipy.special import softmax
-from tiny import CLASSES, Run, examples, write_jsonl
+from tiny import CLASSES, ROOT, Run, examples, write_jsonl
 from unreadable import fail_to_read, needs_proc
 
 from cache import Outputs, Store, example_ids
@@ -618,3 +618,27 @@ def test_gc_leaves_what_nobody_can_compute_again(prepared: Path, run: Run, tmp_p
 def test_a_producer_knows_whether_it_was_imported() -> None:
     assert producer().imported is None
     assert producer().with_facts({"imported": "no"}).imported is None
+
+
+def test_the_same_values_are_the_same_whatever_stands_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many classes are kept, some other row of the file decides; the rest of a row is then rounded."""
+    monkeypatch.chdir(tmp_path)
+    classes = [f"class {number}" for number in range(12)]
+    task = load_params(ROOT / "params.yaml").task.model_copy(
+        update={"classes": classes, "text_fields": ["text"]}
+    )
+    first = np.random.default_rng(0).uniform(0.1, 0.9, 60).round(3).tolist()
+    one = [{"text": f"{i}", "p": {classes[i % 12]: p}} for i, p in enumerate(first)]
+    three = {"text": "three", "p": {"class 1": 0.2, "class 3": 0.3, "class 4": 0.1}}
+    monkeypatch.setattr("stages.teacher.labelling.from_files._ROWS", 60)
+    files = {"soft.jsonl": [*one, three, *one], "again.jsonl": [three, *one[::-1]]}
+    labels = []
+    for name, rows in files.items():
+        write_jsonl(Path(name), rows)
+        values = ValuesParams.model_validate({"values": "probabilities", "field": "p"})
+        labels.append(read_soft_labels(Path(name), values, task).soft_labels)
+    maker = producer(n_classes=12, outputs=Outputs(top_k=3), imported={"facts": {"name": "gpt"}})
+    into = [store_import.import_(tmp_path / "store", maker, these, format_="arrow") for these in labels]
+    assert [(one.new, one.present) for one in into] == [(61, 0), (0, 61)]

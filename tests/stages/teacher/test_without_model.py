@@ -19,6 +19,8 @@ from stages.errors import StageError
 from stages.page.tables import percent
 from stages.results.averages import average_teachers
 from stages.student.taught import taught_texts
+from stages.teacher.folds import Fold
+from stages.teacher.labelling.audit import Current
 
 Array = np.ndarray[Any, Any]
 LABEL = ("teacher", "label", "--language", "de")
@@ -366,6 +368,8 @@ def test_a_column_says_whose_each_text_is(workspace: Path, run: Run) -> None:
     said = said_by(params.task, params.teachers["de"], "de", ["train"])
     np.testing.assert_allclose(softmax(said.together, axis=1), expected, rtol=1e-5)
     assert [int(one.has.sum()) for one in said.each] == [24, 24]
+    current = Current("de", Path(), said.each[1].label_set.producers[0], Fold(0, 1), 1, ["news", "web"])
+    assert len(current.examples(params.task)) == 24 + SIZES["validation"] + SIZES["test"]  # of 57
     with pytest.raises(StageError, match="hidden_weight needs hidden states of each teacher for each text"):
         taught(hidden_weight=1.0)
     # The same text, once for one teacher and once for the other, is both's.

@@ -4,6 +4,7 @@ import fcntl
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from endpoint_server import (
     cut,
     page,
     says,
+    sends,
     serving,
     stall,
     status,
@@ -215,6 +217,9 @@ def top(*entries: tuple[str, float]) -> Any:
     [
         (status(400, "too long"), "answers 400: too long"),
         (page, "answered with text, not JSON: '<html><body>Please log in</body></html>'"),
+        (sends(b'{"model": "\xff\xfe"}'), "the server sent broken JSON: 'utf-8' codec can't decode"),
+        (sends(b"[" * 100_000), "the server sent broken JSON: "),
+        (sends(b"[" + b"9" * 5000 + b"]"), "the server sent broken JSON: Exceeds the limit"),
         (says(NO_LOGPROBS), "without log-probabilities"),
         (says(REFUSAL), "refused: 'I cannot help with that'"),
         (says(top(("A", 3.2), ("B", 0.1))), "a log-probability is 3.2, above 0"),
@@ -579,10 +584,18 @@ def test_a_letter_bias_is_taken_off_where_answers_are_read(german: Server, run: 
 def test_what_is_known_of_a_server_travels_with_its_soft_labels(
     german: Server, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_chat(german.url, letter_bias="contextual")
+    set_chat(german.url)
+    assert run(*LABEL).code == 0
+    assert run("cache", "push", str(tmp_path / "other")).code == 0
+    other = Folder(tmp_path / "other").folder(producer_ids(tmp_path / "other")[0])
+    there = EndpointNotes.read(other)
+    replace(there, answered_as=({"model": "another"},)).write(other)
+    set_chat(german.url, letter_bias="contextual")  # which is estimated now, and no answer is new
+    assert run("plan").code == 0
     assert run(*LABEL).code == 0
     before = said()
     assert run("cache", "push", str(tmp_path / "other")).code == 0
+    assert EndpointNotes.read(other).answered_as == ({"model": "another"}, *there.answered_as)
     monkeypatch.setenv("MBLM_TEACHER_CACHE", str(tmp_path / "other"))
     set_chat("http://127.0.0.1:9", letter_bias="contextual")
     assert run(*LABEL).code == 0
@@ -635,7 +648,7 @@ def test_a_journal_is_not_taken_before_it_is_locked(tmp_path: Path, monkeypatch:
     taken: list[list[Line]] = []
 
     def late(file: IO[bytes], operation: int) -> None:
-        if not operation & fcntl.LOCK_NB:  # of the journal that is being made
+        if file.name.endswith(".new"):  # of the journal that is being made
             taken.extend(left_behind(tmp_path, "abc"))
         lock(file, operation)
 
@@ -644,6 +657,16 @@ def test_a_journal_is_not_taken_before_it_is_locked(tmp_path: Path, monkeypatch:
         ours.add(Line("00", [0.5], 0))
     assert taken == []
     assert list(left_behind(tmp_path, "abc")) == [[Line("00", [0.5], 0)]]
+
+
+def test_journals_that_another_run_takes_meanwhile_are_left_to_it(tmp_path: Path) -> None:
+    for number in range(4):
+        with Journal(tmp_path, "abc") as one:
+            one.add(Line(f"0{number}", [0.5], 0))
+    ours, theirs = left_behind(tmp_path, "abc"), left_behind(tmp_path, "abc")
+    taken = [next(ours), next(theirs), *ours, *theirs]
+    assert sorted(line.id for lines in taken for line in lines) == ["00", "01", "02", "03"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_terms_stand_in_the_card_and_in_the_report(finished: Path, run: Run, server: Server) -> None:
