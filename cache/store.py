@@ -282,7 +282,7 @@ def _read_producer(folder: Folder, producer_id: str) -> Producer:
         facts: Any = json.loads(folder.read(FACTS, limit=MAX_JSON))
     except FileNotFoundError:
         raise ProducerError(
-            f"{path} is not there; run stage one with its teacher, import its file again, or delete it all"
+            f"{path} is not there; run stage one with its teacher, import its file again, or delete {folder}"
         ) from None
     except (RecursionError, ValueError) as error:
         raise ProducerError(f"{path} is not JSON ({error}); {mend}") from error

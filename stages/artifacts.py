@@ -77,13 +77,19 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
+            if old.exists():
+                old.rename(new)  # so that only a whole folder ever has the old one's name
         finally:
             _settle(folder, new, old)
             path.unlink(missing_ok=True)
 
 
 def _settle(folder: Path, new: Path, old: Path) -> None:
-    """Delete what a run leaves behind; if it ended between its two renames, the new folder was complete."""
+    """Delete what a run leaves behind.
+
+    If it ended between its two renames, the new folder was complete and takes its place; the old one does,
+    if there is no new one.
+    """
     if old.exists() and not folder.exists():
         (new if new.exists() else old).rename(folder)
     for left_behind in (new, old):

@@ -14,6 +14,7 @@ from cache.errors import StoreError
 from cache.formats.arrow import to_batch
 from cache.identity.example_id import ID_TYPE
 from cache.lookup import Index
+from cache.soft_labels import preferred
 from cache.store import Store
 
 
@@ -49,14 +50,14 @@ def export(
         raise StoreError(f"{file} is a folder; name the file to write")
     store = Store.open(root, producer_id)
     sizes = store.shards()
-    first = _first_of_each(store, sizes, on_bytes)
+    is_kept = _one_of_each(store, sizes, on_bytes)
     index = Index(examples["example_id"].combine_chunks()) if examples is not None else None
     temporary = file.with_name(f".{secrets.token_hex(8)}.tmp")
     file.parent.mkdir(parents=True, exist_ok=True)
     writer, start = None, 0
     try:
         for name, soft_labels in store.read(sizes):
-            kept = np.flatnonzero(first[start : start + len(soft_labels)])
+            kept = np.flatnonzero(is_kept[start : start + len(soft_labels)])
             start += len(soft_labels)
             on_bytes(sizes[name])
             if not len(kept):
@@ -72,22 +73,22 @@ def export(
             writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
             writer.write_table(table)
         store.require_readable()
-        if start != len(first):
+        if start != len(is_kept):
             raise _changed(store)
         if writer is not None:
             writer.close()
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
-    return int(first.sum())
+    return int(is_kept.sum())
 
 
 def _changed(store: Store) -> StoreError:
     return StoreError(f"{store.folder} changed while it was read; run it again")
 
 
-def _first_of_each(store: Store, sizes: dict[str, int], on_bytes: Callable[[int], None]) -> NDArray[np.bool_]:
-    """Tell which soft labels, shard after shard, are the first of their example."""
+def _one_of_each(store: Store, sizes: dict[str, int], on_bytes: Callable[[int], None]) -> NDArray[np.bool_]:
+    """Tell which soft labels, shard after shard, count: one of each example."""
     ids = [pa.array([], ID_TYPE)]
     n_read = 0
     for name, soft_labels in store.read(sizes):
@@ -105,6 +106,27 @@ def _first_of_each(store: Store, sizes: dict[str, int], on_bytes: Callable[[int]
     all_ids = pa.concat_arrays(ids)
     if not len(all_ids):
         raise StoreError(f"{store.folder} holds no soft labels")
-    first = np.ones(len(all_ids), bool)
-    first[Index(all_ids).repeats()[0]] = False
-    return first
+    again, first = (rows.tolist() for rows in Index(all_ids).repeats())
+    first_of = dict(zip(again, first, strict=True)) | {row: row for row in first}
+    is_kept = np.ones(len(all_ids), bool)
+    is_kept[list(first_of)] = False
+    is_kept[_preferred_rows(store, sizes, first_of)] = True
+    return is_kept
+
+
+def _preferred_rows(store: Store, sizes: dict[str, int], first_of: dict[int, int]) -> list[int]:
+    """Choose one of several soft labels of an example.
+
+    Args:
+        store: Whose shards to read.
+        sizes: Its shards.
+        first_of: For each of these soft labels, by its row in all shards, the first of the same example.
+    """
+    best: dict[int, tuple[bytes, int]] = {}
+    rows, start = np.array(sorted(first_of), np.int64), 0
+    for _, soft_labels in store.read(sizes) if first_of else ():
+        for row in rows[(rows >= start) & (rows < start + len(soft_labels))].tolist():
+            found = preferred(soft_labels.columns, row - start), row
+            best[first_of[row]] = min(best.get(first_of[row], found), found)
+        start += len(soft_labels)
+    return [row for _, row in best.values()]

@@ -24,7 +24,7 @@ class ImportedInto:
     Attributes:
         producer: Its id.
         new: Soft labels that were written.
-        present: Soft labels that the store had already, with the same values.
+        present: Soft labels that the store had already, with the same values but for rounding.
     """
 
     producer: str
@@ -73,7 +73,7 @@ def import_(
 def other_values(one: SoftLabels, other: SoftLabels) -> NDArray[np.bool_]:
     """Tell which examples have other classes or numbers in `one` than in `other`, beyond rounding; ``(N,)``.
 
-    How many classes are kept beside the largest ones rounds the logits of the others.
+    The number of classes that are kept changes how the logits of the others are rounded.
     """
     differs = differing(one, other, precision="float32")
     if "top_classes" in one.columns:

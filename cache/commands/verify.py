@@ -27,8 +27,8 @@ class Verified:
         shards: Good ones.
         examples: Different ones in these.
         repeated: Soft labels of examples that another shard has, too; `compact` leaves them out.
-        contradicting: Of these, how many differ by more than ``TOLERANCE``. A server that was asked twice may
-            have said two things, so that what it said contradicts nothing.
+        contradicting: Of these, how many differ by more than ``TOLERANCE``. A server may answer differently
+            when it is asked twice, so its answers are never counted.
         damaged: Reasons, by the file's name; without its producer.json a producer is not checked further.
         foreign: Names in the folder that are nobody's; they are not read.
         unreadable: Reasons, by the names of files that cannot be read now, or by none where that is the

@@ -194,8 +194,8 @@ def repair(
         unknown = [one.producer for one in found if one.lacks_facts and one.producer not in labelled]
         for producer in unknown:
             print_line(
-                f"{producer[:12]}: it has no producer.json, and is no teacher of params.yaml; run stage one "
-                f"with its teacher, import its file again, or delete {root}/{producer}"
+                f"{producer[:12]}: it has no producer.json; run stage one with its teacher, which writes it "
+                f"again, or import its file again; if nobody knows its teacher, delete {root}/{producer}"
             )
         if len(found) > len(labelled) + len(imported) + len(unknown):
             print_line("other experiments label again what they miss when they run next")

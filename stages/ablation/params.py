@@ -119,7 +119,7 @@ def _changed(distill: DistillParams, changes: dict[str, Any], *, where: str) -> 
         if not isinstance(section, dict) or last not in section or key == "seed":
             reason = "is each run's own" if key == "seed" else "is not a parameter of student.distill"
             raise ValueError(f"{where}: {key} {reason}")
-        is_section = isinstance(getattr(before, last), Params) and isinstance(value, dict)
+        is_section = isinstance(getattr(before, last, None), Params) and isinstance(value, dict)
         section[last] = section[last] | value if is_section else value
     try:
         return DistillParams.model_validate(values)

@@ -35,7 +35,8 @@ def match_classes(
 ) -> NDArray[np.int64]:
     """Find each of the task's classes among the teacher's, by name.
 
-    Names are compared without case, with ``_`` and ``-`` as spaces, and with the usual synonyms.
+    Names are compared without case, with ``_`` and ``-`` inside of them as spaces, and with the usual
+    synonyms.
 
     Args:
         teacher: Class names in the order of the teacher's logits.
@@ -154,5 +155,6 @@ def class_key(name: str) -> str:
 
     What stands before or behind a name, as in ``-1`` and ``A-``, is a part of it.
     """
-    plain = " ".join(re.sub(r"(?<=[^\W_])[-_]+(?=[^\W_])", " ", name.casefold()).split())
+    inside = r"(?<=\S)[-_]+(?=\S)|(?<=\s)[-_]+(?=\s)"
+    plain = " ".join(re.sub(inside, " ", name.casefold().strip()).split())
     return _SYNONYMS.get(plain, plain)

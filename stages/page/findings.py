@@ -99,7 +99,7 @@ class Findings:
         teachers = {
             language: taught.test
             for language, taught in self.teachers.items()
-            if taught.test and taught.coverage["test"] == 1  # what others say is of all texts
+            if taught.test and taught.coverage["test"] == 1  # the other models are measured on all texts
         }
         return {"teacher": teachers, "finetune": self.baseline, self.student_name: self.student}
 

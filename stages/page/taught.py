@@ -29,7 +29,7 @@ class LabelSet(NamedTuple):
         manifest: Sha256 of the set's manifest.
         n_labels: How many there are: one for each distinct text.
         n_bytes: Of its shards.
-        order: What the labelled examples say of the declared class order; None, where none is the teacher's.
+        order: What the labelled examples say of the declared class order; None where none has its label.
         terms: What was said of who answered behind HTTP, such as the licence.
     """
 

@@ -30,7 +30,7 @@ class Temperatures(NamedTuple):
     """What logits are divided by before the softmax.
 
     Attributes:
-        own: Of texts in a supervised language, which go through its branch.
+        own: Of texts in a supervised language or a variety of it, which go through its branch.
         mixture: Of texts in any other language, which go through the mixture of all branches.
         others: What was seen of such languages on the way, where their validation texts have labels.
     """
@@ -41,7 +41,7 @@ class Temperatures(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """How often the mixture is right in a language; nothing depends on it but the student's card.
+    """How often the student is right in a language; nothing depends on it but the student's card.
 
     Attributes:
         accuracy: From 0 to 1.

@@ -35,7 +35,8 @@ _MOST_TEXTS = 2_000
 def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -> dict[str, Any]:
     """Write metrics, plots and predictions of ``artifacts/student`` and ``artifacts/baseline``.
 
-    A supervised language goes through its own branch, any other through the mixture of all, as in use.
+    A supervised language and its varieties go through its own branch, any other through the mixture of all,
+    as in use.
 
     Returns:
         The student's metrics: split → ``supervised`` and ``zero_shot`` → mean accuracy and macro-F1.

@@ -22,7 +22,9 @@ def mixture_logits(
     batch_tokens: int,
     precision: Precision,
 ) -> NDArray[np.float32]:
-    """Classify N texts by M mixtures, each text going once through every branch that one of them needs.
+    """Classify N texts by M mixtures.
+
+    Each text goes once through all branches, or through the only one that is needed.
 
     Args:
         model: The student, with K branches.

@@ -36,8 +36,8 @@ def draw_examples(language_ids: Tensor, *, temperature: float, generator: torch.
     Within a language, no example is drawn again before each of the others has been drawn as often.
 
     Args:
-        language_ids: Of the N examples, int64, shape ``(N,)``; language l has n_l of them. All zero-shot
-            languages together are language -1.
+        language_ids: Of the N examples, int64, shape ``(N,)``; language l has n_l of them, those in
+            its varieties among them. All other zero-shot languages together are language -1.
         temperature: T, at least 1.
         generator: Decides which examples are drawn.
 

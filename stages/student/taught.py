@@ -239,8 +239,8 @@ def texts_of(
 ) -> Texts:
     """Put the examples of several languages one behind the other, with language ids and labels.
 
-    Those of zero-shot languages have the id -1: they go through the mixture of all branches. Varieties of a
-    supervised language go through its branch.
+    Those of zero-shot languages have the id -1 and go through the mixture of all branches, but for varieties
+    of a supervised language, which go through its branch.
     """
     languages = [branch_position(name, task.supervised) for name in tables]
     sizes = [table.num_rows for table in tables.values()]

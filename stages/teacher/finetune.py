@@ -101,9 +101,11 @@ def _make(
     resume: bool,
 ) -> tuple[str, list[Path]]:
     """Write one model to its folder; returns one line about it, and its checkpoints."""
+    its_key = key.removeprefix("teachers.")  # de, de.more.0
+    name = f"teacher '{its_key}'"
     if teacher.base is None:
         said = pin_soft_labels(teacher, folder, key=key) if process_index() == 0 else ""
-        return f"teacher '{language}': {said}, pinned", []
+        return f"{name}: {said}, pinned", []
     if not teacher.finetune:
         if teacher.base == "scratch":
             raise StageError(f"{key}.base is scratch, so {key}.finetune must be true")
@@ -112,7 +114,7 @@ def _make(
             folder.mkdir(exist_ok=True)
             command = f"teacher finetune --language {language}"
             pin_branch(teacher.branch, pinned, folder, key=key, command=command)
-        return f"teacher '{language}': {teacher.base}, pinned", []
+        return f"{name}: {teacher.base}, pinned", []
     source = {}
     if teacher.base != "scratch":
         source = resolve(teacher.base, teacher.revision, key=f"{key}.base")
@@ -133,8 +135,6 @@ def _make(
         if source
         else _scratch_base(task, params, language, checkpoints.folder / "base")
     )
-    its_key = key.removeprefix("teachers.")  # de, de.more.0
-    name = f"teacher '{its_key}'"
     if fold.of > 1:
         name += f", fold {fold.index + 1} of {fold.of}"
         ids = splits["train"]["example_id"].combine_chunks()

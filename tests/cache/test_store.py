@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from cache import (
     store_root,
 )
 from cache.commands.compact import compact
+from cache.commands.export import export
 from cache.commands.verify import verify
 from cache.folder import Folder
 from cache.names import find_producer
@@ -244,6 +246,9 @@ def test_of_several_answers_the_same_counts_before_and_after_a_compaction(tmp_pa
             logits = labels.columns["logits"] + np.float32(change)
             store.append(type(labels)(labels.ids, {"logits": logits}, 3))
         before = store.look_up(labels.ids).soft_labels().logits
+        export(tmp_path, store.producer.id, tmp_path / "all", examples=None, on_bytes=lambda _: None)
+        exported = {row["example_id"]: row["logits"] for row in pq.read_table(tmp_path / "all").to_pylist()}
+        assert exported == dict(zip(labels.ids.to_pylist(), before.tolist(), strict=True))
         found = verify(tmp_path, store.producer.id, on_bytes=lambda _: None)
         assert (found.repeated, found.contradicting) == (27, 0 if endpoint else 27)
         compact(tmp_path, store.producer.id, format_="arrow", on_bytes=lambda _: None)

@@ -256,7 +256,8 @@ async def _estimate_bias(endpoint: Endpoint, transport: Transport, kept: "_Kept"
     except AnswerError as error:
         raise StageError(f"no answer about a text without content, for letter_bias: {error}") from error
     bias = letter_bias([answer.logits for answer in answers])
-    kept.notes = replace(EndpointNotes.read(kept.store.folder), letter_bias=bias)
+    notes = EndpointNotes.read(kept.store.folder)  # another run may have estimated it meanwhile
+    kept.notes = replace(notes, letter_bias=bias if notes.letter_bias is None else notes.letter_bias)
     kept.notes.write(kept.store.folder)
 
 

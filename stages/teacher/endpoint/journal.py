@@ -57,10 +57,12 @@ class Journal:
 def left_behind(folder: Path, producer_id: str) -> Iterator[list[Line]]:
     """Give the answers in each journal whose process is gone; a journal is deleted once they were taken.
 
-    Where the file system has no locks, nothing tells whose process is gone, and none is taken.
+    Where the file system has no locks, nothing tells whose process is gone, and none is taken. What another
+    user left is that user's.
     """
     for path in sorted(folder.glob(f"{producer_id}-*.jsonl")):
-        with suppress(FileNotFoundError), path.open("r+b") as file:  # another process may have taken it
+        # Another process may have taken it meanwhile.
+        with suppress(FileNotFoundError, PermissionError), path.open("r+b") as file:
             if lock(file) and path.exists():
                 yield [line for line in map(_read, file) if line is not None]
                 path.unlink()

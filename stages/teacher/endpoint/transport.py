@@ -48,6 +48,11 @@ class Transport:
                 raise StageError(
                     f"the environment variable {how.key_variable}, which is to hold the API key, is not set"
                 )
+            if not (self._key.isascii() and self._key.isprintable()):
+                raise StageError(
+                    f"the environment variable {how.key_variable} holds characters that no API key has; set "
+                    "it again"
+                )
         self._client = openai.AsyncOpenAI(
             api_key=self._key or "none",  # else it takes one from the environment
             base_url=how.url,

@@ -390,6 +390,11 @@ def test_a_change_of_a_part_of_a_section_leaves_the_rest_of_it() -> None:
     settings = params.ablation.settings(params.student.distill)
     assert set(settings) >= {"finetune", "nested"}
     assert "idle" not in settings
+    weights = {"variant": "mblm", "mixture.weights": {"de": 0.5, "fr": 0.5}}
+    both = params.ablation.model_copy(
+        update={"changes": {"nested": weights | {"mixture.weights.de": 0.9, "mixture.weights.fr": 0.1}}}
+    )
+    assert both.settings(params.student.distill)["nested"].mixture.weights == {"de": 0.9, "fr": 0.1}
     mixture = settings["nested"].mixture
     assert (mixture.weights, mixture.own_branch, mixture.loss_weight) == ("uniform", True, 0.5)
 

@@ -24,6 +24,9 @@ def test_case_separators_and_usual_synonyms_do_not_matter() -> None:
     assert match(["CONTRADICTORY", "Neutral", "Entailment"], NLI) == [2, 1, 0]
     assert match(["not_duplicate", "duplicate"], ["paraphrase", "not paraphrase"]) == [1, 0]
     assert match(["5__stars", "1-star"], ["1 star", "5 Stars"]) == [1, 0]
+    names = ["राजनीति समाचार", "health (general)", "c++ code", "business & finance", "sci tech"]
+    given = ["राजनीति_समाचार", "Health_(general)", "C++_code", "business_&_finance", "Sci - Tech"]
+    assert match(given, names) == [0, 1, 2, 3, 4]
 
 
 def test_signs_are_a_part_of_a_name() -> None:

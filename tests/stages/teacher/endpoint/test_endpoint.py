@@ -482,6 +482,8 @@ def test_a_key_is_sent_and_stands_nowhere(german: Server, run: Run, monkeypatch:
     set_chat(german.url, key_variable="TINY_KEY", revision="2")
     assert run(*FINETUNE).code == 0
     assert "variable TINY_KEY, which is to hold the API key, is not set" in run(*LABEL).err
+    monkeypatch.setenv("TINY_KEY", "sk–1")  # with a dash that a word processor made
+    assert "variable TINY_KEY holds characters that no API key has; set it again" in run(*LABEL).err
 
 
 CHAT = {"url": "http://x/v1", "shape": "chat-logprobs", "model": "m", "template": "data/p.txt"}
