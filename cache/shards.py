@@ -70,7 +70,7 @@ def write_shard(
     for name, column in producer.columns.items():  # as who reads it will ask for
         values = soft_labels.columns[name]
         width = values.shape[1] if values.ndim > 1 else SCALAR
-        if values.dtype != column.dtype or width != (width if column.width is None else column.width):
+        if values.dtype != column.dtype or column.width not in (None, width):
             raise ValueError(f"{name} holds {width} values of {values.dtype}, not {column}")
     n_broken = _count_not_finite(soft_labels)
     if n_broken:
