@@ -5,7 +5,7 @@ Kept runs hold no text and no label, and are small enough for a repository:
 - ``predictions/<run>-<seed>.arrow``, of a sweep's runs ``sweep/…``: an Arrow IPC file with the column
   ``right``. The schema's metadata ``mblm`` (JSON) holds ``parts``, a language, a split and a number of rows
   each, in the order of the rows; ``examples``, digests of the examples, such as those of ``de/test``; and
-  ``made_of``, as in predictions.
+  ``made_of``, as in predictions, parameters and digests.
 - ``entities.arrow``: likewise, with the column ``entity``, a number of what each example is about; and with
   ``teachers``, their accuracies by language and split.
 """
@@ -33,6 +33,13 @@ By = tuple[str, Split]
 
 ENTITIES = "entities.arrow"
 _KEEP = "write it with: python -m pipeline ablation keep"
+
+_PARTS = {
+    "encoder": "another encoder",
+    "training_texts": "other training texts",
+    "soft_labels": "other soft labels",
+}
+"""What runs that are compared have in common, as `made_of` and as messages call it."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +101,17 @@ def read_kept(
         wanted: By the run's name: the parameters that it must have been made with, by section.
 
     Raises:
-        StageError: One of them was not kept, was made of something else, or is of other examples.
+        StageError: One of them was not kept, was made of something else than was wanted or than the others,
+            or is of other examples.
     """
     entities, facts = read_column(folder / ENTITIES, "entity", write_again=_KEEP)
     found = {}
+    first: dict[str, tuple[Path, str]] = {}
     for run, seed in ((run, seed) for run, seeds in runs.items() for seed in seeds):
         path = folder / kind_of(sweep) / f"{run}-{seed}.arrow"
         right, of_run = read_column(path, "right", write_again=_KEEP)
         _require_same_settings(path, of_run["made_of"], wanted[run])
+        _require_same_parts(path, of_run["made_of"], seed, first)
         splits = {split for _, split in right}
         for by, digest in facts["examples"].items():
             if by.partition("/")[2] in splits and of_run["examples"].get(by) != digest:
@@ -126,6 +136,28 @@ def _require_same_settings(
             if values.get(key) != other.get(key):
                 here, there = (one.get(key, "the default") for one in (values, other))
                 raise StageError(f"{path} was made with another {names[section]}.{key}: {there}, not {here}")
+
+
+def _require_same_parts(
+    path: Path, made_of: Mapping[str, Any], seed: int, first: dict[str, tuple[Path, str]]
+) -> None:
+    """Refuse a run that was made of something else than one before it.
+
+    Args:
+        path: Of the run.
+        made_of: What it was made of; an earlier version did not note its parts.
+        seed: Its seed, whose runs have one encoder.
+        first: For each part the first run that noted it, and its digest. The run's own are added.
+
+    Raises:
+        StageError: It was.
+    """
+    for part, said in _PARTS.items():
+        if part in made_of:
+            of = f"{part}-{seed}" if part == "encoder" else part
+            other, digest = first.setdefault(of, (path, made_of[part]))
+            if made_of[part] != digest:
+                raise StageError(f"{path} was made with {said} than {other}; train both again: make ablation")
 
 
 def kind_of(sweep: bool) -> str:

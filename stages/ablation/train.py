@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cache import write_atomically
-from stages.ablation.finished import digests_of, evaluated, kind_of, read_column
+from stages.ablation.finished import digests_of, evaluated, kind_of, read_column, write_column
 from stages.ablation.params import AblationParams
 from stages.ablation.plan import settings_of, soft_labels_of
 from stages.artifacts import ABLATION
@@ -87,16 +86,21 @@ def _made_of(
     settings: DistillParams,
     encoder: Path,
 ) -> dict[str, Any]:
-    """Give all but code that decides a run: parameters, and a digest of what they stand for.
+    """Give all but code that decides a run: parameters, and digests of what they stand for.
+
+    Returns:
+        Sections of parameters; ``digest``, of everything; and of what runs that are compared have in common,
+        a part each: ``encoder``, ``training_texts`` and, where they are used, ``soft_labels``.
 
     Raises:
         CacheError: There are no soft labels.
     """
-    note = read_note(encoder)
-    facts: list[Any] = [settings.seed, note["pooling"]]
-    facts.append(model_digests(model_folder(encoder, command="ablation pretrain")))
-    facts.append(None if settings.variant in HARD_ONLY else soft_labels_of(task, teachers))
+    pooling = read_note(encoder)["pooling"]
+    weights = model_digests(model_folder(encoder, command="ablation pretrain"))
+    soft_labels = None if settings.variant in HARD_ONLY else soft_labels_of(task, teachers)
+    facts: list[Any] = [settings.seed, pooling, weights, soft_labels]
     facts += not_inherited(settings, silver_languages(task, teachers)).values()
+    texts = []
     has_translations = settings.average_translations or task.zero_shot_texts
     languages = [*task.supervised, *(task.zero_shot if task.zero_shot_texts else [])]
     for language in languages:
@@ -104,10 +108,15 @@ def _made_of(
         if language in task.supervised:
             splits.append("validation")
         for split in splits:
-            facts.append(examples_digest(read_examples(task, language, split)))
-            facts.append(read_entities(language, split) if has_translations else None)
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return settings_of(task, student, settings) | {"digest": digest}
+            texts.append(examples_digest(read_examples(task, language, split)))
+            facts += [texts[-1], read_entities(language, split) if has_translations else None]
+    parts: dict[str, Any] = {"digest": facts, "encoder": [pooling, weights], "training_texts": texts}
+    parts |= {} if soft_labels is None else {"soft_labels": soft_labels}
+    return settings_of(task, student, settings) | {name: _digest(part) for name, part in parts.items()}
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _taken(task: TaskParams, kept: Path, output: Path, made_of: Mapping[str, Any]) -> bool:
@@ -122,7 +131,8 @@ def _taken(task: TaskParams, kept: Path, output: Path, made_of: Mapping[str, Any
     right, facts = read_column(path, "right", write_again="delete it")
     splits = {split for _, split in right}
     wanted = digests_of(task, [by for by in evaluated(task) if by[1] in splits])
-    if facts["made_of"] != made_of or not wanted.items() <= facts["examples"].items():
+    # An earlier version kept no digests of parts.
+    if made_of | facts["made_of"] != made_of or not wanted.items() <= facts["examples"].items():
         return False
-    write_atomically(output, path.read_bytes())
+    write_column(output, "right", right, {"made_of": made_of, "examples": facts["examples"]})
     return True

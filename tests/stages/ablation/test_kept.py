@@ -9,6 +9,7 @@ import pytest
 from tiny import LABEL, ROOT, VARIANTS, Run, set_bias, write_jsonl
 
 from pipeline.params import load_params
+from stages.ablation.finished import read_column, write_column
 from stages.artifacts import ABLATION
 from stages.results.predictions import read_predictions, write_predictions
 
@@ -130,6 +131,46 @@ def test_kept_runs_of_different_examples_are_not_compared(kept: Path, run: Run) 
     done = run("ablation", "compare", "--kept", *KEPT)
     assert done.code == 1
     assert "finetune-0.arrow is of other examples of nl/test than kept/entities.arrow" in done.err
+
+
+@pytest.mark.parametrize("what", ["encoder", "training texts", "soft labels"])
+def test_kept_runs_that_differ_in_more_than_settings_are_not_compared(
+    kept: Path, run: Run, what: str
+) -> None:
+    options: list[str] = []
+    if what == "encoder":
+        options = ["--set", "student.pretrain.scratch.mlm_steps=3"]
+        assert run("ablation", "pretrain", "--seed", "1", *options).code == 0
+    elif what == "training texts":
+        path = Path("data/de/train.jsonl")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+        assert run("prepare").code == 0
+    else:
+        set_bias(Path("artifacts/teachers/de"), [0.0, 0.1, 0.0])
+        assert run(*LABEL).code == 0
+    assert "(validation)" in run(*TRAIN, *options).out
+    for other in Path(ABLATION / "predictions").glob("*.arrow"):
+        if other != PREDICTIONS:
+            other.unlink()
+    assert run("ablation", "keep", *KEPT).code == 0
+    done = run("ablation", "compare", "--kept", *KEPT)
+    assert done.code == 1
+    assert f"{what} than kept/predictions/" in done.err
+    assert done.err.endswith("; train both again: make ablation\n")
+
+
+def test_a_run_that_was_kept_by_an_earlier_version_is_taken_and_completed(kept: Path, run: Run) -> None:
+    path = Path("kept/predictions/mblm-1.arrow")
+    right, facts = read_column(path, "right", write_again="")
+    parts = {"encoder", "training_texts", "soft_labels"}
+    earlier = {key: value for key, value in facts["made_of"].items() if key not in parts}
+    assert len(earlier) == len(facts["made_of"]) - 3
+    whole = path.read_bytes()
+    write_column(path, "right", right, facts | {"made_of": earlier})
+    assert run("ablation", "compare", "--kept", *KEPT).code == 0
+    assert "taken from kept" in run(*TRAIN, *KEPT).out
+    assert PREDICTIONS.read_bytes() == whole
 
 
 def test_predictions_of_an_earlier_version_do_not_say_what_they_are_made_of(kept: Path, run: Run) -> None:
