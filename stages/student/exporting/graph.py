@@ -73,7 +73,7 @@ class _Traced(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         values = dict(zip(self.names, inputs, strict=False))
         language_ids, rows = inputs[len(self.names)], inputs[len(self.names) + 1 :]
-        self.routing.start(rows, len(language_ids))
+        self.routing.start(rows, language_ids.shape[0])
         mblm, config = self.student.mblm, self.student.config
         taken = {name: value for name, value in values.items() if name in mblm._optional}
         seen = mblm.encoder(**taken, return_dict=True).last_hidden_state
@@ -82,7 +82,7 @@ class _Traced(nn.Module):
         own = (language_ids >= 0).to(pooled.dtype)
         share = own + (1 - own) / config.n_branches
         # (B, P) by (P, H): a sum over each text's branches without scattering.
-        weights = (torch.arange(len(language_ids)).unsqueeze(1) == examples).to(pooled.dtype)
+        weights = (torch.arange(language_ids.shape[0]).unsqueeze(1) == examples).to(pooled.dtype)
         if config.n_branches > 1:
             weights = weights * share.unsqueeze(1)
         if config.mixing == "logits":
