@@ -42,6 +42,10 @@ class Folder:
         self.url = str(place)
         if not self.url:
             raise StoreError("an empty name is no place for a store")
+        protocol, _, path = self.url.partition(":/")
+        is_remote = protocol in fsspec.available_protocols() and protocol not in ("file", "local")
+        if is_remote and not path.startswith("/"):
+            raise StoreError(f"{self.url} would be a folder on this machine; write {protocol}://{path}")
         try:
             self._fs, self._path = fsspec.url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:

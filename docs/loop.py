@@ -5,7 +5,7 @@
 Trains the variant `mblm` with the settings of params.yaml, prints losses and validation accuracies, and
 writes nothing. `python -m pipeline student distill` trains the same student with Hugging Face's Trainer;
 tests/docs/test_loop.py compares the two step by step. This page leaves out GPUs, checkpoints, most checks,
-a language's further teachers (`more`) and the parameters in LEFT_OUT.
+a language's further teachers (`more`) and all parameters but those in FOLLOWED.
 """
 
 import math

@@ -111,9 +111,10 @@ def label_all(params: PipelineParams, options: Options, more: Sequence[str]) -> 
     def run(language: str) -> tuple[int, str]:
         share = shares.get()
         command = [sys.executable, "-m", "pipeline", "teacher", "label", f"--language={language}"]
-        done = together.run([*command, *options.arguments(), *more], os.environ | share)
-        shares.put(share)
-        return done
+        try:
+            return together.run([*command, *options.arguments(), *more], os.environ | share)
+        finally:
+            shares.put(share)
 
     failed = []
     with ThreadPoolExecutor(n_jobs) as pool, together:

@@ -2,6 +2,7 @@
 
 import datetime
 import difflib
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,11 @@ class PipelineParams(Params):
                         f"teachers.{language}.endpoint: the shape {how.shape} tells {most} classes at most, "
                         f"the task has {n_classes}; {instead}"
                     )
+                if how.shape == "chat-logprobs" and "classes" in self.task.text_fields:
+                    raise ValueError(
+                        f"teachers.{language}.endpoint: in its template, {{classes}} is the list of letters; "
+                        "give the text field classes another name"
+                    )
                 if how.dialect == "vllm" and len(self.task.text_fields) > 1:
                     raise ValueError(
                         f"teachers.{language}.endpoint: vLLM's /classify takes one text, the task has two"
@@ -167,6 +173,8 @@ def load_params(
         raise ParamsError(f"{path} holds no sections")
     for change in changes:
         _apply(values, change)
+    # Of a section all of whose lines are comments, YAML makes null.
+    values = {name: {} if section is None else section for name, section in values.items()}
     for old, new in renamed.items():
         _rename(values, old, new, path)
     try:
@@ -185,7 +193,9 @@ def _apply(values: dict[str, Any], change: str) -> None:
         raise ParamsError(f"--set {change}: {text} is not a YAML value") from error
     *sections, last = key.strip().split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             raise ParamsError(f"--set {change}: {section} is a value, not a section")
     values[last] = value
@@ -212,13 +222,24 @@ def _rename(values: dict[str, Any], old: str, new: str, path: Path) -> None:
 def _one_line(errors: list[ErrorDetails]) -> str:
     # A misspelt key is also a missing one: the unknown key is the one to show.
     errors.sort(key=lambda error: error["type"] != "extra_forbidden")
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return _explain(errors[0]) + more
+    first = errors[0]
+    others = [error for error in errors[1:] if _key(error["loc"]) != _key(first["loc"])]
+    if first["type"] not in ("extra_forbidden", "missing", "value_error"):  # what else the value may be
+        same = [error["msg"] for error in errors if _key(error["loc"]) == _key(first["loc"])]
+        first["msg"] = ", or ".join([same[0], *(one.removeprefix("Input should be ") for one in same[1:])])
+    more = f" (and {len(others)} more)" if others else ""
+    return _explain(first) + more
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """Write a location without the kinds of values that pydantic tried there."""
+    named = (part for part in map(str, location) if part not in ("names", "hub", "files"))
+    return ".".join(part for part in named if not re.search(r"-int$|^literal\[", part))
 
 
 def _explain(error: ErrorDetails) -> str:
     location, message = error["loc"], error["msg"]
-    key = ".".join(str(part) for part in location if part not in ("names", "hub", "files"))
+    key = _key(location)
     if error["type"] == "extra_forbidden":
         known = _known_keys(location)
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
@@ -233,6 +254,7 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "string_type" and isinstance(given, bool | int | float | datetime.date):
         text = str(given).lower() if isinstance(given, bool) else str(given)
         quoted = f'; quote it: "{text}"'
+    message = re.sub(r"valid dictionary.*", "section or mapping", message)
     return f"{key} is {given!r}: {message[0].lower()}{message[1:]}{quoted}"
 
 

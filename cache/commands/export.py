@@ -23,6 +23,7 @@ def export(
     producer_id: str,
     file: Path,
     *,
+    overwrite: bool = False,
     examples: pa.Table | None,
     on_bytes: Callable[[int], None],
 ) -> int:
@@ -35,6 +36,7 @@ def export(
         root: The store.
         producer_id: Whose soft labels to write.
         file: What to write; it appears when it is complete.
+        overwrite: Whether a file that is there may be replaced.
         examples: Columns such as ``language`` and ``text``, next to ``example_id``.
         on_bytes: Called with the size of each shard that is read, twice per shard.
 
@@ -44,10 +46,12 @@ def export(
     Raises:
         ProducerError: The producer.json is absent, no JSON or not that of the id.
         UnreadableError: It, or a shard, cannot be read now.
-        StoreError: There are no soft labels, or they changed meanwhile.
+        StoreError: There are no soft labels, they changed meanwhile, or the file is there already.
     """
     if file.is_dir():
         raise StoreError(f"{file} is a folder; name the file to write")
+    if file.exists() and not overwrite:
+        raise StoreError(f"{file} is there already; replace it with --overwrite")
     store = Store.open(root, producer_id)
     sizes = store.shards()
     is_kept = _one_of_each(store, sizes, on_bytes)

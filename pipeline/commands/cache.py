@@ -304,6 +304,7 @@ def pull(
 def export(
     producer: OneProducer,
     file: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
     as_json: AsJson = False,
     store: Elsewhere = None,
     params: ParamsFile = _DEFAULT,
@@ -318,7 +319,8 @@ def export(
     root = _root(store, params, changes)
     found = find_producer(root, producer)
     with bytes_bar("export", 2 * _total_size(root, [found])) as on_bytes:
-        count = run(root, found, file, examples=all_examples(loaded.task), on_bytes=on_bytes)
+        examples = all_examples(loaded.task)
+        count = run(root, found, file, examples=examples, overwrite=overwrite, on_bytes=on_bytes)
     if as_json:
         print_json({"producer": found, "file": str(file), "examples": count})
     else:
@@ -508,7 +510,10 @@ def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]"
         if asked.drift():
             print_line(f"{asked.language}: {asked.drift()}")
     if sample and not again:
-        typer.echo("none of these producers is a teacher of the current params.yaml: nothing to ask again")
+        typer.echo(
+            "none of these producers is a teacher of the current params.yaml that runs here: "
+            "nothing to ask again"
+        )
 
 
 def _require_good(root: str, found: "list[Verified]", again: "list[Rechecked]") -> None:
@@ -545,6 +550,8 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
     from cache.names import name_of
     from cache.store import LAST_USE, NAME
 
+    if not ids:
+        raise CacheError(f"there are no producers in {source}")
     plan = compare(source, target, ids)
     with bytes_bar(title, plan.size) as on_bytes:
         failed, vanished = copy(source, target, plan, on_bytes=on_bytes)

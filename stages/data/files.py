@@ -142,6 +142,8 @@ class Input:
         Raises:
             StageError: It cannot be opened, or there is no input.
         """
+        if self.is_stdin and sys.stdin is None:
+            raise StageError("standard input is closed; name a file")
         if self.path is None and sys.stdin.isatty():
             raise StageError(
                 "there is no input; name a file, or pipe texts in: "

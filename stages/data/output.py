@@ -106,7 +106,12 @@ class Output:
 
 
 def _write_json(file: IO[bytes], window: Window, beside: pa.Table) -> None:
-    rows = window if isinstance(window, list) else window.to_pylist()
+    try:
+        rows = window if isinstance(window, list) else window.to_pylist()
+    except (OverflowError, ValueError) as error:  # of a time that Python has not
+        raise StageError(
+            f"the input has a value that JSON has not ({error}); write a .parquet file"
+        ) from error
     for row, more in zip(rows, beside.to_pylist(), strict=True):
         values = {name: _finite(value) for name, value in {**row, **more}.items()}
         file.write(json.dumps(values, ensure_ascii=False, default=_as_json).encode() + b"\n")
@@ -116,7 +121,7 @@ def _finite(value: Any) -> Any:
     """Write NaN and infinity, which JSON has not, as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_finite(one) for one in value]
     return {name: _finite(one) for name, one in value.items()} if isinstance(value, dict) else value
 
@@ -140,8 +145,11 @@ class _Parquet:
         table = self._table(window) if isinstance(window, list) else window
         for name in beside.column_names:
             table = table.append_column(name, beside[name])
-        self._writer = self._writer or pq.ParquetWriter(self.file, table.schema, compression="zstd")
-        self._writer.write_table(table)
+        try:
+            self._writer = self._writer or pq.ParquetWriter(self.file, table.schema, compression="zstd")
+            self._writer.write_table(table)
+        except pa.ArrowException as error:
+            raise StageError(f"Parquet has no place for the input ({error}); write a .jsonl file") from error
 
     def close(self) -> None:
         if self._writer is not None:
@@ -158,7 +166,7 @@ class _Parquet:
                 is_number = pa.types.is_integer(array.type) and pa.types.is_floating(expected)
                 if not (pa.types.is_null(array.type) or is_number):
                     raise _unfit(name, f"{array.type} in some examples, {expected} in others")
-                arrays[name] = array.cast(expected)
+                arrays[name] = _cast(name, array, expected)
         for name, expected in self._columns.items():
             arrays.setdefault(name, pa.nulls(len(rows), expected))
         return pa.table({name: arrays[name] for name in self._columns})
@@ -169,6 +177,13 @@ def _array(name: str, values: list[Any]) -> pa.Array:
         return pa.array(values)
     except (OverflowError, pa.ArrowException) as error:
         raise _unfit(name, str(error).partition("\n")[0]) from error
+
+
+def _cast(name: str, array: pa.Array, expected: pa.DataType) -> pa.Array:
+    try:
+        return array.cast(expected)
+    except pa.ArrowException as error:
+        raise _unfit(name, str(error)) from error
 
 
 def _unfit(name: str, why: str) -> StageError:

@@ -1,5 +1,6 @@
 """Sections `teacher` and `teachers` of params.yaml. Light to import: no torch."""
 
+import json
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -118,6 +119,7 @@ class EndpointParams(Params):
     @classmethod
     def _the_url_is_an_address_alone(cls, url: str) -> str:
         parts = urlsplit(url)
+        parts.port  # noqa: B018 - refuses what is no port
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("it begins with http:// or https:// and a host")
         if parts.username or parts.password or parts.query or parts.fragment:
@@ -125,7 +127,17 @@ class EndpointParams(Params):
                 "it may hold no user, password or query; put the key into an environment variable and name "
                 "that with key_variable"
             )
+        (parts.hostname or "").encode("idna")  # refuses what is no name of a host
         return url.rstrip("/")
+
+    @field_validator("extra")
+    @classmethod
+    def _requests_are_json(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(extra, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it holds what JSON has not ({error}); quote dates and the like") from error
+        return extra
 
     @field_validator("key_variable")
     @classmethod

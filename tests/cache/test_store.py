@@ -246,8 +246,9 @@ def test_of_several_answers_the_same_counts_before_and_after_a_compaction(tmp_pa
             logits = labels.columns["logits"] + np.float32(change)
             store.append(type(labels)(labels.ids, {"logits": logits}, 3))
         before = store.look_up(labels.ids).soft_labels().logits
-        export(tmp_path, store.producer.id, tmp_path / "all", examples=None, on_bytes=lambda _: None)
-        exported = {row["example_id"]: row["logits"] for row in pq.read_table(tmp_path / "all").to_pylist()}
+        file = tmp_path / f"all-{endpoint}"
+        export(tmp_path, store.producer.id, file, examples=None, on_bytes=lambda _: None)
+        exported = {row["example_id"]: row["logits"] for row in pq.read_table(file).to_pylist()}
         assert exported == dict(zip(labels.ids.to_pylist(), before.tolist(), strict=True))
         found = verify(tmp_path, store.producer.id, on_bytes=lambda _: None)
         assert (found.repeated, found.contradicting) == (27, 0 if endpoint else 27)

@@ -49,6 +49,8 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
             'launch="torchrun \'x"',
             "torchrun 'x is no command (No closing quotation); quote its words as in a shell",
         ),
+        ("student.distill.freeze=all", "freeze is 'all': input should be a valid integer, or 'embeddings'"),
+        ("teacher.finetune.lora=3", "lora is 3: input should be a section or mapping"),
         ("student.distill.variant=best", "'finetune', 'pseudo', 'distill', 'branches' or 'mblm'"),
         ("student.distill.mixture.loss_weight=1.5", "loss_weight is 1.5: input should be less than or equal"),
         (
@@ -116,6 +118,38 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(change: str, message: str) -> None:
     assert message in message_of(change)
+
+
+ENDPOINT = "{url: 'http://a/v1', shape: chat-logprobs, model: m, template: data/p.txt}"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        (ENDPOINT.replace("//a/", "//a:b/"), "url: Port could not be cast to integer"),
+        (ENDPOINT.replace("//a/", "//a:99999/"), "url: Port out of range 0-65535"),
+        (ENDPOINT.replace("//a/", "//a..b/"), "url: "),
+        (ENDPOINT.replace("}", ", extra: {seed: 2026-01-01}}"), "extra: it holds what JSON has not (Object"),
+        (ENDPOINT.replace("}", ", extra: {seed: .nan}}"), "extra: it holds what JSON has not (Out of range"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_asked_is_refused(endpoint: str, message: str) -> None:
+    changes = [f"teachers.de={{endpoint: {endpoint}}}"]
+    with pytest.raises(ParamsError) as refusal:
+        load_params(PARAMS, changes)
+    assert f"teachers.de.endpoint.{message}" in str(refusal.value)
+
+
+def test_a_text_field_that_a_prompt_cannot_name_is_refused() -> None:
+    changes = [f"teachers.de={{endpoint: {ENDPOINT}, revision: a}}", "task.text_fields=[classes]"]
+    with pytest.raises(ParamsError, match="give the text field classes another name"):
+        load_params(PARAMS, changes)
+
+
+def test_a_section_whose_lines_are_all_comments_has_defaults(tmp_path: Path) -> None:
+    path = written({**MINIMAL, "cache": None}, tmp_path)
+    assert load_params(path).cache.root is None
+    assert load_params(path, ["cache.root=x"]).cache.root == "x"
 
 
 MINIMAL: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """The server's addresses: /predict and those beside it. What is wrong with a request, one line says."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -131,7 +132,8 @@ class Service:
     async def predict(self, request: Request) -> Response:
         """Classify texts, or pairs of texts."""
         asked = self._read(await self._body(request))
-        ids = self._language_ids(asked)
+        # The first name of a language in place of a tag takes seconds to look up.
+        ids = await asyncio.to_thread(self._language_ids, asked)
         facts = self._model.facts
         branches = range(facts.n_branches) if asked.branches and facts.n_branches > 1 else range(0)
         examples: list[Example] = asked.texts * (1 + len(branches))

@@ -52,7 +52,8 @@ class Batcher:
         self._queue: deque[tuple[_Request, int]] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
-        self._thread = threading.Thread(target=self._work, name="batcher")
+        # A second Ctrl-C ends the process without `close`.
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
     def __len__(self) -> int:

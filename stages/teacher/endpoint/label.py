@@ -114,6 +114,8 @@ class Tried(NamedTuple):
         if not self.n_missing:
             return f"{self.language}: the store has every answer; there is nothing to ask"
         tally = self.tally
+        if not tally.answered + tally.failed:
+            return f"{self.language}: answers of a run that was stopped are stored now; nothing was asked"
         share = self.n_missing / max(tally.answered, 1)
         minutes = tally.seconds * share / 60
         return (

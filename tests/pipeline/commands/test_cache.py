@@ -720,6 +720,11 @@ def test_gc_keeps_what_was_used_today_where_references_decide(tmp_path: Path) ->
 
 def test_two_clones_share_what_is_pushed_and_pulled(finished: Path, run: Run, tmp_path: Path) -> None:
     remote = str(tmp_path / "remote")
+    done = run("cache", "pull", remote)
+    assert (done.code, f"there are no producers in {remote}" in done.err) == (1, True)
+    done = run("cache", "push", "s3:/bucket/soft")
+    assert (done.code, "would be a folder on this machine; write s3://bucket/soft" in done.err) == (1, True)
+    assert not Path("s3:").exists()
     assert "2 shards of 2 producers copied" in run("cache", "push", remote).out
     assert "0 shards of 2 producers copied" in run("cache", "push", remote).out
     shutil.rmtree(finished / "store")
@@ -766,7 +771,9 @@ def test_texts_that_the_current_data_does_not_have_are_null(
     table = pq.read_table("x.parquet")
     assert table.num_rows == table["text"].null_count == 500
     shutil.rmtree("artifacts/data")
-    assert run("cache", "export", strangers[0], "x.parquet").code == 0
+    done = run("cache", "export", strangers[0], "x.parquet")
+    assert (done.code, "x.parquet is there already; replace it with --overwrite" in done.err) == (1, True)
+    assert run("cache", "export", strangers[0], "x.parquet", "--overwrite").code == 0
     assert pq.read_table("x.parquet").column_names == ["example_id", "logits"]
 
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -322,6 +323,28 @@ def test_without_input_a_terminal_is_told_what_to_type(
     os.close(terminal)
 
 
+def test_without_standard_input_a_file_is_asked_for(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it where it was closed
+    for arguments in ([], ["-"]):
+        assert refused(run, *arguments).endswith("standard input is closed; name a file")
+
+
+def test_jsonl_has_only_what_json_has(tmp_path: Path) -> None:
+    window = pa.table({"x": pa.array([[("a", math.nan)]], pa.map_(pa.string(), pa.float64()))})
+    output = Output(tmp_path / "out.jsonl")
+    with output.writing() as write:
+        write(window, pa.table({"label": ["c"]}))
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {"x": [["a", None]], "label": "c"}
+    far = pa.table({"x": pa.array([2**62], pa.timestamp("s"))})
+    with (
+        pytest.raises(StageError, match=r"has a value that JSON has not \(.*\); write a .parquet"),
+        Output(tmp_path / "far.jsonl").writing() as write,
+    ):
+        write(far, pa.table({"label": ["c"]}))
+
+
 def test_another_student_may_classify(finished: Path, run: Run) -> None:
     Path("in.txt").write_text("Hund\n")
     Path("artifacts/student").rename("mine")
@@ -470,6 +493,8 @@ def test_a_file_that_is_there_is_replaced_only_on_request(texts: Path, run: Run)
         ),
         ({}, {"x": "a"}, "column 'x' fits into no Parquet column (string in some examples, null in others)"),
         ({"x": {"a": 1}}, {"x": {"a": 1, "b": 2}}, "column 'x' fits into no Parquet column"),
+        ({"x": {}}, {}, "Parquet has no place for the input (Cannot write struct type 'x' with no child"),
+        ({"x": 1.5}, {"x": 2**53 + 1}, "column 'x' fits into no Parquet column (Integer value"),
         ({"x": 1.5}, {"x": 2}, None),
         ({"x": "a"}, {}, None),
     ],

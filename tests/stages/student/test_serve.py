@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -59,7 +61,9 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(folder: Path, *, stop: signal.Signals = signal.SIGTERM) -> Iterator[Server]:
+def serving(
+    folder: Path, *, stop: signal.Signals = signal.SIGTERM, complains: bool = False
+) -> Iterator[Server]:
     """Run the command in a process of its own, which is to end with exit code 0."""
     command = [sys.executable, "-m", "pipeline", "student", "serve", "--port", "0", "--threads", "1"]
     with subprocess.Popen(
@@ -75,7 +79,7 @@ def serving(folder: Path, *, stop: signal.Signals = signal.SIGTERM) -> Iterator[
         finally:
             process.send_signal(stop)
             _, complaints = process.communicate()
-    assert (process.returncode, complaints) == (0, "")
+    assert (process.returncode, bool(complaints)) == (0, complains), complaints
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +321,19 @@ def test_pairs_are_served_and_ctrl_c_stops_the_server(student: Path, onnx: Path,
         status, answer = server.ask(texts=["Hund 1"])
         assert (status, answer["error"]) == (422, "texts.0: Input should be a valid array")
         assert '"textFields": ["premise", "hypothesis"]' in server.get("/")
+
+
+def test_a_second_ctrl_c_ends_a_server_whose_client_never_ends_its_request(onnx: Path) -> None:
+    with serving(onnx, stop=signal.SIGINT, complains=True) as server:
+        address = urlsplit(server.url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+            time.sleep(0.5)  # until it has been taken
+            server.process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.process.wait(timeout=1)
+            server.process.send_signal(signal.SIGINT)
+            assert server.process.wait(timeout=30) == 0
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")

@@ -35,6 +35,7 @@ from cache.folder import Folder
 from cache.store import producer_ids, store_root
 from stages.artifacts import SOFT_LABELS
 from stages.teacher.endpoint import chat_logprobs
+from stages.teacher.endpoint.asking import JOURNALS
 from stages.teacher.endpoint.journal import Journal, Line, left_behind
 from stages.teacher.endpoint.letter_bias import letter_bias
 from stages.teacher.endpoint.transport import foreign_host
@@ -140,6 +141,18 @@ def test_a_first_try_tells_what_all_texts_will_take(german: Server, run: Run) ->
     write_params(params)
     assert "--limit is for teachers behind an endpoint" in run(*LABEL, "--limit", "5").err
     assert "--limit is a first try with one language" in run(*LABEL, "--limit", "5", "--part", "1/2").err
+
+
+def test_a_first_try_takes_what_a_killed_run_left_behind(german: Server, run: Run) -> None:
+    assert run(*LABEL, "--limit", "5").code == 0
+    [producer] = producer_ids(store_root(None))
+    with Journal(JOURNALS, producer) as journal:
+        for one in example_ids([texts()]).to_pylist():
+            journal.add(Line(one.hex(), [0.5, -1.0, 0.0], 0))
+    done = run(*LABEL, "--limit", "5")
+    assert done.code == 0, done.err
+    assert done.out == "de: answers of a run that was stopped are stored now; nothing was asked\n"
+    assert "there is nothing to ask" in run(*LABEL, "--limit", "5").out
 
 
 def test_a_classifier_behind_tei_says_its_logits_by_name(finished: Path, run: Run) -> None:
