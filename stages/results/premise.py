@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.examples import read_entities, read_examples
+from stages.data.examples import UNLABELLED, read_entities, read_examples, taught_splits
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
 from stages.results.intervals import interval, numbered_entities
@@ -24,6 +24,7 @@ class Gain(NamedTuple):
         high: Upper bound.
         by_heart: Accuracy of the teachers on their training texts. Where it is far above that on others, a
             soft label of such a text says little more than the hard one.
+        only_labelled: Whether the student learns from texts with labels alone.
     """
 
     teachers: float
@@ -31,6 +32,7 @@ class Gain(NamedTuple):
     low: float
     high: float
     by_heart: float
+    only_labelled: bool
 
     @property
     def mean(self) -> float:
@@ -45,7 +47,14 @@ class Gain(NamedTuple):
     def reading(self) -> str:
         """Say in words what the difference means."""
         if self.low > 0:
-            return "teachers are better than the encoder fine-tuned on the labels"
+            better = "teachers are better than the encoder fine-tuned on the labels"
+            knows_by_heart = 1 - self.by_heart < (1 - self.teachers) / 2
+            if self.only_labelled and knows_by_heart:
+                return (
+                    f"{better}, but know {self.by_heart:.0%} of the training texts by heart: "
+                    "texts without labels, or folds, would show what they know"
+                )
+            return better
         if self.high < 0:
             return "teachers are worse than the encoder fine-tuned on the labels"
         return "teachers and the encoder fine-tuned on the labels cannot be told apart"
@@ -76,6 +85,7 @@ def premise(
     known_entities = {language: read_entities(language, "validation") for language in task.supervised}
     entities = numbered_entities(known_entities)
     right, by_heart = {}, {}
+    only_labelled = all(UNLABELLED not in taught_splits(task, language) for language in task.languages)
     for language in task.supervised:
         own = baseline[language, "validation"]
         has, of_teachers = _teachers_right(task, teachers[language], language, "validation")
@@ -90,7 +100,8 @@ def premise(
         differences = [right[name][:1] - right[name][1:] for name in languages]
         bounds = interval(differences, [entities[name] for name in languages])
         known = np.mean([by_heart[name] for name in languages])
-        return Gain(*map(float, (*accuracies, *bounds, known)))
+        numbers = map(float, (*accuracies, *bounds, known))
+        return Gain(*numbers, only_labelled=only_labelled)
 
     if not right:
         raise StageError("no validation text of a supervised language has soft labels")
