@@ -98,10 +98,10 @@ def premise(
     def gain(*languages: str) -> Gain:
         accuracies = np.mean([right[name].mean(axis=1) for name in languages], axis=0)
         differences = [right[name][:1] - right[name][1:] for name in languages]
-        bounds = interval(differences, [entities[name] for name in languages])
-        known = np.mean([by_heart[name] for name in languages])
-        numbers = map(float, (*accuracies, *bounds, known))
-        return Gain(*numbers, only_labelled=only_labelled)
+        low, high = interval(differences, [entities[name] for name in languages])
+        known = float(np.mean([by_heart[name] for name in languages]))
+        of_teachers, of_baseline = map(float, accuracies)
+        return Gain(of_teachers, of_baseline, low, high, known, only_labelled)
 
     if not right:
         raise StageError("no validation text of a supervised language has soft labels")
