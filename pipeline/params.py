@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -47,6 +54,12 @@ class PipelineParams(Params):
     student: StudentSection
     ablation: AblationParams = AblationParams()
     cache: CacheParams = CacheParams()
+
+    @field_validator("cache", "teacher", "ablation", mode="before")
+    @classmethod
+    def _a_section_may_be_empty(cls, section: Any) -> Any:
+        """Take null, which YAML makes of a section all of whose lines are comments, for no values."""
+        return {} if section is None else section
 
     @model_validator(mode="after")
     def _every_supervised_language_has_a_teacher(self) -> Self:
@@ -173,8 +186,6 @@ def load_params(
         raise ParamsError(f"{path} holds no sections")
     for change in changes:
         _apply(values, change)
-    # Of a section all of whose lines are comments, YAML makes null.
-    values = {name: {} if section is None else section for name, section in values.items()}
     for old, new in renamed.items():
         _rename(values, old, new, path)
     try:

@@ -150,6 +150,7 @@ def test_a_section_whose_lines_are_all_comments_has_defaults(tmp_path: Path) -> 
     path = written({**MINIMAL, "cache": None}, tmp_path)
     assert load_params(path).cache.root is None
     assert load_params(path, ["cache.root=x"]).cache.root == "x"
+    assert load_params(path, ["launch=null"]).launch is None  # a value, and no section
 
 
 MINIMAL: dict[str, Any] = {
