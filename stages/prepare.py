@@ -6,7 +6,7 @@ bounded by a window of rows and 20 bytes an example.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +17,12 @@ from cache import file_digest, write_atomically
 from stages.artifacts import DATA, replaced_folder
 from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, data_file, has_split, may_teach
 from stages.data.files import MissingColumnError
-from stages.data.labels import LabelReader
+from stages.data.labels import LabelReader, Numbering
 from stages.data.remarks import Prepared
 from stages.data.sources import Revision, Rows, hint_of, read_unlabelled, reader_of, revision_of
 from stages.data.tables import keys_of, laid_out, mapped, some_of, write_batches
 from stages.data.task import Split, TableSource, TaskParams
-from stages.data.unlabelled import separate, write_zero_shot
+from stages.data.unlabelled import Named, separate, write_zero_shot
 from stages.errors import StageError
 from stages.progress import Bar
 
@@ -57,12 +57,11 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         reader_of(task, revision, others),
         Prepared(task.classes, aligned),
         {},
-        set(),
-        set(),
+        {split: set() for split in SPLITS},
+        Numbering(),
     )
-    n_rows = {
-        language: work.write(language) for language in Bar(task.languages, desc="prepare", unit="language")
-    }
+    for language in Bar(task.languages, desc="prepare", unit="language"):
+        work.write(language)
     work.done.close()
     if task.zero_shot_texts and not any(
         has_split(language, UNLABELLED, folder) for language in task.zero_shot
@@ -72,8 +71,8 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
             "one, or set it to false"
         )
     if aligned:
-        _require_alignment(n_rows, work.shared)
-        _require_aligned_translations(task, work.n_train, work.named)
+        _require_alignment(work.n_rows)
+        _require_one_kind_of_entity(work.named)
     work.done.notes += [
         f"warning: {path} is a link to a folder, in which DVC sees no changes; link its files instead"
         for path in sorted(Path("data").rglob("*"))
@@ -109,22 +108,19 @@ class _Work(NamedTuple):
     others: Counter[str]
     read: _Read
     done: Prepared
-    n_train: dict[str, int]
-    """Rows of each training split, before any became another split."""
-    named: set[bool]
-    """Whether training rows say what they are about: of some, or of all."""
-    shared: set[str]
-    """Languages whose validation split comes out of train."""
+    n_rows: dict[str, dict[Split, int]]
+    """Rows of each language's splits in the source, of which some may be left out or become another split."""
+    named: Named
+    numbering: Numbering
 
-    def write(self, language: str) -> dict[Split, int]:
-        """Write a language's files; gives the rows that each split's source has."""
+    def write(self, language: str) -> None:
+        """Write a language's files."""
         task, done = self.task, self.done
+        self.n_rows[language] = {}
         supervised = language in task.supervised
         share = _validation_share(task, self.read, language) if supervised else None
         if share is not None:
-            self.shared.add(language)
             done.notes.append(f"{language}: {share:.0%} of train, by hash, are the validation split")
-        n_rows: dict[Split, int] = {}
         missing: StageError | None = None
         for split in SPLITS if supervised else SPLITS[1:]:
             self.others.clear()
@@ -134,25 +130,23 @@ class _Work(NamedTuple):
                     raise found
                 missing = found if split == "test" else None
             else:
-                n_rows[split] = found.num_rows
+                n_rows = found.num_rows
                 if split == "train" and task.unlabelled:
-                    found = separate(task, self.revision, language, self.folder, found)
-                whole = n_rows[split] == found.num_rows
+                    found = separate(task, self.revision, language, self.folder, found, self.named)
+                whole = n_rows == found.num_rows
                 done.add(language, split, found, task.text_fields, is_whole=whole)
             if language == task.languages[0]:
                 strangers = {name: n for name, n in self.others.items() if name not in task.languages}
                 done.note_left_out(split, strangers)
-        self.n_train[language] = n_rows.get("train", 0) + (0 if share is None else n_rows["validation"])
         self._write_unlabelled(language)
         if missing and has_split(language, UNLABELLED, self.folder):
             done.notes.append(f"{language}: no test split; student evaluate estimates from its other texts")
         elif missing:
             raise StageError(f"{missing}; or give its split unlabelled, whose texts serve for an estimate")
-        return n_rows
 
     def _examples(self, language: str, split: Split, share: float | None) -> pa.Table | StageError:
         """Write the examples of a split, and give them; or say why there are none."""
-        windows = _windows(self.task, self.read, language, split, share, self.named)
+        windows = self._windows(language, split, share)
         try:
             table = _write(windows, data_file(language, split, self.folder), self.task)
         except MissingColumnError as error:  # a zero-shot language needs no column in another's file
@@ -161,6 +155,40 @@ class _Work(NamedTuple):
             return error
         return StageError(self._empty(language, split, share)) if table is None else table
 
+    def _windows(self, language: str, split: Split, share: float | None) -> Iterator[pa.Table]:
+        """Give the checked examples of a split, window by window.
+
+        Args:
+            language: One of the task's.
+            split: One of its splits.
+            share: Of the training examples, those that are the validation split, if there is none.
+
+        Raises:
+            StageError: An example is not what it has to be.
+        """
+        task = self.task
+        source: Split = "train" if share is not None and split == "validation" else split
+        labels = LabelReader(task, source, self.numbering)
+        aligned = isinstance(task.source, TableSource) and task.source.aligned
+        start = 0
+        for rows in self.read(language, source):
+            rows.require_texts(task.text_fields)
+            self.named[source].update(entity is not None for entity in rows.entities)
+            if aligned and not any(rows.entities):  # a row is what it stands for, wherever it goes from here
+                rows = replace(rows, entities=[str(start + row) for row in range(len(rows.labels))])
+            start += len(rows.labels)
+            table = laid_out(task, rows, labels.positions(rows))
+            if share is not None and split != "test":
+                is_validation = keys_of(table["example_id"], rows.entities, b"validation") < share * 2.0**64
+                is_validation &= table["label"].is_valid().to_numpy()
+                table = table.filter(pa.array(is_validation == (split == "validation")))
+            if table.num_rows:
+                yield table
+        if start:
+            self.n_rows[language][source] = start
+        if split == "train":
+            labels.require_zero(language)
+
     def _write_unlabelled(self, language: str) -> None:
         """Write a language's texts without labels, but for those out of its training split."""
         path, is_taught = data_file(language, UNLABELLED, self.folder), may_teach(self.task, language)
@@ -168,9 +196,10 @@ class _Work(NamedTuple):
         if not (is_taught or is_only):
             write_batches(read_unlabelled(self.task, language), path)
         elif language not in self.task.supervised:
-            self.n_train[language] = write_zero_shot(
-                self.task, self.revision, language, self.folder, self.named
-            )
+            named: Named = self.named if is_taught else {"train": set()}
+            n_rows = write_zero_shot(self.task, self.revision, language, self.folder, named)
+            if n_rows and is_taught:
+                self.n_rows[language]["train"] = n_rows
         if path.exists():
             self.done.add_unlabelled(language, mapped(path), is_taught=is_taught or is_only)
 
@@ -180,23 +209,17 @@ class _Work(NamedTuple):
         return f"the {split} split of '{language}' is empty: {why}{hint}"
 
 
-def _require_alignment(n_rows: Mapping[str, Mapping[Split, int]], shared: Collection[str]) -> None:
+def _require_alignment(n_rows: Mapping[str, Mapping[Split, int]]) -> None:
     """Refuse splits whose rows cannot be translations of each other.
 
     Args:
-        n_rows: By language and split.
-        shared: Languages whose validation split comes out of train.
+        n_rows: By language and split, those of the source.
 
     Raises:
         StageError: A split has more rows in one language than in another.
     """
     for split in SPLITS:
-        sizes = {}
-        for language, counts in n_rows.items():
-            is_part = language in shared and split == "validation"
-            if split in counts and not is_part:
-                rest = counts["validation"] if language in shared and split == "train" else 0
-                sizes[language] = counts[split] + rest
+        sizes = {language: counts[split] for language, counts in n_rows.items() if split in counts}
         if len(set(sizes.values())) > 1:
             raise StageError(
                 f"task.source.aligned is true, but the {split} split has {max(sizes.values())} rows in "
@@ -205,29 +228,18 @@ def _require_alignment(n_rows: Mapping[str, Mapping[Split, int]], shared: Collec
             )
 
 
-def _require_aligned_translations(
-    task: TaskParams, n_train: Mapping[str, int], named: Collection[bool]
-) -> None:
-    """Refuse training rows of zero-shot languages that cannot be translations of the others.
+def _require_one_kind_of_entity(named: Named) -> None:
+    """Refuse rows of which some say what they are about, while the number of others stands for it.
 
     Raises:
-        StageError: There are others than supervised languages have, or only some languages say by entities
-            what is a translation of what.
+        StageError: A split has both.
     """
-    if not task.zero_shot_texts:
-        return
-    if len(named) > 1:
-        raise StageError(
-            "task.source.aligned is true, but only some training files have the column 'entity': rows would "
-            "be translations by their number in some languages and by that column in others; give it in all"
-        )
-    n_rows = n_train[task.supervised[0]]
-    for language in task.zero_shot:
-        if task.max_examples is None and n_train[language] not in (0, n_rows):
+    for split, kinds in named.items():
+        if len(kinds) > 1:
             raise StageError(
-                f"task.source.aligned is true, but the train split has {n_rows} rows in "
-                f"'{task.supervised[0]}' and {n_train[language]} in '{language}'; set it to false, or give a "
-                "column 'entity'"
+                f"task.source.aligned is true, but only some rows of the {split} split, or texts without "
+                "labels, have an 'entity': rows would be translations by their number here and by that "
+                "column there; give it in all, or set aligned to false"
             )
 
 
@@ -235,46 +247,6 @@ def _validation_share(task: TaskParams, read: _Read, language: str) -> float | N
     """Give the share of the training examples that is to be the validation split; None: there is one."""
     there = task.validation_share is None or any(rows.labels for rows in read(language, "validation"))
     return None if there else task.validation_share
-
-
-def _windows(
-    task: TaskParams, read: _Read, language: str, split: Split, share: float | None, named: set[bool]
-) -> Iterator[pa.Table]:
-    """Give the checked examples of a split, window by window.
-
-    Args:
-        task: Section `task`.
-        read: Reads the source.
-        language: One of the task's.
-        split: One of its splits.
-        share: Of the training examples, those that are the validation split, if there is none.
-        named: Whether training rows say what they are about is added to it.
-
-    Raises:
-        StageError: An example is not what it has to be.
-    """
-    source: Split = "train" if share is not None and split == "validation" else split
-    labels = LabelReader(task, source)
-    aligned = isinstance(task.source, TableSource) and task.source.aligned
-    start = 0
-    for rows in read(language, source):
-        rows.require_texts(task.text_fields)
-        n = len(rows.labels)
-        if split == "train":
-            named.add(any(rows.entities))
-        if aligned and not any(rows.entities):  # a row is what it stands for, wherever it goes from here
-            rows = replace(rows, entities=[str(start + row) for row in range(n)])
-        table = laid_out(task, rows, labels.positions(rows))
-        if share is not None and split != "test":
-            entities = rows.entities
-            is_validation = keys_of(table["example_id"], entities, b"validation") < share * 2.0**64
-            is_validation &= table["label"].is_valid().to_numpy()
-            table = table.filter(pa.array(is_validation == (split == "validation")))
-        start += n
-        if table.num_rows:
-            yield table
-    if split == "train":
-        labels.require_zero(language)
 
 
 def _write(windows: Iterator[pa.Table], path: Path, task: TaskParams) -> pa.Table | None:

@@ -17,6 +17,9 @@ from cache.lookup import Index
 from cache.soft_labels import preferred
 from cache.store import Store
 
+_WINDOW = 1 << 16
+"""Rows in memory with their texts."""
+
 
 def export(
     root: str | Path,
@@ -46,7 +49,8 @@ def export(
     Raises:
         ProducerError: The producer.json is absent, no JSON or not that of the id.
         UnreadableError: It, or a shard, cannot be read now.
-        StoreError: There are no soft labels, they changed meanwhile, or the file is there already.
+        StoreError: There are no soft labels, they changed meanwhile, the file is there already, or there can
+            be none.
     """
     if file.is_dir():
         raise StoreError(f"{file} is a folder; name the file to write")
@@ -57,25 +61,27 @@ def export(
     is_kept = _one_of_each(store, sizes, on_bytes)
     index = Index(examples["example_id"].combine_chunks()) if examples is not None else None
     temporary = file.with_name(f".{secrets.token_hex(8)}.tmp")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {file.parent}: {error.strerror}; name another") from error
     writer, start = None, 0
     try:
         for name, soft_labels in store.read(sizes):
             kept = np.flatnonzero(is_kept[start : start + len(soft_labels)])
             start += len(soft_labels)
             on_bytes(sizes[name])
-            if not len(kept):
-                continue
-            table = pa.Table.from_batches([to_batch(soft_labels.take(kept))])
-            if examples is not None and index is not None:
-                positions = index.positions(table["example_id"].combine_chunks())
-                found = examples.drop_columns("example_id").take(pa.array(positions, mask=positions < 0))
-                for column in found.column_names:
-                    table = table.append_column(column, found[column])
-            facts = {"classes": store.producer.classes, "producer": store.producer.facts}
-            table = table.replace_schema_metadata({k: json.dumps(v) for k, v in facts.items()})
-            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
-            writer.write_table(table)
+            for begin in range(0, len(kept), _WINDOW):
+                table = pa.Table.from_batches([to_batch(soft_labels.take(kept[begin : begin + _WINDOW]))])
+                if examples is not None and index is not None:
+                    positions = index.positions(table["example_id"].combine_chunks())
+                    found = _rows_at(examples.drop_columns("example_id"), positions)
+                    for column in found.column_names:
+                        table = table.append_column(column, found[column])
+                facts = {"classes": store.producer.classes, "producer": store.producer.facts}
+                table = table.replace_schema_metadata({k: json.dumps(v) for k, v in facts.items()})
+                writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                writer.write_table(table)
         store.require_readable()
         if start != len(is_kept):
             raise _changed(store)
@@ -85,6 +91,23 @@ def export(
     finally:
         temporary.unlink(missing_ok=True)
     return int(is_kept.sum())
+
+
+def _rows_at(table: pa.Table, positions: NDArray[np.int64]) -> pa.Table:
+    """Take a table's rows, null where a position is -1, batch by batch.
+
+    `pyarrow.Table.take` makes one text of all texts of a column, of which there may be more than 2 GiB.
+    """
+    found = np.flatnonzero(positions >= 0)
+    found = found[np.argsort(positions[found], kind="stable")]
+    wanted, parts, start = positions[found], [], 0
+    for batch in table.to_batches():
+        begin, end = np.searchsorted(wanted, [start, start + batch.num_rows])
+        parts.append(batch.take(pa.array(wanted[begin:end] - start)))
+        start += batch.num_rows
+    places = np.full(len(positions), -1)
+    places[found] = np.arange(len(found))
+    return pa.Table.from_batches(parts, table.schema).take(pa.array(places, mask=places < 0))
 
 
 def _changed(store: Store) -> StoreError:

@@ -198,7 +198,7 @@ def repair(
                 f"again, or import its file again; if nobody knows its teacher, delete {root}/{producer}"
             )
         if len(found) > len(labelled) + len(imported) + len(unknown):
-            print_line("other experiments label again what they miss when they run next")
+            print_line("other experiments, and teacher silver, label again what they miss when they run next")
     _require_none(unreadable, "; nothing of its producer was set aside")
 
 
@@ -511,8 +511,8 @@ def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]"
             print_line(f"{asked.language}: {asked.drift()}")
     if sample and not again:
         typer.echo(
-            "none of these producers is a teacher of the current params.yaml that runs here: "
-            "nothing to ask again"
+            "none of these producers is a teacher of a supervised language of the current params.yaml that "
+            "runs here: nothing to ask again"
         )
 
 

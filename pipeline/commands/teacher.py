@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Stage one: teachers and their soft labels.")
 
 Language = Annotated[str, typer.Option(help="A supervised language, such as `de`.")]
+AcceptChange = Annotated[
+    bool,
+    typer.Option(
+        "--accept-change", help="Go on though an endpoint's server has changed, or answers otherwise."
+    ),
+]
 
 
 @app.command(epilog="Example: `python -m pipeline teacher finetune --language de`")
@@ -60,12 +66,7 @@ def label(
             min=1, help="Only a first try: ask an endpoint about so many texts, and estimate what all take."
         ),
     ] = None,
-    accept_change: Annotated[
-        bool,
-        typer.Option(
-            "--accept-change", help="Go on though an endpoint's server has changed, or answers otherwise."
-        ),
-    ] = False,
+    accept_change: AcceptChange = False,
     params: ParamsFile = Path("params.yaml"),
     changes: Changes = [],  # noqa: B006
 ) -> None:
@@ -83,7 +84,11 @@ def label(
 
 
 @app.command(epilog="Example: `python -m pipeline teacher silver`")
-def silver(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> None:  # noqa: B006
+def silver(
+    accept_change: AcceptChange = False,
+    params: ParamsFile = Path("params.yaml"),
+    changes: Changes = [],  # noqa: B006
+) -> None:
     """Label texts of zero-shot languages that have a teacher: a finished student, or soft labels."""
     loaded = load(params, changes)
     from stages.data.silver import silver_languages
@@ -93,7 +98,8 @@ def silver(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> N
     from cache import store_root
     from stages.teacher.silver import silver as run
 
-    for line in run(loaded.task, teachers, loaded.teacher.label, store_root(loaded.cache.root)):
+    root = store_root(loaded.cache.root)
+    for line in run(loaded.task, teachers, loaded.teacher.label, root, accept_change=accept_change):
         typer.echo(line)
 
 

@@ -53,6 +53,7 @@ class Input:
         delimiter: What separates the fields of CSV; None: a comma, and a tab in TSV.
         columns: Names of the columns of CSV and TSV without a header line; None: the first line names them.
         needed: Columns that must be there besides these.
+        only: The columns that are read, of Parquet, whose others cost nothing; None: all.
         as_written: Whether a number of JSON knows how it was written, as a label must; it takes longer.
     """
 
@@ -64,6 +65,7 @@ class Input:
     delimiter: str | None = None
     columns: Sequence[str] | None = None
     needed: Sequence[str] = ()
+    only: Sequence[str] | None = None
     as_written: bool = True
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Labels as positions in the task's classes: by name, or by number where nothing has a name."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from stages.data.files import shown, without_zeros
@@ -9,10 +10,24 @@ from stages.data.task import Split, TableSource, TaskParams
 from stages.errors import StageError
 
 
+@dataclass
+class Numbering:
+    """Files of a task whose numbers cannot mean the same classes.
+
+    Attributes:
+        by_position: One with bare numbers, which are positions in `task.classes`.
+        otherwise: One that notes names for its numbers, in another order than `task.classes`.
+    """
+
+    by_position: str | None = None
+    otherwise: str | None = None
+
+
 class LabelReader:
     """Reads the labels of one split, window by window."""
 
-    def __init__(self, task: TaskParams, split: Split) -> None:
+    def __init__(self, task: TaskParams, split: Split, numbering: Numbering) -> None:
+        self._numbering = numbering
         self._may_lack = task.unlabelled and split == "train"
         self._split = split
         self._classes = task.classes
@@ -42,7 +57,26 @@ class LabelReader:
                     f"{rows.at(row)}: label {shown(label)} is not one of task.classes: "
                     f"{', '.join(self._classes)}{self._hint(label, may_be_numbers)}"
                 )
+        self._require_one_numbering(rows)
         return positions
+
+    def _require_one_numbering(self, rows: Rows) -> None:
+        """Refuse bare numbers where another file says that number 0 is another class than the first.
+
+        Raises:
+            StageError: So it is, and `first_class_number` does not say what bare numbers are.
+        """
+        files = self._numbering
+        if not rows.by_name and self._used - self._by_name.keys():
+            files.by_position = files.by_position or rows.file
+        if any(name != own for name, own in zip(rows.noted, self._classes, strict=False)):
+            files.otherwise = files.otherwise or rows.file
+        if self._first is None and files.by_position and files.otherwise:
+            raise StageError(
+                f"{files.otherwise} says which class each number is, in another order than task.classes, and "
+                f"{files.by_position} has bare numbers; write names there, or say "
+                "task.source.first_class_number: 0 if they are positions in task.classes"
+            )
 
     def require_zero(self, language: str) -> None:
         """Refuse training labels that are numbers and may begin with another than 0.
@@ -68,7 +102,7 @@ class LabelReader:
 
 def _is_missing(label: Any) -> bool:
     """Tell whether a label stands for none: null, nothing between two commas, NaN, or the Hub's -1."""
-    return label is None or label in ("", -1) or label != label
+    return label is None or label == "" or label != label or without_zeros(str(label)) == "-1"
 
 
 def _name_of(label: Any, index: Mapping[str, int]) -> str:

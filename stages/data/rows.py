@@ -1,4 +1,4 @@
-"""Users' examples are read here: strictly, one after the other or in windows, with every column.
+"""Users' examples are read here: strictly, one after the other or in windows.
 
 Memory is bounded by a window, not by the file. Nothing is normalised; in CSV and TSV every value is a text.
 """
@@ -385,8 +385,10 @@ def _parquet_windows(source: Input, size: int, reserved: Sequence[str]) -> Itera
     with source.open() as file:
         try:
             parquet = pq.ParquetFile(file)
-            source.require_columns(parquet.schema_arrow.names, reserved)
-            for batch in parquet.iter_batches(size):
+            names = parquet.schema_arrow.names
+            source.require_columns(names, reserved)
+            only = [name for name in names if source.only is None or name in (*source.only, *checked)]
+            for batch in parquet.iter_batches(size, columns=only):
                 for number, row in enumerate(batch.select(checked).to_pylist(), start + 1):
                     source.require_texts(row, f"{source.name}, row {number}")
                 start += batch.num_rows

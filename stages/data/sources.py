@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import decimal
 import json
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ class Rows:
         file: Where they stand.
         places: Where in the file, such as ``line 7``.
         by_name: Whether labels are class names, and not numbers that may stand for any.
+        noted: The names that the file itself notes for its numbers, in their order.
         soft: What a soft-label column says of each row, by class; None: there is no such column.
         teachers: Which teacher each row is for; None: there is no such column.
     """
@@ -56,6 +58,7 @@ class Rows:
     file: str
     places: Sequence[str]
     by_name: bool = False
+    noted: Sequence[str] = ()
     soft: list[Any] | None = None
     teachers: list[Any] | None = None
 
@@ -104,6 +107,12 @@ class _Fields:
             soft = by_class if "{class}" in soft else soft
         needed = list(dict.fromkeys(needed))
         return cls(texts, label, found, source.language_field, needed, soft, source.teacher_field)
+
+    def columns(self) -> list[str]:
+        """Give all columns that may be read."""
+        soft = [self.soft] if isinstance(self.soft, str) else [*(self.soft or {}).values()]
+        others = (self.label, self.entity, self.language, self.teacher)
+        return [*self.texts, *self.needed, *soft, *(name for name in others if name)]
 
     def soft_of(self, row: Mapping[str, Any]) -> Any:
         """Give what a row says of each class; a file need not have such a column."""
@@ -266,7 +275,7 @@ def read_corpus(pattern: str, columns: Sequence[str]) -> Iterator[list[str]]:
                 f"cannot read {path}: it is not one of .txt, .csv, .tsv, .jsonl, .json, .parquet"
             )
         names = ["text"] if kind_of(path) == "plain" else columns
-        found = Input(path, None, names, None)
+        found = Input(path, None, names, None, only=names)
         for window in windows(found, WINDOW):
             yield [text for name in names for text in column(window, name)]
 
@@ -348,7 +357,15 @@ def _read_files(
             raise StageError(f"cannot read {path}: it is not one of .csv, .tsv, .jsonl, .json, .parquet")
         columns = None if kind == "plain" else source.columns
         found = Input(
-            path, None, fields.texts, None, source.quoting, source.delimiter, columns, fields.needed
+            path,
+            None,
+            fields.texts,
+            None,
+            source.quoting,
+            source.delimiter,
+            columns,
+            fields.needed,
+            only=fields.columns(),
         )
         n_rows = 0
         if kind == "parquet":
@@ -383,7 +400,12 @@ def _of_rows(
         yield Rows(
             [[row[name] for _, row in window] for name in fields.texts],
             [row[fields.label] if fields.label else None for _, row in window],
-            [_as_entity(row.get(fields.entity)) if fields.entity else None for _, row in window],
+            _entities(
+                [row.get(fields.entity) if fields.entity else None for _, row in window],
+                fields,
+                file,
+                [place for place, _ in window],
+            ),
             file,
             [place for place, _ in window],
             soft=[fields.soft_of(row) for _, row in window] if fields.soft else None,
@@ -414,50 +436,71 @@ def _of_table(
             raise MissingColumnError(f"{file} has no column '{name}'; {instead_of(name, table.column_names)}")
     places = [f"row {number}" for number in range(start + 1, start + table.num_rows + 1)]
     if fields.language is not None:
-        said = table[fields.language].to_pylist()
+        said = _values(table, fields.language, file)
         kept = [i for i, one in enumerate(said) if one == language]
         others.update(str(one) for one in said if one != language)
         table, places = table.take(kept), [places[i] for i in kept]
-    labels = table[fields.label].to_pylist() if fields.label else [None] * table.num_rows
+    labels = _values(table, fields.label, file)
     known: dict[Any, str] = dict(enumerate(names or ()))
     if all(name == str(number) for number, name in known.items()):
         known = {}  # names that say no more than the numbers
-    there = fields.entity in table.column_names
-    entities = table[fields.entity].to_pylist() if there else [None] * table.num_rows
     return Rows(
-        [table[name].to_pylist() for name in fields.texts],
+        [_values(table, name, file) for name in fields.texts],
         [known.get(one, one) if isinstance(one, int | float) else one for one in labels],
-        list(map(_as_entity, entities)),
+        _entities(_values(table, fields.entity, file), fields, file, places),
         file,
         places,
         by_name=bool(known),
-        soft=_soft_of_table(table, fields) if fields.soft else None,
-        teachers=_teachers_of_table(table, fields.teacher) if fields.teacher else None,
+        noted=tuple(known.values()),
+        soft=_soft_of_table(table, fields, file) if fields.soft else None,
+        teachers=_values(table, fields.teacher, file) if fields.teacher else None,
     )
 
 
-def _teachers_of_table(table: pa.Table, field: str) -> list[Any]:
-    return table[field].to_pylist() if field in table.column_names else [None] * table.num_rows
+def _values(table: pa.Table, name: str | None, file: str) -> list[Any]:
+    """Give a column's values; None in each row of a table that has no such column.
+
+    Raises:
+        StageError: A value is nothing that Python has, such as a day in the year 10000.
+    """
+    if name not in table.column_names:
+        return [None] * table.num_rows
+    try:
+        values: list[Any] = table[name].to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise StageError(f"cannot read column '{name}' of {file}: {first_line(error)}") from error
+    return values
 
 
-def _soft_of_table(table: pa.Table, fields: _Fields) -> list[Any]:
-    names = [fields.soft] if isinstance(fields.soft, str) else [*(fields.soft or {}).values()]
-    there = table.select([name for name in names if name in table.column_names])
-    return (
-        [fields.soft_of(row) for row in there.to_pylist()] if there.num_columns else [None] * table.num_rows
-    )
+def _soft_of_table(table: pa.Table, fields: _Fields, file: str) -> list[Any]:
+    names = {fields.soft} if isinstance(fields.soft, str) else set((fields.soft or {}).values())
+    there = {name: _values(table, name, file) for name in table.column_names if name in names}
+    rows = [dict(zip(there, row, strict=True)) for row in zip(*there.values(), strict=True)]
+    return [fields.soft_of(row) for row in rows] if there else [None] * table.num_rows
 
 
-_ENTITY_TYPES = (str, int, float, decimal.Decimal, datetime.date, datetime.time)
+_ENTITY_TYPES = (str, int, float, decimal.Decimal, datetime.date, datetime.time, uuid.UUID)
 
 
-def _as_entity(value: Any) -> str | None:
-    """Give the text of what a row says that it is about; a column of that name may hold something else.
+def _entities(values: list[Any], fields: _Fields, file: str, places: Sequence[str]) -> list[str | None]:
+    """Give the text of what each row says that it is about; None: it is silent.
 
     3.0 is 3: pandas writes whole numbers so where one is missing, in one language and not in another.
+
+    Raises:
+        StageError: It is a list or the like, in a column that `entity_field` names. A column that is called
+            ``entity`` by chance may hold anything.
     """
-    plain = isinstance(value, _ENTITY_TYPES) and not isinstance(value, bool) and value == value
-    return (without_zeros(str(value)) or None) if plain else None
+    found: list[str | None] = []
+    for value, place in zip(values, places, strict=True):
+        plain = isinstance(value, _ENTITY_TYPES) and not isinstance(value, bool)
+        if value is not None and not plain and fields.entity in fields.needed:
+            raise StageError(
+                f"{file}, {place}: {fields.entity} is {shown(value)}, which cannot say what a text is about; "
+                "give a text or a number"
+            )
+        found.append((without_zeros(str(value)) or None) if plain and value == value else None)
+    return found
 
 
 def _noted_names(schema: pa.Schema, label: str | None) -> list[str] | None:

@@ -1,7 +1,6 @@
 """Tables of examples on their way to disk, window by window: laid out, chosen from, written, read again."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -16,6 +15,7 @@ from stages.data.classes import class_key
 from stages.data.examples import ENTITY, SOFT_LABEL, TEACHER, columns_of
 from stages.data.files import shown
 from stages.data.remarks import first_words
+from stages.data.rows import DECODER
 from stages.data.sources import WINDOW, Rows
 from stages.data.task import TaskParams
 from stages.errors import StageError
@@ -51,7 +51,7 @@ def values_by_class(rows: Rows, classes: Sequence[str]) -> list[list[float | Non
     found: list[list[float | None] | None] = []
     for row, said in enumerate(rows.soft or ()):
         try:
-            by_name = json.loads(said) if isinstance(said, str) and said else said
+            by_name = DECODER.decode(said) if isinstance(said, str) and said else said
             by_name = {} if by_name in (None, "") else dict(by_name)
             values: list[float | None] = [None] * len(classes)
             if len({class_key(str(name)) for name in by_name}) < len(by_name):
@@ -85,8 +85,10 @@ def entities_of(table: pa.Table) -> Iterator[str | None]:
 
 def some_of(table: pa.Table, n: int) -> pa.Table:
     """Choose `n` rows by a hash of what they are about, or of their text, and leave them in their order."""
-    keys = keys_of(table["example_id"], entities_of(table), b"")
-    return table.take(pa.array(np.sort(np.argsort(keys, kind="stable")[:n]))).combine_chunks()
+    wanted = np.zeros(len(table), bool)
+    wanted[np.argsort(keys_of(table["example_id"], entities_of(table), b""), kind="stable")[:n]] = True
+    # Not take(): it makes one text of a column's texts, of which there may be more than 2 GiB.
+    return pa.concat_tables([table.slice(0, 0), *filtered(table, wanted)]).combine_chunks()
 
 
 def filtered(table: pa.Table, wanted: NDArray[np.bool_]) -> Iterator[pa.Table]:

@@ -1,10 +1,11 @@
 """Texts without labels that teach the student: training texts that have none, and the split of that name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,16 @@ from stages.data.files import MissingColumnError
 from stages.data.remarks import among, first_words
 from stages.data.sources import Revision, read_taught
 from stages.data.tables import entities_of, filtered, keys_of, laid_out, mapped, some_of, write_batches
-from stages.data.task import SplitName, TableSource, TaskParams
+from stages.data.task import Split, SplitName, TableSource, TaskParams
 from stages.errors import StageError
 
+Named: TypeAlias = Mapping[Split, set[bool]]
+"""By split, whether some rows say what they are about, and whether some do not; what teaches is ``train``."""
 
-def separate(task: TaskParams, revision: Revision, language: str, folder: Path, table: pa.Table) -> pa.Table:
+
+def separate(
+    task: TaskParams, revision: Revision, language: str, folder: Path, table: pa.Table, named: Named
+) -> pa.Table:
     """Leave the labelled examples in a training split, and write what else teaches into ``unlabelled``.
 
     These are training texts without a label, those whose label `max_labels` hides, and the source's split
@@ -31,6 +37,7 @@ def separate(task: TaskParams, revision: Revision, language: str, folder: Path, 
         language: A supervised language.
         folder: Where the examples are written.
         table: All rows of the training split.
+        named: See `Named`.
 
     Returns:
         The training split as it is now, mapped into memory.
@@ -52,7 +59,7 @@ def separate(task: TaskParams, revision: Revision, language: str, folder: Path, 
     kept, drafts = train.with_suffix(".kept"), unlabelled.with_suffix(".draft")
     write_batches(filtered(table, labelled), kept)
     without = (_without_labels(task, part) for part in filtered(table, ~labelled))
-    write_batches(chain(without, _of_source(task, revision, language, UNLABELLED, set())), drafts)
+    write_batches(chain(without, _of_source(task, revision, language, UNLABELLED, named)), drafts)
     train.unlink()
     if drafts.exists():
         labelled_texts = first_words(mapped(kept)["example_id"]) if kept.exists() else np.empty(0, np.uint64)
@@ -63,9 +70,7 @@ def separate(task: TaskParams, revision: Revision, language: str, folder: Path, 
     return mapped(train)
 
 
-def write_zero_shot(
-    task: TaskParams, revision: Revision, language: str, folder: Path, named: set[bool]
-) -> int:
+def write_zero_shot(task: TaskParams, revision: Revision, language: str, folder: Path, named: Named) -> int:
     """Write the texts of a zero-shot language that may teach into ``unlabelled``, each once.
 
     These are its training texts, whose labels are not read, and the source's split ``unlabelled``.
@@ -75,7 +80,7 @@ def write_zero_shot(
         revision: See `revision_of`.
         language: A zero-shot language.
         folder: Where the examples are written.
-        named: Whether training rows say what they are about is added to it.
+        named: See `Named`.
 
     Returns:
         The rows of the source's training split; 0: it has none.
@@ -134,7 +139,7 @@ def _write_once(task: TaskParams, drafts: Path, path: Path, *, besides: NDArray[
 
 
 def _of_source(
-    task: TaskParams, revision: Revision, language: str, split: SplitName, named: set[bool]
+    task: TaskParams, revision: Revision, language: str, split: SplitName, named: Named
 ) -> Iterator[pa.Table]:
     """Give a split's texts without labels; where rows are aligned, those of ``train`` by their number."""
     aligned = split == "train" and isinstance(task.source, TableSource) and task.source.aligned
@@ -142,8 +147,8 @@ def _of_source(
     for rows in read_taught(task, revision, language, split):
         rows.require_texts(task.text_fields)
         n = len(rows.labels)
-        if split == "train":
-            named.add(any(rows.entities))
+        kinds = {entity is not None for entity in rows.entities}
+        named["train"].update(kinds if split == "train" else kinds - {False})  # other rows have no number
         if aligned and not any(rows.entities):
             rows = replace(rows, entities=[str(start + row) for row in range(n)])
         start += n

@@ -20,7 +20,12 @@ from stages.teacher.pin import pin_soft_labels
 
 
 def silver(
-    task: TaskParams, teachers: Mapping[str, TeacherParams], params: LabelParams, root: str
+    task: TaskParams,
+    teachers: Mapping[str, TeacherParams],
+    params: LabelParams,
+    root: str,
+    *,
+    accept_change: bool = False,
 ) -> list[str]:
     """Write ``artifacts/silver/soft_labels/<language>`` for each zero-shot language with a teacher.
 
@@ -31,6 +36,7 @@ def silver(
         teachers: Section `teachers.<language>` of these languages.
         params: Section `teacher.label`.
         root: Folder or URL of the store.
+        accept_change: Whether an endpoint may answer otherwise than it did.
 
     Returns:
         A line for each language.
@@ -62,6 +68,7 @@ def silver(
                 teachers=Path(work),
                 soft_labels=folder / SILVER_LABELS.name,
                 metrics=folder / "metrics",
+                accept_change=accept_change,
             )
             lines.append(done.line())
         (folder / "languages.json").write_text(json.dumps(list(teachers)), encoding="utf-8")

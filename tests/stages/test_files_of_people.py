@@ -8,6 +8,7 @@ import io
 import json
 import re
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -502,6 +503,39 @@ def test_an_entity_column_that_is_named_must_be_there(folder: Path, suffix: str)
     pattern = write_all(folder, [row | {"ids": "a"} for row in ROWS], suffix)
     with pytest.raises(StageError, match=r"has no column 'id'; did you mean ids\?"):
         prepare(nli_task(pattern, source=files(pattern, entity_field="id")))
+
+
+def test_an_entity_is_a_text_a_number_or_a_uuid(folder: Path) -> None:
+    pattern = write_all(folder, [row | {"id": [1]} for row in ROWS], "parquet")
+    prepare(nli_task(pattern))
+    with pytest.raises(StageError, match=r"row 1: id is \[1\], which cannot say what a text is about"):
+        prepare(nli_task(pattern, source=files(pattern, entity_field="id")))
+    ids = [uuid.UUID(int=number) for number in range(len(ROWS))]
+    for language, split in (("de", "train"), ("de", "validation"), ("de", "test"), ("fr", "test")):
+        path = folder / f"data/{language}/{split}.parquet"
+        texts = pa.Table.from_pylist(ROWS)
+        pq.write_table(texts.append_column("id", pa.array([one.bytes for one in ids], pa.uuid())), path)
+    prepare(nli_task(pattern, source=files(pattern, entity_field="id")))
+    assert read_entities("de", "train") == list(map(str, ids))
+
+
+def test_a_column_that_python_cannot_hold_is_named(folder: Path) -> None:
+    pattern = write_all(folder, suffix="parquet")
+    days = pa.array([10**12] * len(ROWS), pa.timestamp("s"))  # the year 33658
+    path = folder / "data/de/train.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS).append_column("entity", days), path)
+    with pytest.raises(StageError, match=r"cannot read column 'entity' of data/de/train\.parquet: "):
+        prepare(nli_task(pattern))
+    pq.write_table(pa.Table.from_pylist(ROWS).append_column("more", days), path)
+    prepare(nli_task(pattern))
+
+
+def test_only_the_columns_that_are_needed_are_read_of_parquet(folder: Path) -> None:
+    write(folder / "texts.parquet", [row | {"votes": {"a": 1}, "votes.b": 2, "more": [0.5]} for row in ROWS])
+    found = Input(Path("texts.parquet"), None, ["premise"], None, needed=["label"], only=["votes.b", "id"])
+    [window] = reading.windows(found, 8)
+    assert isinstance(window, pa.Table)
+    assert window.column_names == ["premise", "label", "votes.b"]
 
 
 def test_missing_entities_and_repeated_texts_are_counted(folder: Path) -> None:

@@ -178,6 +178,9 @@ def test_rows_that_are_aligned_are_translations_of_each_other(folder: Path) -> N
     prepare(nli_task(pattern))
     assert read_entities("fr", "test") == [None, None, None]
     write(folder / "data/fr/test.jsonl", [{**row, "entity": "a"} for row in ROWS])
+    with pytest.raises(StageError, match="only some rows of the test split"):
+        prepare(nli_task(pattern, source=source))
+    write(folder / "data/de/test.jsonl", [{**row, "entity": "a"} for row in ROWS])
     prepare(nli_task(pattern, source=source))
     assert read_entities("fr", "test") == ["a", "a", "a"]  # what the source says itself counts
     write(folder / "data/fr/test.jsonl", ROWS[:2])
@@ -334,6 +337,26 @@ def test_class_names_that_a_parquet_file_notes_decide(folder: Path) -> None:
     pq.write_table(table, folder / "data/de/train.parquet")
     with pytest.raises(StageError, match=r"row 2: label 'nein' is not one of task.classes"):
         prepare(task)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_bare_numbers_beside_a_file_that_numbers_classes_otherwise_are_refused(
+    folder: Path, split: str
+) -> None:
+    pattern = write_all(folder, suffix="parquet")
+    rows = [{**row, "label": ["yes", "no"].index(row["label"])} for row in ROWS]
+    for names in (["yes", "no"], ["no", "yes"]):
+        noted = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
+        table = pa.Table.from_pylist(rows).replace_schema_metadata(noted)
+        pq.write_table(table, folder / "data/de/validation.parquet")
+        write(folder / f"data/de/{split}.parquet", rows)  # as pandas writes them again, without the names
+        if names == ["no", "yes"]:  # as task.classes has them
+            prepare(nli_task(pattern))
+            continue
+        with pytest.raises(StageError, match=rf"/validation.parquet says .*/{split}.parquet has bare"):
+            prepare(nli_task(pattern))
+    source = FilesSource(kind="files", pattern=pattern, first_class_number=0)
+    prepare(nli_task(pattern, source=source))
 
 
 def test_numbers_that_never_are_0_are_asked_about(folder: Path) -> None:

@@ -90,6 +90,15 @@ def test_the_split_unlabelled_has_the_tasks_text_fields(suffix: str) -> None:
     assert (new_row["split"], new_row["class"]) == ("unlabelled", None)
 
 
+def test_minus_one_is_no_label_in_csv_too(folder: Path) -> None:
+    lines = ["premise,hypothesis,label", "a,h,yes", "b,h,-1", "c,h,", "d,h,no", "e,h,-1.0"]
+    task = task_of("csv")
+    Path("data/de/train.csv").write_text("\n".join(lines), encoding="utf-8")
+    prepare(task)
+    assert column(task, "train") == ["a", "d"]
+    assert column(task, "unlabelled") == ["b", "c", "e"]
+
+
 def test_a_data_set_of_the_hub_may_have_unlabelled_rows(folder: Path) -> None:
     for split, labels in {
         "train": [1, -1, 0],

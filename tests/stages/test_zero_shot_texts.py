@@ -97,8 +97,9 @@ def test_aligned_rows_are_translations_and_must_be_as_many() -> None:
     assert read_entities("fr", "unlabelled") == ["0", "1", "2", "3"]
     assert inherited(task, []).tables["fr"]["label"].to_pylist() == [1, None, 0, None]
     write(Path("data/fr/train.jsonl"), rows("fr", [None] * 3, [None] * 3))
-    with pytest.raises(StageError, match="the train split has 4 rows in 'de' and 3 in 'fr'"):
-        prepare(task)
+    for limit in (None, 2):  # which rows are kept goes by their numbers
+        with pytest.raises(StageError, match="the train split has 4 rows in 'de' and 3 in 'fr'"):
+            prepare(task.model_copy(update={"max_examples": limit}))
 
 
 def test_a_limit_is_of_each_split_and_keeps_translations_together() -> None:
@@ -117,7 +118,13 @@ def test_a_limit_is_of_each_split_and_keeps_translations_together() -> None:
 def test_aligned_rows_of_which_only_some_languages_say_what_they_are_about_are_refused() -> None:
     source = FilesSource(kind="files", pattern="data/{language}/{split}.jsonl", aligned=True)
     task = task_of([{"premise": f"fr {i}", "hypothesis": "h"} for i in range(4)], source=source)
-    with pytest.raises(StageError, match="only some training files have the column 'entity'"):
+    with pytest.raises(StageError, match="only some rows of the train split, or texts without labels, have"):
+        prepare(task)
+    for language in ("de", "en"):
+        write(Path(f"data/{language}/train.jsonl"), rows(language, [None] * 4, ["yes", "no"] * 2))
+    prepare(task)
+    write(Path("data/de/unlabelled.jsonl"), [{"premise": "neu", "hypothesis": "h", "entity": "3"}])
+    with pytest.raises(StageError, match="only some rows of the train split, or texts without labels, have"):
         prepare(task)
 
 

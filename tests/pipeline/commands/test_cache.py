@@ -767,6 +767,8 @@ def test_export_writes_every_soft_label_once_with_its_text(finished: Path, run: 
 def test_texts_that_the_current_data_does_not_have_are_null(
     finished: Path, run: Run, strangers: list[str]
 ) -> None:
+    done = run("cache", "export", strangers[0], "params.yaml/x.parquet")
+    assert (done.code, "cannot make the folder params.yaml: File exists" in done.err) == (1, True)
     assert run("cache", "export", strangers[0], "x.parquet").code == 0
     table = pq.read_table("x.parquet")
     assert table.num_rows == table["text"].null_count == 500

@@ -272,7 +272,7 @@ def test_a_column_of_something_else_is_refused(workspace: Path, run: Run) -> Non
         write_jsonl(Path("data/de/train.jsonl"), [*rows[:4], rows[4] | {"votes": votes}, *rows[5:]])
 
     set_german({"soft_labels": {"values": "votes"}}, source={"soft_label_field": "votes"})
-    for votes in ([1, 2, 3], {"verb": 1}, {"animal": "many"}, "x"):
+    for votes in ([1, 2, 3], {"verb": 1}, {"animal": "many"}, "x", '{"animal": 1, "animal": 2}'):
         write_votes(votes)
         done = run("prepare")
         assert "data/de/train.jsonl, line 5: the soft label is" in done.err
