@@ -407,15 +407,15 @@ def test_training_is_deterministic_and_the_seed_matters(finished: Path, run: Run
     assert not all(torch.equal(before[name], other[name]) for name in before)
 
 
-def stop_after_a_checkpoint(options: list[str], code: Path = ROOT) -> None:
-    """Start `student distill` in a process of its own, and kill it once it has a second checkpoint."""
+def stop_after_a_checkpoint(options: list[str], code: Path = ROOT, step: int = 8) -> None:
+    """Start `student distill` in a process of its own, and kill it once it has the checkpoint of a step."""
     process = subprocess.Popen(
         [warm_python(), "-m", "pipeline", "student", "distill", *options],
         env={**os.environ, "PYTHONPATH": str(code)},
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not list(Path(".checkpoints").glob("student-student/*/checkpoint-8/trainer_state.json")):
+    while not list(Path(".checkpoints").glob(f"student-student/*/checkpoint-{step}/trainer_state.json")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.005)
@@ -425,19 +425,24 @@ def stop_after_a_checkpoint(options: list[str], code: Path = ROOT) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: Path) -> None:
+@pytest.mark.parametrize("step", [8, 9], ids=["within an epoch", "at its end"])
+def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not(finished: Path, step: int) -> None:
+    # An epoch has nine steps, and dropout and mixtures draw from the same generator as what comes before.
+    options = settings(save_steps="4" if step == 8 else "9")
     before = load_file("artifacts/student/model.safetensors")
+    curve = Path("artifacts/student/validation.json").read_text()
     shutil.rmtree("artifacts/student")
-    stop_after_a_checkpoint([])
+    stop_after_a_checkpoint(options, step=step)
     # As if it had been killed while it wrote the next one.
-    (unfinished,) = Path(".checkpoints").glob("student-student/*/checkpoint-8")
+    (unfinished,) = Path(".checkpoints").glob(f"student-student/*/checkpoint-{step}")
     shutil.copytree(unfinished, unfinished.with_name("checkpoint-99"))
     (unfinished.with_name("checkpoint-99") / "trainer_state.json").write_text("{")
     assert not Path("artifacts/student").exists()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [warm_python(), "-m", "pipeline", "student", "distill"]
+    command = [warm_python(), "-m", "pipeline", "student", "distill", *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "going on from" in done.stderr
+    assert Path("artifacts/student/validation.json").read_text() == curve
     after = load_file("artifacts/student/model.safetensors")
     for name in before:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)

@@ -67,10 +67,11 @@ def compare(
     from stages.ablation.compare import compare as run
     from stages.ablation.compare import compare_kept
 
+    sections = loaded.task, loaded.teachers, loaded.student, loaded.ablation
     if kept:
-        typer.echo(compare_kept(loaded.task, loaded.student, loaded.ablation, sweep=sweep), nl=False)
+        typer.echo(compare_kept(*sections, sweep=sweep), nl=False)
     else:
-        typer.echo(" ".join(map(str, run(loaded.task, loaded.student, loaded.ablation, sweep=sweep))))
+        typer.echo(" ".join(map(str, run(*sections, sweep=sweep))))
 
 
 @app.command(epilog="Example: `python -m pipeline ablation keep --set ablation.kept=recipes/mine`")
@@ -79,4 +80,4 @@ def keep(params: ParamsFile = Path("params.yaml"), changes: Changes = []) -> Non
     loaded = load(params, changes)
     from stages.ablation.keep import keep as run
 
-    typer.echo(run(loaded.task, loaded.ablation))
+    typer.echo(run(loaded.task, loaded.teachers, loaded.student, loaded.ablation))

@@ -15,24 +15,36 @@ from stages.ablation.finished import Finished, read_finished, read_kept
 from stages.ablation.params import AblationParams
 from stages.ablation.plan import settings_of
 from stages.artifacts import ABLATION
+from stages.data.silver import silver_languages
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
 from stages.results.intervals import interval
-from stages.student.params import StudentSection
+from stages.results.teachers import Teachers
+from stages.student.params import DistillParams, StudentSection
+from stages.student.variants import not_inherited
 
 
-def compare(task: TaskParams, student: StudentSection, params: AblationParams, *, sweep: bool) -> list[Path]:
+def compare(
+    task: TaskParams,
+    teachers: Mapping[str, Teachers],
+    student: StudentSection,
+    params: AblationParams,
+    *,
+    sweep: bool,
+) -> list[Path]:
     """Write ``test.md`` and ``validation.md`` of the variants, or ``sweep.md``, each as JSON as well.
 
     Returns:
         The tables, the one that matters most first.
 
     Raises:
-        StageError: Predictions of a run are not there, or are not of the current data.
+        StageError: Predictions of a run are not there, are not of the current data or parameters, or were
+            made of something else than the others.
     """
-    finished = read_finished(task, _runs(params, sweep=sweep), sweep=sweep)
+    wanted = _wanted(task, student, params)
+    finished = read_finished(task, _runs(params, sweep=sweep), sweep=sweep, wanted=wanted)
     paths = []
-    for name, compared in _tables(task, student, params, finished, sweep=sweep).items():
+    for name, compared in _tables(task, teachers, student, params, finished, sweep=sweep).items():
         path = ABLATION / f"{name}.md"
         write_atomically(path.with_suffix(".json"), json.dumps(compared.values(), indent=1).encode())
         write_atomically(path, compared.markdown().encode())
@@ -40,7 +52,14 @@ def compare(task: TaskParams, student: StudentSection, params: AblationParams, *
     return paths
 
 
-def compare_kept(task: TaskParams, student: StudentSection, params: AblationParams, *, sweep: bool) -> str:
+def compare_kept(
+    task: TaskParams,
+    teachers: Mapping[str, Teachers],
+    student: StudentSection,
+    params: AblationParams,
+    *,
+    sweep: bool,
+) -> str:
     """Make the same tables of the runs that were kept, without any data; gives them as Markdown.
 
     Raises:
@@ -48,12 +67,16 @@ def compare_kept(task: TaskParams, student: StudentSection, params: AblationPara
     """
     if params.kept is None:
         raise StageError("ablation.kept is null; name the folder of the runs that were kept")
-    settings = params.settings(student.distill)
-    wanted = {run: settings_of(task, student, of_run) for run, of_run in settings.items()}
-    runs = _runs(params, sweep=sweep)
+    runs, wanted = _runs(params, sweep=sweep), _wanted(task, student, params)
     finished = read_kept(runs, Path(params.kept), sweep=sweep, wanted=wanted)
-    tables = _tables(task, student, params, finished, sweep=sweep)
+    tables = _tables(task, teachers, student, params, finished, sweep=sweep)
     return "\n".join(one.markdown() for one in tables.values())
+
+
+def _wanted(task: TaskParams, student: StudentSection, params: AblationParams) -> dict[str, dict[str, Any]]:
+    """Give the parameters that each run must have been made with, by its name."""
+    settings = params.settings(student.distill)
+    return {run: settings_of(task, student, of_run) for run, of_run in settings.items()}
 
 
 def _runs(params: AblationParams, *, sweep: bool) -> dict[str, list[int]]:
@@ -64,7 +87,13 @@ def _runs(params: AblationParams, *, sweep: bool) -> dict[str, list[int]]:
 
 
 def _tables(
-    task: TaskParams, student: StudentSection, params: AblationParams, finished: Finished, *, sweep: bool
+    task: TaskParams,
+    teachers: Mapping[str, Teachers],
+    student: StudentSection,
+    params: AblationParams,
+    finished: Finished,
+    *,
+    sweep: bool,
 ) -> dict[str, "Compared"]:
     """Compare runs: those of a sweep on validation data alone, for they have seen no test data."""
     splits: dict[str, Split] = (
@@ -72,8 +101,18 @@ def _tables(
     )
     runs = _runs(params, sweep=sweep)
     settings = params.settings(student.distill)
-    taught = [run for run in runs if task.zero_shot_texts and settings[run].zero_shot_texts != "none"]
+    silver = silver_languages(task, teachers)
+    taught = [run for run in runs if task.zero_shot_texts and reads_others(task, settings[run], silver)]
     return {name: Compared.of(task, split, runs, finished, taught) for name, split in splits.items()}
+
+
+def reads_others(task: TaskParams, settings: DistillParams, silver: Sequence[str]) -> bool:
+    """Tell whether texts of zero-shot languages may teach a run.
+
+    What a teacher says of them is nothing to a variant without soft labels; what their originals say is.
+    """
+    left = not_inherited(settings, list(silver)).get("silver", [])
+    return settings.zero_shot_texts != "none" and len(left) < len(task.zero_shot)
 
 
 @dataclass(frozen=True)

@@ -57,30 +57,39 @@ class Finished:
     teachers: dict[str, dict[str, float]]
 
 
-def read_finished(task: TaskParams, runs: Mapping[str, list[int]], *, sweep: bool) -> Finished:
+def read_finished(
+    task: TaskParams,
+    runs: Mapping[str, list[int]],
+    *,
+    sweep: bool,
+    wanted: Mapping[str, Mapping[str, Any]],
+) -> Finished:
     """Read what `ablation train` wrote.
 
     Args:
         task: Section `task` of params.yaml.
         runs: Seeds by the run's name.
         sweep: Whether these are runs of the sweep.
+        wanted: By the run's name: the parameters that it must have been made with, by section.
 
     Raises:
-        StageError: Predictions of a run are not there, or are not of the current data.
+        StageError: Predictions of a run are not there, are not of the current data, or were made with other
+            parameters than was wanted or of something else than the others.
     """
-    found = {
-        f"{run}-{seed}": read_run(task, run, seed, sweep=sweep)[0]
-        for run, seeds in runs.items()
-        for seed in seeds
-    }
+    found = {}
+    same = Comparable(wanted)
+    for run, seed in ((run, seed) for run, seeds in runs.items() for seed in seeds):
+        found[f"{run}-{seed}"], made_of = read_run(task, run, seed, sweep=sweep)
+        if made_of is not None:
+            same.require(ABLATION / kind_of(sweep) / f"{run}-{seed}.arrow", made_of, run, seed)
     kinds = SPLITS[1:2] if sweep else SPLITS[1:]
     for name, right in found.items():
         lacking = [by for by in evaluated(task) if by[1] in kinds and by not in right]
         if lacking:
-            run, seed = name.rsplit("-", 1)
+            run, number = name.rsplit("-", 1)
             raise StageError(
                 f"run {name} has no predictions of {'/'.join(lacking[0])}; "
-                f"train it again with: python -m pipeline ablation train --run {run} --seed {seed}"
+                f"train it again with: python -m pipeline ablation train --run {run} --seed {number}"
             )
     return Finished(found, entities_of(task), teachers_of(task))
 
@@ -106,12 +115,11 @@ def read_kept(
     """
     entities, facts = read_column(folder / ENTITIES, "entity", write_again=_KEEP)
     found = {}
-    first: dict[str, tuple[Path, str]] = {}
+    same = Comparable(wanted)
     for run, seed in ((run, seed) for run, seeds in runs.items() for seed in seeds):
         path = folder / kind_of(sweep) / f"{run}-{seed}.arrow"
         right, of_run = read_column(path, "right", write_again=_KEEP)
-        _require_same_settings(path, of_run["made_of"], wanted[run])
-        _require_same_parts(path, of_run["made_of"], seed, first)
+        same.require(path, of_run["made_of"], run, seed)
         splits = {split for _, split in right}
         for by, digest in facts["examples"].items():
             if by.partition("/")[2] in splits and of_run["examples"].get(by) != digest:
@@ -121,43 +129,41 @@ def read_kept(
     return Finished(found, numbers, facts["teachers"])
 
 
-def _require_same_settings(
-    path: Path, made_of: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Refuse a run that was trained with other parameters than those of params.yaml.
+class Comparable:
+    """Runs that may be compared with each other: made with the parameters of params.yaml, and of the same."""
 
-    Raises:
-        StageError: It was.
-    """
-    names = {"task": "task", "distill": "student.distill", "evaluate": "student.evaluate"}
-    for section, values in wanted.items():
-        other = made_of[section]
-        for key in (*values, *other):
-            if values.get(key) != other.get(key):
-                here, there = (one.get(key, "the default") for one in (values, other))
-                raise StageError(f"{path} was made with another {names[section]}.{key}: {there}, not {here}")
+    def __init__(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
+        self._wanted = wanted
+        self._first: dict[str, tuple[Path, str]] = {}
 
+    def require(self, path: Path, made_of: Mapping[str, Any], run: str, seed: int) -> None:
+        """Refuse a run with other parameters, or made of something else than one before it.
 
-def _require_same_parts(
-    path: Path, made_of: Mapping[str, Any], seed: int, first: dict[str, tuple[Path, str]]
-) -> None:
-    """Refuse a run that was made of something else than one before it.
+        Args:
+            path: Of the run.
+            made_of: What it was made of; an earlier version noted no digests of parts.
+            run: Its name.
+            seed: Its seed, whose runs have one encoder.
 
-    Args:
-        path: Of the run.
-        made_of: What it was made of; an earlier version did not note its parts.
-        seed: Its seed, whose runs have one encoder.
-        first: For each part the first run that noted it, and its digest. The run's own are added.
-
-    Raises:
-        StageError: It was.
-    """
-    for part, said in _PARTS.items():
-        if part in made_of:
-            of = f"{part}-{seed}" if part == "encoder" else part
-            other, digest = first.setdefault(of, (path, made_of[part]))
-            if made_of[part] != digest:
-                raise StageError(f"{path} was made with {said} than {other}; train both again: make ablation")
+        Raises:
+            StageError: It is one.
+        """
+        names = {"task": "task", "distill": "student.distill", "evaluate": "student.evaluate"}
+        for section, values in self._wanted[run].items():
+            other = made_of[section]
+            for key in (*values, *other):
+                if values.get(key) != other.get(key):
+                    here, there = (one.get(key, "the default") for one in (values, other))
+                    changed = f"{names[section]}.{key}: {there}, not {here}"
+                    raise StageError(f"{path} was made with another {changed}; train it again: make ablation")
+        for part, said in _PARTS.items():
+            if part in made_of:
+                of = f"{part}-{seed}" if part == "encoder" else part
+                before, digest = self._first.setdefault(of, (path, made_of[part]))
+                if made_of[part] != digest:
+                    raise StageError(
+                        f"{path} was made with {said} than {before}; train both again: make ablation"
+                    )
 
 
 def kind_of(sweep: bool) -> str:

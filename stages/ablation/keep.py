@@ -1,9 +1,11 @@
 """Keep finished runs in a folder that can be committed, so that nobody trains them again without need."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from stages.ablation.finished import (
     ENTITIES,
+    Comparable,
     digests_of,
     entities_of,
     kind_of,
@@ -12,25 +14,34 @@ from stages.ablation.finished import (
     write_column,
 )
 from stages.ablation.params import AblationParams
+from stages.ablation.plan import digest_of, settings_of, soft_labels_of
 from stages.artifacts import ABLATION
 from stages.data.task import TaskParams
 from stages.errors import StageError
+from stages.results.teachers import Teachers
+from stages.student.params import StudentSection
 
 
-def keep(task: TaskParams, params: AblationParams) -> str:
+def keep(
+    task: TaskParams, teachers: Mapping[str, Teachers], student: StudentSection, params: AblationParams
+) -> str:
     """Write runs that are finished to the folder that `ablation.kept` names, beside those that are there.
 
     Returns:
         One line.
 
     Raises:
-        StageError: No folder is named, no run is finished, or one does not say what it was made of.
+        StageError: No folder is named, no run is finished, or one does not say what it was made of, or is of
+            other parameters, soft labels, encoders or texts than the others.
+        CacheError: There are no soft labels.
     """
     if params.kept is None:
         raise StageError("ablation.kept is null; name a folder, such as recipes/mine")
     folder = Path(params.kept)
     runs = [(run, seed, False) for run in params.variants for seed in params.seeds]
     runs += [(run.name, seed, True) for run in params.sweep.runs for seed in params.sweep.seeds]
+    settings = params.settings(student.distill)
+    same = Comparable({run: settings_of(task, student, of_run) for run, of_run in settings.items()})
     found = {}
     for run, seed, sweep in runs:
         path = Path(kind_of(sweep)) / f"{run}-{seed}.arrow"
@@ -40,6 +51,13 @@ def keep(task: TaskParams, params: AblationParams) -> str:
                 raise StageError(
                     f"{ABLATION / path} does not say what it was made of: an earlier version wrote it; "
                     f"write it again with: python -m pipeline ablation train --run {run} --seed {seed}"
+                )
+            same.require(ABLATION / path, made_of, run, seed)
+            # The accuracies of today's teachers stand beside them.
+            if made_of.get("soft_labels", now := digest_of(soft_labels_of(task, teachers))) != now:
+                raise StageError(
+                    f"{ABLATION / path} was made with other soft labels than artifacts/soft_labels; train it "
+                    "again: make ablation"
                 )
             found[path] = right, {"made_of": made_of, "examples": digests_of(task, right)}
     if not found:

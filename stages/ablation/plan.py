@@ -1,5 +1,6 @@
 """What each run of the ablation depends on, in files that DVC compares. Nothing is trained here."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,6 +90,11 @@ def soft_labels_of(task: TaskParams, teachers: Mapping[str, Teachers]) -> dict[s
         language: _soft_labels(folder / language, language, teachers[language])
         for language, folder in sets.items()
     }
+
+
+def digest_of(facts: Any) -> str:
+    """Hash facts of any kind, such as `soft_labels_of`."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _without_seed(values: dict[str, Any]) -> dict[str, Any]:

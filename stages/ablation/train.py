@@ -1,7 +1,5 @@
 """One run of the ablation: train a student, keep what it says of labelled examples, and delete it."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 from stages.ablation.finished import digests_of, evaluated, kind_of, read_column, write_column
 from stages.ablation.params import AblationParams
-from stages.ablation.plan import settings_of, soft_labels_of
+from stages.ablation.plan import digest_of, settings_of, soft_labels_of
 from stages.artifacts import ABLATION
 from stages.data.examples import SPLITS, examples_digest, read_entities, read_examples, taught_splits
 from stages.data.silver import silver_languages
@@ -112,11 +110,7 @@ def _made_of(
             facts += [texts[-1], read_entities(language, split) if has_translations else None]
     parts: dict[str, Any] = {"digest": facts, "encoder": [pooling, weights], "training_texts": texts}
     parts |= {} if soft_labels is None else {"soft_labels": soft_labels}
-    return settings_of(task, student, settings) | {name: _digest(part) for name, part in parts.items()}
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return settings_of(task, student, settings) | {name: digest_of(part) for name, part in parts.items()}
 
 
 def _taken(task: TaskParams, kept: Path, output: Path, made_of: Mapping[str, Any]) -> bool:

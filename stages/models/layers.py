@@ -37,7 +37,8 @@ def freeze(model: Any, what: int | Literal["embeddings"] | None) -> None:
         why = f"{n_layers} layers"
         if n_shared < n_layers:
             why = f"branches of {n_layers - n_shared} of its {n_layers} layers, which would all stay the same"
-        raise StageError(f"freeze is {what}, but the model has {why}; set it to {n_shared} at most")
+        most = f"{n_shared} at most" if n_shared else "embeddings, or to null"
+        raise StageError(f"freeze is {what}, but the model has {why}; set it to {most}")
     require_layers(model, key="freeze")
     for name, parameter in model.named_parameters():
         layer = _LAYER.search(name)

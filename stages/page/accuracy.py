@@ -54,7 +54,8 @@ def markdown(found: Findings) -> str:
     for kind, languages in found.task.groups.items():
         if languages:
             rows += [_line(found, name, [name]) for name in languages]
-            rows.append(_line(found, f"**{kind} average**", languages))
+            measured = [name for name in languages if name in found.student]
+            rows.append(_line(found, f"**{kind} average**", measured))
     table = tabulate(
         rows,
         ["language", *found.models],

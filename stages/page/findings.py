@@ -109,9 +109,11 @@ class Findings:
         return self.variant if self.variant != "finetune" else "student"
 
     def accuracy(self, model: str, languages: Sequence[str]) -> float | None:
-        """Average a model's test accuracy over languages, each counting alike; None where it has none."""
-        found = [self.models[model][name].accuracy for name in languages if name in self.models[model]]
-        return sum(found) / len(found) if found else None
+        """Average a model's test accuracy over languages, each counting alike; None where one has none."""
+        results = self.models[model]
+        if not languages or any(name not in results for name in languages):
+            return None  # an average over other languages is none to compare the student's with
+        return sum(results[name].accuracy for name in languages) / len(languages)
 
     def bins(self, model: str, languages: Sequence[str], *, calibrated: bool) -> Bins:
         """Put a model's test predictions of several languages into bins by confidence."""

@@ -35,7 +35,7 @@ def languages(found: Findings) -> Languages:
     errors = {
         name: float(np.mean([abs(row[key] - row["accuracy"]) for row in known]))
         for key, name in guesses.items()
-        if known
+        if known and all(row[key] is not None for row in known)
     }
     return Languages(_known(found), _guessed(found), errors, _recall(found))
 
@@ -69,6 +69,8 @@ def _guessed(found: Findings) -> Table | None:
         if row["accuracy"] is None
     ]
     head = ["language", "texts", "guess by confidence", "guess by agreement of branches"]
+    if all(row["agreement"] is None for row in found.estimates):  # a student with one branch
+        head, rows = head[:-1], [row[:-1] for row in rows]
     return Table("Accuracy as guessed, without labels", head, rows) if rows else None
 
 

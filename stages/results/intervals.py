@@ -63,7 +63,8 @@ def interval(
         entities: For each language, the entity of each example, at least 0, shape ``(N,)``.
 
     Returns:
-        Lower and upper bound; both are the mean where neither seeds nor examples differ.
+        Lower and upper bound. Both are 0 where the models answer alike. They are -1 and 1 where there is one
+        text, or all of a handful differ in the same way: these say nothing of others.
     """
     by_seed = np.mean([part.mean(axis=1) for part in differences], axis=0)  # (S,)
     mean, n_seeds = float(by_seed.mean()), len(by_seed)
@@ -76,7 +77,7 @@ def interval(
         of_entities = max(0.0, of_entities - of_both)
     variance = of_seeds + of_entities
     if variance == 0:
-        return mean, mean
+        return (-1.0, 1.0) if mean or max(n_entities) == 1 else (0.0, 0.0)
     # The smallest language: where sizes differ, its variance is most of that of their average.
     degrees = (max(1, n_seeds - 1), max(1, min(n_entities) - 1))
     quantile = np.average(stdtrit(degrees, 0.975), weights=(of_seeds, of_entities))

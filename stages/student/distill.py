@@ -296,8 +296,9 @@ def _trainer(
             params,
             folder,
             max_steps=params.epochs * n_steps,
-            # After each pass over all that teaches a student, whatever share of it has labels.
-            eval_strategy="epoch" if n_texts == len(train) else "steps",
+            # After each pass over all that teaches a student, whatever share of it has labels. Not "epoch":
+            # the Trainer would then save first, and a run that goes on from there would not validate.
+            eval_strategy="steps",
             eval_steps=n_steps,
             save_strategy="steps",
             save_steps=params.save_steps,

@@ -13,11 +13,12 @@ class Estimate(NamedTuple):
     Attributes:
         confidence: Mean probability of the class that is predicted, after calibration. Where the student is
             calibrated, so many of its answers are right.
-        agreement: Share of the branches that say what the student says, on average.
+        agreement: Share of the branches that say what the student says, on average; None where there are not
+            two of them.
     """
 
     confidence: float
-    agreement: float
+    agreement: float | None
 
 
 def estimate(logits: NDArray[Any], by_branch: NDArray[Any], *, temperature: float) -> Estimate:
@@ -31,5 +32,5 @@ def estimate(logits: NDArray[Any], by_branch: NDArray[Any], *, temperature: floa
     said = logits.argmax(axis=-1)
     return Estimate(
         confidence=float(probabilities(logits, temperature=temperature).max(axis=1).mean()),
-        agreement=float((by_branch.argmax(axis=-1) == said).mean()),
+        agreement=float((by_branch.argmax(axis=-1) == said).mean()) if len(by_branch) > 1 else None,
     )

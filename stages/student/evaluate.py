@@ -191,7 +191,7 @@ def _estimate(task: TaskParams, answer: ByBranch) -> dict[str, Any]:
         "language": answer.language,
         "kind": _kind(task, answer.language),
         "examples": len(its),
-        **estimate(its, np.stack(alone or [its]), temperature=answer.temperature)._asdict(),
+        **estimate(its, np.array(alone), temperature=answer.temperature)._asdict(),
         "accuracy": _row(task, answer.of(answer.used))["accuracy"] if labelled else None,
     }
 

@@ -71,7 +71,8 @@ def test_it_loads_no_model_and_no_torch(finished: Path) -> None:
     ("changes", "says"),
     [
         (["task.zero_shot=[]"], "no zero-shot languages"),
-        (["student.distill.variant=finetune"], "it saves nothing"),
+        (["student.distill.variant=finetune"], "The variant finetune reads no soft labels: it saves nothing"),
+        (["student.distill.variant=linear"], "The variant linear reads no soft labels: it saves nothing"),
     ],
 )
 def test_runs_without_zero_shot_languages_or_soft_labels_are_reported(

@@ -72,6 +72,20 @@ def test_agreement_is_of_the_branches_with_what_is_said() -> None:
     found = estimate(said, branches, temperature=2.0)
     assert found.agreement == 0.75
     assert found.confidence == pytest.approx(1 / (1 + np.exp(-1)))
+    assert estimate(said, branches[:1], temperature=2.0).agreement is None
+    assert estimate(said, np.array([]), temperature=2.0).agreement is None
+
+
+def test_a_student_without_branches_is_not_compared_with_itself(params: dict[str, Any], run: Run) -> None:
+    set_variant = ("--set", "student.distill.variant=distill")
+    for command in (("student", "distill"), ("student", "evaluate"), ("report",)):
+        assert run(*command, *set_variant).code == 0
+    rows = json.loads(Path("artifacts/predictions/estimates.json").read_text())
+    assert {row["agreement"] for row in rows} == {None}
+    assert list(read_page().table("Accuracy as guessed")["hu"]) == ["texts", "guess by confidence"]
+    page = Path("artifacts/report/report.html").read_text(encoding="utf-8")
+    assert "the guess by confidence is" in page
+    assert "agreement of branches" not in page
 
 
 def test_a_language_with_neither_labels_nor_texts_is_refused(finished: Path, run: Run) -> None:

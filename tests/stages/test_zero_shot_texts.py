@@ -13,14 +13,14 @@ from scipy.special import softmax
 from tables import nli_task, write
 from tiny import Run, tiny_params, write_input, write_jsonl, write_params
 
-from stages.ablation.compare import Compared
+from stages.ablation.compare import Compared, reads_others
 from stages.data.examples import pretraining_texts, read_entities, read_examples, taught_splits
 from stages.data.task import FilesSource, TaskParams
 from stages.errors import StageError
 from stages.prepare import prepare
 from stages.student import taught
 from stages.student.objective import mixture_weights
-from stages.student.params import DistillParams
+from stages.student.params import DistillParams, Variant, ZeroShotTexts
 from stages.student.sampling import draw_examples
 from stages.student.taught import n_taught
 from stages.student.translations import averaged, inherited
@@ -270,6 +270,24 @@ def test_the_pipeline_teaches_translations_in_all_variants(run: Run) -> None:
     }
     refused = run("student", "distill", "--set", "student.distill.hidden_weight=1")
     assert "error: student.distill.hidden_weight" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("variant", "which", "silver", "taught"),
+    [
+        ("distill", "all", ["fr"], True),
+        ("distill", "none", ["fr"], False),
+        ("finetune", "all", ["fr"], False),  # what a teacher says of them
+        ("finetune", "all", [], True),  # what their originals say
+        ("finetune", "translations", ["fr"], True),
+    ],
+)
+def test_such_texts_teach_a_run_that_reads_what_is_said_of_them(
+    variant: Variant, which: ZeroShotTexts, silver: list[str], taught: bool
+) -> None:
+    pattern = "data/{language}/{split}.jsonl"
+    task = nli_task(pattern, unlabelled=True, zero_shot_texts=True)
+    assert reads_others(task, DistillParams(variant=variant, zero_shot_texts=which), silver) == taught
 
 
 def test_tables_of_the_ablation_say_that_such_texts_taught() -> None:

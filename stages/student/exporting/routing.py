@@ -67,7 +67,9 @@ def _put_under_condition(graph: Any, branch: int) -> None:
     rows, states = rows_of(branch), states_of(branch)
     inside = _nodes_for_one(graph, rows, states)
     outside = [node for index, node in enumerate(graph.node) if index not in inside]
-    used_outside = {name for node in outside for name in node.input}
+    # The other branches' nodes are already within an If, and what all of them read stays outside.
+    within = [other for node in outside for value in node.attribute for other in value.g.node]
+    used_outside = {name for node in [*outside, *within] for name in node.input}
     used_inside = {name for index in inside for name in graph.node[index].input} - used_outside
     own_weights = [weight for weight in graph.initializer if weight.name in used_inside]
     other_weights = [weight for weight in graph.initializer if weight.name not in used_inside]

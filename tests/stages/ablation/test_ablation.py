@@ -114,7 +114,14 @@ def test_two_texts_of_an_entity_in_a_language_count_as_one() -> None:
 
 def test_languages_count_alike_whatever_their_size() -> None:
     differences = [np.ones((3, 10), np.int64), np.zeros((3, 990), np.int64)]
-    assert interval(differences, different_texts(differences)) == (0.5, 0.5)
+    differences[0][:, 0] = 0
+    assert np.mean(interval(differences, different_texts(differences))) == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize("answers", [np.ones((1, 4)), np.ones((3, 4)), np.zeros((1, 1)), np.ones((1, 1))])
+def test_a_handful_of_texts_that_agree_say_nothing_of_others(answers: NDArray[np.float64]) -> None:
+    differences = [answers.astype(np.int64)]
+    assert interval(differences, different_texts(differences)) == (-1.0, 1.0)
 
 
 def test_models_that_answer_alike_do_not_differ() -> None:

@@ -92,11 +92,37 @@ def test_a_run_of_something_else_is_trained(kept: Path, run: Run, what: str) -> 
     assert "(validation)" in done.out
 
 
-def test_a_run_is_kept_as_what_it_was_made_of_and_not_as_what_is_planned(kept: Path, run: Run) -> None:
+def leave_one_run() -> None:
+    """Delete all finished runs but one."""
+    for kind in ("predictions", "sweep"):
+        for other in Path(ABLATION / kind).glob("*.arrow"):
+            if other != PREDICTIONS:
+                other.unlink()
+
+
+def test_finished_runs_of_other_parameters_are_neither_kept_nor_compared(kept: Path, run: Run) -> None:
     hotter = ("--set", "student.distill.temperature=3")
     assert run("ablation", "plan", *hotter).code == 0
-    assert run("ablation", "keep", *KEPT, *hotter).code == 0
+    for command in ("keep", "compare"):
+        done = run("ablation", command, *KEPT, *hotter)
+        assert done.code == 1
+        said = "distill-0.arrow was made with another student.distill.temperature: the default, not 3.0;"
+        assert said in done.err
     assert "(validation)" in run(*TRAIN, *KEPT, *hotter).out
+    done = run("ablation", "compare", *KEPT)
+    assert "mblm-1.arrow was made with another student.distill.temperature: 3.0, not the" in done.err
+
+
+def test_runs_of_other_soft_labels_are_not_kept_beside_accuracies_of_these(kept: Path, run: Run) -> None:
+    set_bias(Path("artifacts/teachers/de"), [0.0, 0.1, 0.0])
+    assert run(*LABEL).code == 0
+    done = run("ablation", "keep", *KEPT)
+    assert done.code == 1
+    assert "distill-0.arrow was made with other soft labels than artifacts/soft_labels; train it" in done.err
+    assert "(validation)" in run(*TRAIN).out
+    done = run("ablation", "compare")
+    assert done.code == 1
+    assert f"mblm-1.arrow was made with other soft labels than {ABLATION}/predictions/distill-0" in done.err
 
 
 def test_translations_are_a_part_of_what_a_run_is_made_of(kept: Path, run: Run) -> None:
@@ -112,6 +138,7 @@ def test_translations_are_a_part_of_what_a_run_is_made_of(kept: Path, run: Run) 
 
     number_entities(0)
     assert "(validation)" in run(*TRAIN, *averaged).out
+    leave_one_run()
     assert run("ablation", "keep", *KEPT, *averaged).code == 0
     assert "taken from kept" in run(*TRAIN, *KEPT, *averaged).out
     number_entities(3)
@@ -123,9 +150,7 @@ def test_kept_runs_of_different_examples_are_not_compared(kept: Path, run: Run) 
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(reversed(lines)) + "\n", encoding="utf-8")
     assert run("prepare").code == 0
-    for other in Path(ABLATION / "predictions").glob("*.arrow"):
-        if other != PREDICTIONS:
-            other.unlink()
+    leave_one_run()
     assert "(validation)" in run(*TRAIN).out
     assert run("ablation", "keep", *KEPT).code == 0
     done = run("ablation", "compare", "--kept", *KEPT)
@@ -150,9 +175,7 @@ def test_kept_runs_that_differ_in_more_than_settings_are_not_compared(
         set_bias(Path("artifacts/teachers/de"), [0.0, 0.1, 0.0])
         assert run(*LABEL).code == 0
     assert "(validation)" in run(*TRAIN, *options).out
-    for other in Path(ABLATION / "predictions").glob("*.arrow"):
-        if other != PREDICTIONS:
-            other.unlink()
+    leave_one_run()
     assert run("ablation", "keep", *KEPT).code == 0
     done = run("ablation", "compare", "--kept", *KEPT)
     assert done.code == 1

@@ -164,6 +164,9 @@ def test_more_than_there_is_cannot_be_frozen(tmp_path: Path) -> None:
     student = student_of(tmp_path / "plain", branch_layers=2)
     with pytest.raises(StageError, match=r"freeze is 2, but the model has branches of 2 of its 3 layers"):
         freeze(student, 2)
+    all_layers = student_of(tmp_path / "plain", branch_layers=3, languages=LANGUAGES)
+    with pytest.raises(StageError, match="all stay the same; set it to embeddings, or to null"):
+        freeze(all_layers, 1)
     freeze(student_of(tmp_path / "plain", branch_layers=1, n_branches=1, languages=LANGUAGES), 3)
 
 

@@ -52,7 +52,7 @@ def saved(
     save_plain(
         family, folder / "plain", **{"n_layers" if family == "distilbert" else "num_hidden_layers": layers}
     )
-    student = perturbed(student_of(folder / "plain", branch_layers=layers - 1, **config))
+    student = perturbed(student_of(folder / "plain", **{"branch_layers": layers - 1, **config}))
     student.save_pretrained(folder / "student")
     tokenizer = AutoTokenizer.from_pretrained(finished_once / "artifacts/student")
     segments = ["token_type_ids"] if family in ("bert", "deberta-v2", "electra") else []
@@ -145,9 +145,12 @@ def test_onnx_has_the_students_logits_whatever_the_batch_and_the_length(served: 
 
 
 @pytest.mark.slow
-def test_onnx_of_modernbert_has_the_students_logits(finished_once: Path, tmp_path: Path) -> None:
-    languages = LANGUAGES[:2]
-    student = saved("modernbert, mean", finished_once, tmp_path, layers=2, languages=languages, n_branches=2)
+@pytest.mark.parametrize("branch_layers", [1, 2], ids=["a trunk", "branches of all layers"])
+def test_onnx_of_modernbert_has_the_students_logits(
+    finished_once: Path, tmp_path: Path, branch_layers: int
+) -> None:
+    given = {"languages": LANGUAGES[:2], "n_branches": 2, "branch_layers": branch_layers}
+    student = saved("modernbert, mean", finished_once, tmp_path, layers=2, **given)
     exported(tmp_path / "served", max_tokens=30, model=tmp_path / "student", onnx=True)
     require_the_students_logits(student, tmp_path / "served/onnx")
 

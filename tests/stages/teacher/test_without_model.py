@@ -89,6 +89,10 @@ def test_a_file_of_training_texts_alone_is_enough(finished: Path, run: Run) -> N
     assert (set(metrics), metrics["train"]["coverage"]) == ({"train"}, 1)
     for command in (["student", "distill"], ["student", "evaluate"], ["report"]):
         assert run(*command).code == 0
+    lines = Path("artifacts/report/accuracy.md").read_text(encoding="utf-8").splitlines()
+    teacher = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in lines[2:]}
+    assert teacher["de"] == teacher["**supervised average**"] == "–"  # English alone is no average to compare
+    assert 0 <= float(teacher["en"]) <= 1
     quality = read_page().table("Teachers against the hard labels")["de"]
     assert (quality["accuracy, test"], quality["covered, test"], quality["temperature"]) == (
         "–",
