@@ -216,7 +216,11 @@ def gc(
         typer.Option(help="Keep what any experiment of this clone refers to; may be repeated."),
     ] = None,
     imported: Annotated[
-        bool, typer.Option("--imported", help="Also what was imported, which nobody here can compute again.")
+        bool,
+        typer.Option(
+            "--imported",
+            help="Also what nobody here can compute again: what was imported or asked over HTTP.",
+        ),
     ] = False,
     ignore_missing: Annotated[
         bool,
@@ -354,7 +358,7 @@ def name(
 
 @app.command("import", epilog=f"Example: `python -m pipeline {_IMPORT}`")
 def import_(
-    file: Annotated[Path, typer.Argument(help="Parquet, JSONL, CSV or TSV, with the task's text fields.")],
+    file: Annotated[Path, typer.Argument(help="Parquet, JSON, CSV or TSV, with the task's text fields.")],
     language: Annotated[str, typer.Option(help="Of the texts.")],
     fact: Annotated[
         list[str] | None,

@@ -74,7 +74,8 @@ def interval(
     if n_seeds > 1:
         of_both = float(deviations.var(axis=0, ddof=1).sum()) / n_seeds
         of_seeds = float(by_seed.var(ddof=1)) / n_seeds
-        of_entities = max(0.0, of_entities - of_both)
+        if of_seeds or of_both < of_entities:  # something is left
+            of_entities = max(0.0, of_entities - of_both)
     variance = of_seeds + of_entities
     if variance == 0:
         return (-1.0, 1.0) if mean or max(n_entities) == 1 else (0.0, 0.0)

@@ -48,7 +48,7 @@ class SoftLabelsParams(ValuesParams):
     """Section `teachers.<language>.soft_labels`: what somebody else's teacher said."""
 
     file: WatchedPath | None = None
-    """Parquet, JSONL, CSV or TSV with the task's text fields, below ``data/``, which DVC watches; null: the
+    """Parquet, JSON, CSV or TSV with the task's text fields, below ``data/``, which DVC watches; null: the
     column `task.source.soft_label_field` of the task's own data."""
     facts: dict[str, str] = {}
     """Who made them, such as name, version and licence; they are shown wherever the teacher is."""

@@ -71,7 +71,7 @@ def read_soft_labels(
     """Read a file of soft labels, or one that `cache export` wrote, which says all of itself.
 
     Args:
-        path: Parquet, JSONL, CSV or TSV, the last three also as .gz or .zst.
+        path: Parquet, JSON, CSV or TSV, the last three also as .gz or .zst.
         how: What it holds, and how it calls it.
         task: Section `task`, for text fields and classes.
         names: The file's names of classes to the task's, where they differ.
