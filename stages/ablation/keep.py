@@ -42,6 +42,7 @@ def keep(
     runs += [(run.name, seed, True) for run in params.sweep.runs for seed in params.sweep.seeds]
     settings = params.settings(student.distill)
     same = Comparable({run: settings_of(task, student, of_run) for run, of_run in settings.items()})
+    of_today = digest_of(soft_labels_of(task, teachers))  # whose teachers' accuracies stand beside the runs
     found = {}
     for run, seed, sweep in runs:
         path = Path(kind_of(sweep)) / f"{run}-{seed}.arrow"
@@ -53,8 +54,7 @@ def keep(
                     f"write it again with: python -m pipeline ablation train --run {run} --seed {seed}"
                 )
             same.require(ABLATION / path, made_of, run, seed)
-            # The accuracies of today's teachers stand beside them.
-            if made_of.get("soft_labels", now := digest_of(soft_labels_of(task, teachers))) != now:
+            if made_of.get("soft_labels", of_today) != of_today:
                 raise StageError(
                     f"{ABLATION / path} was made with other soft labels than artifacts/soft_labels; train it "
                     "again: make ablation"

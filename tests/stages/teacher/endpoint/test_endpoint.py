@@ -25,8 +25,9 @@ from endpoint_server import (
     status,
     write_chat_model,
 )
+from ruamel.yaml import YAML
 from scipy.special import logsumexp
-from tiny import CLASSES, Run, tiny_params, write_params
+from tiny import CLASSES, Run, tiny_params, write_jsonl, write_params
 from unreadable import fail_to_read, needs_proc
 
 from cache import EndpointNotes, SoftLabelSet, Store, example_ids
@@ -429,6 +430,28 @@ def test_another_fingerprint_stops_the_run_until_somebody_agrees(
     assert run(*LABEL, "--accept-change").code == 0
     german.answer["/v1/chat/completions"] = chat_answer(chat_model, fingerprint="fp-1")
     assert run(*LABEL).code == 0
+
+
+def test_silver_labels_of_a_changed_server_need_somebody_who_agrees_too(
+    german: Server, run: Run, chat_model: ChatModel
+) -> None:
+    params = YAML(typ="safe").load(Path("params.yaml"))
+    params["teachers"] = {
+        "nl": params["teachers"]["de"],
+        "de": {"base": "scratch"},
+        "en": {"base": "scratch"},
+    }
+    params["task"] |= {"unlabelled": True, "zero_shot_texts": True}
+    write_params(params)
+    write_jsonl(Path("data/nl/unlabelled.jsonl"), [{"text": f"nieuw {i}"} for i in range(9)])
+    assert run("prepare").code == run("teacher", "silver").code == 0
+    write_jsonl(Path("data/nl/unlabelled.jsonl"), [{"text": f"nieuw {i}"} for i in range(10)])
+    assert run("prepare").code == 0
+    german.answer["/v1/chat/completions"] = chat_answer(chat_model, fingerprint="fp-2")
+    done = run("teacher", "silver")
+    assert (done.code, "is system_fingerprint fp-2" in done.err) == (1, True)
+    assert "--accept-change" in done.err
+    assert "soft labels, 1 of them new" in run("teacher", "silver", "--accept-change").out
 
 
 def test_a_fingerprint_that_changes_during_a_run_stops_it(
