@@ -26,6 +26,10 @@ from stages.artifacts import SOFT_LABELS
 from stages.data.examples import SPLITS, read_examples
 from stages.results.predictions import Predictions, write_predictions
 
+# Tests compare with the CPU, and start several processes: those marked `gpu` alone see a card, in `make gpu`.
+if torch.cuda.device_count() and "MBLM_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # Also where a shell runs the tests in the background, with Ctrl-C ignored: tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -203,6 +203,18 @@ def errors(err: str) -> list[str]:
     return re.findall(r"\berror: [^\r\n]*", err)
 
 
+def test_two_processes_on_one_card_are_refused(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert errors(run("student", "distill").err) == [
+        "error: torchrun has started 2 processes here, and there are cards for 1; set --nproc-per-node 1, or "
+        "CUDA_VISIBLE_DEVICES= to train on the CPU"
+    ]
+
+
 def test_a_loss_that_is_no_number_ends_both_processes_in_one_line(finished: Path) -> None:
     changes = ["student.distill.learning_rate=1e38", "student.distill.warmup_share=0.0"]
     done = share("student", "distill", *(part for change in changes for part in ("--set", change)))

@@ -275,15 +275,21 @@ def training_arguments(
 
 
 def require_equal_shares(batch_size: int, *, key: str) -> None:
-    """Refuse a batch that the processes cannot share out equally.
+    """Refuse a batch that the processes cannot share out equally, and several processes on one card.
 
     Args:
         batch_size: Examples per optimizer step, over all processes.
         key: Its name in params.yaml.
 
     Raises:
-        StageError: It is no multiple of their number.
+        StageError: It is no multiple of their number, or this machine has a card, but none for each of them.
     """
+    n_cards, n_here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < n_cards < n_here:
+        raise StageError(
+            f"torchrun has started {n_here} processes here, and there are cards for {n_cards}; set "
+            f"--nproc-per-node {n_cards}, or CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
     if batch_size % n_processes():
         raise StageError(
             f"{key} is {batch_size}, which {n_processes()} processes cannot share out equally; "
@@ -314,6 +320,8 @@ def run(trainer: TextTrainer, *, title: str) -> list[dict[str, Any]]:
     elif checkpoint:
         say(f"{title}: going on from {checkpoint}")
     n_frozen = gc.get_freeze_count()
+    if torch.cuda.is_available():
+        gc.collect()  # a model in bfloat16 refers to itself, and the last one may still be on the card
     gc.freeze()  # the Trainer asks for a garbage collection, which takes half a second over all modules
     try:
         trainer.train(resume_from_checkpoint=checkpoint)

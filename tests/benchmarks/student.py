@@ -237,7 +237,9 @@ def steps_by_source(shape: Shape = SMALL, *, bfloat16: bool = False) -> tuple[li
     device = current_device() if bfloat16 else torch.device("cpu")
     student: Any = models(shape)[1]
     student.to(device)
-    teachers = [models(shape)[0].eval().to(device) for _ in range(K)]
+    teachers = [
+        AutoModelForSequenceClassification.from_config(config(shape)).eval().to(device) for _ in range(K)
+    ]
     logits = torch.randn(100_000, C)
     batch = inputs(shape, device)
     labels = torch.randint(C, (shape.texts,), device=device)

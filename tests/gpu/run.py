@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SECONDS = {"checks": 90, "label": 270, "train": 150, "million": 90, "recipes": 570}
+SECONDS = {"checks": 90, "label": 240, "train": 120, "million": 150, "recipes": 570}
 """Seconds that each part may take."""
 BY_DEFAULT = ("checks", "label", "train", "million")
 """Ten minutes together; the recipes take as long again, several times, and go on where they were."""
@@ -63,7 +63,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="mblm-gpu-") as folder:
         site = Path(folder) / "site"
         install(given.pack / "wheels", site)
-        machine = describe()
+        machine = describe(must_be_seen=not given.tiny)
         os.environ["KEPT"] = str((given.to / "kept").absolute())
         for name in given.parts or BY_DEFAULT:
             say(f"{name}, {SECONDS[name]} s at most")
@@ -92,15 +92,28 @@ def install(wheels: Path, site: Path) -> None:
                 archive.extractall(site)
 
 
-def describe() -> dict[str, str]:
-    """Name the card, its driver and the versions that matter; nothing slow is imported for it."""
+def describe(*, must_be_seen: bool) -> dict[str, str]:
+    """Name the card, its driver and the versions that matter; nothing slow is imported for it.
+
+    Args:
+        must_be_seen: Whether to stop where torch does not see the card, and the parts would run on the CPU.
+    """
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     found = {"card": "none: on the CPU"}
-    if shutil.which(query[0]):
-        said = subprocess.run(query, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
-        found = dict(zip(("card", "memory", "driver"), said.split(", "), strict=False))
     versions = {name: version(name) for name in ("torch", "transformers")}
+    said = output_of(query).partition("\n")[0] if shutil.which(query[0]) else ""
+    if said:
+        sees = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
+        if "True" in output_of(sees):
+            found = dict(zip(("card", "memory", "driver"), said.split(", "), strict=False))
+        elif must_be_seen:
+            sys.exit(f"error: torch {versions['torch']} does not see the {said}; install one that does")
     return found | versions | {"python": platform.python_version(), "cores": str(os.cpu_count())}
+
+
+def output_of(command: list[str]) -> str:
+    """Give what a program writes, and nothing where it fails."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def run(name: str, options: list[str], seconds: float, folder: Path, site: Path) -> Part:

@@ -61,6 +61,7 @@ def steps(shape: Shape) -> None:
     for model, mblm in ((plain.to(current_device()), False), (student.to(current_device()), True)):  # type: ignore[arg-type]
         works.append(synchronous(step_of(model, mblm=mblm, shape=shape, bfloat16=True)))
         works[-1]()
+        model.zero_grad(set_to_none=True)
         peaks.append(peak_of(works[-1]))
     finetune, mblm_ = (one.wall for one in spent_each(*works, repeats=repeats_of(shape)))
     row("finetune", finetune * 1e3, "ms")

@@ -237,7 +237,9 @@ class Teacher:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Tell whether a smaller batch may do: torch says so in several ways, NumPy with its own exception."""
-    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    elsewhere = "CUDA error: out of memory" in said or "CUBLAS_STATUS_ALLOC_FAILED" in said
+    return isinstance(error, MemoryError) or elsewhere or should_reduce_batch_size(error)
 
 
 def _require_peft(folder: Path) -> None:

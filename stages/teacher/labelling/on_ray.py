@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,11 +86,12 @@ class OnRay:
         except (OSError, RuntimeError, ValueError) as error:
             raise StageError(f"no Ray cluster at {address}: {error}") from error
         self._n_gpus = int(ray.cluster_resources().get("GPU", 0))
-        cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus = [int(node.get("CPU", 0)) for node in nodes]
         self._n_actors = n_actors or self._n_gpus or sum(cpus)
-        # As many for each actor as leave room for all actors, none of which can be on two nodes.
-        fitting = (n for n in range(max(cpus), 0, -1) if sum(cpu // n for cpu in cpus) >= self._n_actors)
-        self._n_cpus = next(fitting, 0)
+        self._n_cpus = cpus_of_actor(
+            cpus, [int(node.get("GPU", 0)) for node in nodes], n_actors=self._n_actors
+        )
         if not self._n_cpus:
             ray.shutdown()
             raise StageError(f"--actors {self._n_actors}: the cluster at {address} has {sum(cpus)} CPUs")
@@ -171,6 +172,22 @@ class OnRay:
 
     def __exit__(self, *_: object) -> None:
         ray.shutdown()
+
+
+def cpus_of_actor(cpus: Sequence[int], gpus: Sequence[int], *, n_actors: int) -> int:
+    """Give as many CPUs to each actor as leave room for all, none of which can be on two nodes; 0: too few.
+
+    Args:
+        cpus: Of each node.
+        gpus: Likewise. Where there are any, actors are on the nodes that have one, equally many on each GPU.
+        n_actors: How many there are to be.
+    """
+    on_each = -(-n_actors // sum(gpus)) if sum(gpus) else n_actors
+    most = [gpu * on_each for gpu in gpus] if sum(gpus) else [n_actors] * len(cpus)
+    for n in range(max(cpus), 0, -1):
+        if sum(min(cpu // n, limit) for cpu, limit in zip(cpus, most, strict=True)) >= n_actors:
+            return n
+    return 0
 
 
 class _Labeller:

@@ -114,6 +114,8 @@ def test_a_single_text_without_memory_ends_with_what_to_change(finished: Path) -
 
 OUT_OF_MEMORY = {
     "the device": RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "its driver": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    "its library": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     "NumPy": MemoryError("Unable to allocate 2.00 GiB"),
 }
 

@@ -26,6 +26,8 @@ pytestmark = [
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+from stages.teacher.labelling.on_ray import cpus_of_actor  # noqa: E402
+
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 
@@ -60,6 +62,7 @@ class TwoNodes:
 def cluster() -> Iterator[TwoNodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", warm_python())  # which Ray starts its workers with
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # of which Ray believes only what is there
         two = TwoNodes()
         yield two
         two.stop()
@@ -68,6 +71,23 @@ def cluster() -> Iterator[TwoNodes]:
 @pytest.fixture(autouse=True)
 def _whole(cluster: TwoNodes) -> None:
     cluster.restore()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "n_actors", "each"),
+    [
+        ([8], [0], 8, 1),
+        ([8, 4], [0, 0], 3, 4),
+        ([64, 8], [0, 1], 1, 8),  # the actor is where the GPU is
+        ([64, 8], [0, 2], 2, 4),
+        ([8, 8], [1, 1], 4, 4),  # two on each GPU
+        ([2], [0], 3, 0),
+    ],
+)
+def test_actors_have_as_many_cpus_as_leave_room_for_all(
+    cpus: list[int], gpus: list[int], n_actors: int, each: int
+) -> None:
+    assert cpus_of_actor(cpus, gpus, n_actors=n_actors) == each
 
 
 N_TEXTS = 800
