@@ -104,7 +104,7 @@ class Teacher:
         Raises:
             StageError: The logits are NaN or infinite, or there is no memory for a single text.
         """
-        running: deque[tuple[slice, Tensor, Tensor | None]] = deque()
+        running: deque[tuple[slice, Tensor, Tensor | None, torch.cuda.Event | None]] = deque()
         n_answers = np.zeros(len(tokens), np.int64)
         start, n_ahead = 0, self._n_ahead
         padding = self._last.unused(tokens.columns["input_ids"]) if self._last else None
@@ -115,7 +115,7 @@ class Teacher:
             try:
                 if begins:
                     inputs = tokens.batch(batch, self._tokenizer, padding_id=self._padding_id)
-                    running.append((batch, *self._forward(to_device(inputs, self._device))))
+                    running.append((batch, *self._sent(*self._forward(to_device(inputs, self._device)))))
                 else:
                     answers = self._answers(tokens, *running[0])
             except Exception as error:
@@ -178,8 +178,33 @@ class Teacher:
                 token = batch["attention_mask"].argmax(dim=1)  # the first: behind what is padded on the left
             return logits, self._last_states[torch.arange(len(token), device=token.device), token]
 
-    def _answers(self, tokens: Tokens, texts: slice, logits: Tensor, states: Tensor | None) -> Answers:
+    def _sent(
+        self, logits: Tensor, states: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, torch.cuda.Event | None]:
+        """Begin to copy what a CUDA device computes, before it has the next batch to compute first.
+
+        Returns:
+            Both, and what tells when they are there; None: they are where they were.
+        """
+        if self._device.type != "cuda":
+            return logits, states, None
+        logits = logits.float().to("cpu", non_blocking=True)
+        states = None if states is None else states.float().to("cpu", non_blocking=True)
+        there = torch.cuda.Event()
+        there.record()
+        return logits, states, there
+
+    def _answers(
+        self,
+        tokens: Tokens,
+        texts: slice,
+        logits: Tensor,
+        states: Tensor | None,
+        there: torch.cuda.Event | None,
+    ) -> Answers:
         """Fetch what the device has computed."""
+        if there is not None:
+            there.synchronize()
         found = logits.float().cpu().numpy()
         hidden = None if states is None else states.float().cpu().numpy()
         self._require_finite(found, tokens.texts[texts], "NaN or infinite logits", "precision: float32")
