@@ -106,13 +106,13 @@ def _tables(
     return {name: Compared.of(task, split, runs, finished, taught) for name, split in splits.items()}
 
 
-def reads_others(task: TaskParams, settings: DistillParams, silver: Sequence[str]) -> bool:
+def reads_others(task: TaskParams, settings: DistillParams, silver: list[str]) -> bool:
     """Tell whether texts of zero-shot languages may teach a run.
 
     What a teacher says of them is nothing to a variant without soft labels; what their originals say is.
     """
-    left = not_inherited(settings, list(silver)).get("silver", [])
-    return settings.zero_shot_texts != "none" and len(left) < len(task.zero_shot)
+    left_out = not_inherited(settings, silver).get("silver", [])
+    return settings.zero_shot_texts != "none" and len(left_out) < len(task.zero_shot)
 
 
 @dataclass(frozen=True)

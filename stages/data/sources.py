@@ -397,17 +397,14 @@ def _of_rows(
     if fields.language is not None:
         found = _of_language(placed, fields.language, language, others)
     while window := list(islice(found, WINDOW)):
+        places = [place for place, _ in window]
+        about = [row.get(fields.entity) if fields.entity else None for _, row in window]
         yield Rows(
             [[row[name] for _, row in window] for name in fields.texts],
             [row[fields.label] if fields.label else None for _, row in window],
-            _entities(
-                [row.get(fields.entity) if fields.entity else None for _, row in window],
-                fields,
-                file,
-                [place for place, _ in window],
-            ),
+            _entities(about, fields, file, places),
             file,
-            [place for place, _ in window],
+            places,
             soft=[fields.soft_of(row) for _, row in window] if fields.soft else None,
             teachers=[row.get(fields.teacher) for _, row in window] if fields.teacher else None,
         )
