@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any, Self
 
 from cache.folder import Folder
@@ -27,6 +28,8 @@ class EndpointNotes:
         letters: How many letters they should have told.
         missing: How many of these they did not tell.
         outside: The probability that they gave to no letter, summed over the answers.
+        accepted: What the teacher says by now of texts of which it said something else before, by the
+            example's id in hexadecimal: C probabilities each. Somebody agreed to that.
         letter_bias: Added to the C logits where they are read; None: it was not estimated.
     """
 
@@ -36,6 +39,7 @@ class EndpointNotes:
     missing: int = 0
     outside: float = 0.0
     letter_bias: tuple[float, ...] | None = None
+    accepted: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @classmethod
     def decode(cls, values: Any) -> Self:
@@ -46,7 +50,8 @@ class EndpointNotes:
         """
         try:
             bias = values["letter_bias"]
-            if not all(map(math.isfinite, (values["outside"], *(bias or ())))):
+            accepted = {str(key): tuple(map(float, one)) for key, one in values.get("accepted", {}).items()}
+            if not all(map(math.isfinite, (values["outside"], *(bias or ()), *chain(*accepted.values())))):
                 raise ValueError("it holds numbers that are not finite")
             return cls(
                 tuple({str(key): str(one[key]) for key in one} for one in values["answered_as"]),
@@ -55,8 +60,9 @@ class EndpointNotes:
                 int(values["missing"]),
                 float(values["outside"]),
                 None if bias is None else tuple(map(float, bias)),
+                accepted,
             )
-        except (KeyError, OverflowError, TypeError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
             raise ValueError(f"it makes no sense ({error!r})") from error
 
     @classmethod

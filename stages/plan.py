@@ -70,6 +70,11 @@ def _file_of(teacher: OneTeacher) -> dict[str, Any]:
     return {}
 
 
+def _address_of(teacher: OneTeacher) -> dict[str, Any]:
+    """Give the address of a teacher without a revision: what answers there tells which version it is."""
+    return {"url": teacher.endpoint.url} if teacher.endpoint and teacher.revision is None else {}
+
+
 def _facts(
     task: TaskParams,
     teachers: Mapping[str, TeacherParams],
@@ -96,7 +101,7 @@ def _facts(
         }
         facts[f"teacher-label@{language}"] = {
             "task": taught,
-            "teachers": [departures(one, *_LABELLED) for one in its.all],
+            "teachers": [departures(one, *_LABELLED) | _address_of(one) for one in its.all],
             "folds": its.folds,
             **departures(its, "combine"),
             "label": departures(teacher.label),
@@ -106,7 +111,7 @@ def _facts(
     facts["teacher-silver"] = {
         **({"task": learned, "label": departures(teacher.label)} if silver else {}),
         "teachers": of_silver,
-        "files": [_file_of(one) for language in silver for one in teachers[language].all],
+        "files": [_file_of(one) | _address_of(one) for language in silver for one in teachers[language].all],
     }
     facts["student-pretrain"] = {
         "task": departures(task, "text_fields", "supervised", "zero_shot", "unlabelled", "zero_shot_texts"),

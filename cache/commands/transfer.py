@@ -122,7 +122,12 @@ def _copy_endpoint_notes(source: Folder, target: Folder) -> None:
     more = ours if ours.answers > theirs.answers else theirs
     others = (one for one in ours.answered_as if one not in theirs.answered_as)
     bias = ours.letter_bias if theirs.letter_bias is None else theirs.letter_bias
-    together = replace(more, answered_as=(*theirs.answered_as, *others), letter_bias=bias)
+    together = replace(
+        more,
+        answered_as=(*theirs.answered_as, *others),
+        letter_bias=bias,
+        accepted={**ours.accepted, **theirs.accepted},
+    )
     if together != theirs:
         together.write(target)
 

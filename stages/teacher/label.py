@@ -239,13 +239,17 @@ def label_part(
         StageError: As `label`.
         CacheError: As `label`.
     """
-    examples = Examples.read(task, language, part)
+    whole, examples = Examples.read(task, language), Examples.read(task, language, part)
     n_stored = n_labelled = 0
+    names = [each.name for each in teacher.all]
     places = of_each_teacher(TEACHERS / language, len(teacher.all))
     for number, (one, place) in enumerate(zip(teacher.all, places, strict=True)):
-        its = examples.of_teacher(number, [each.name for each in teacher.all])
+        its = examples.of_teacher(number, names)
         if one.endpoint is not None:
-            done = label_by_endpoint(task, one, params, root, its, place, accept_change=accept_change)
+            all_its = whole.of_teacher(number, names)
+            done = label_by_endpoint(
+                task, one, params, root, its, place, whole=all_its, accept_change=accept_change
+            )
             n_stored += len(done.soft_labels)
             n_labelled += done.n_asked
         if one.base is None:

@@ -107,7 +107,7 @@ class EndpointParams(Params):
     retries: Annotated[int, Field(ge=0, exclude=True)] = 5
     """How often a request is sent again after 408, 409, 429, 5xx, a lost connection or a time-out."""
     timeout: Annotated[PositiveFloat, Field(exclude=True)] = 60.0
-    """Seconds until a request counts as lost."""
+    """Seconds without a byte from the server until a request counts as lost."""
     tolerance: Annotated[float, Field(gt=0, le=1, exclude=True)] = 0.05
     """By how much the probability of a class may differ when a text is asked about again."""
     max_missing: Annotated[float, Field(ge=0, le=1, exclude=True)] = 0.1
@@ -168,9 +168,8 @@ class EndpointParams(Params):
         ):
             if is_unused and key in self.model_fields_set and getattr(self, key):
                 raise ValueError(f"{key} means nothing to the shape {self.shape}; leave it out")
-        taken = {"model", "messages", "input", "inputs", "state", "questions", "stream", "n"} & set(
-            self.extra
-        )
+        made_here = {"model", "messages", "input", "inputs", "state", "questions", "stream", "n"}
+        taken = (made_here | {"raw_scores", "use_activation"}) & set(self.extra)
         if taken:
             raise ValueError(f"extra may not hold {sorted(taken)[0]}, which is made here")
         return self

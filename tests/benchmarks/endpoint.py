@@ -139,7 +139,7 @@ def ask(folder: Path, url: str, *, revision: str, concurrency: int, limit: int |
         examples = Examples.read(params.task, "de")
         endpoint, store, _ = known(params.task, params.teachers["de"], "store", "de", TEACHERS / "de")
         some = examples if limit is None else examples.at(np.arange(limit))
-        return fill_by_asking(endpoint, store, some, format_="arrow", accept_change=False)[1]
+        return fill_by_asking(endpoint, store, some, examples, format_="arrow", accept_change=False)[1]
 
 
 ANSWER = json.dumps(

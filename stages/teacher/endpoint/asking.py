@@ -5,39 +5,31 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 
-from cache import ID_TYPE, EndpointNotes, Lookup, SoftLabels, Store, canonical_json
+from cache import EndpointNotes, Lookup, Store
 from cache.soft_labels import id_bytes
 from stages.artifacts import ARTIFACTS
 from stages.errors import StageError
 from stages.progress import Bar, say
-from stages.teacher.endpoint.identity import CONTENT_FREE, Endpoint, reported_by
-from stages.teacher.endpoint.journal import Journal, Line, left_behind
+from stages.teacher.endpoint.identity import CONTENT_FREE, Endpoint
+from stages.teacher.endpoint.kept import ENOUGH, Kept, require_sense
 from stages.teacher.endpoint.letter_bias import letter_bias
 from stages.teacher.endpoint.transport import Transport, foreign_host
 from stages.teacher.endpoint.wording import Answer, AnswerError
 from stages.teacher.labelling.examples import Examples
 from stages.teacher.labelling.loop import told
 
-JOURNALS = ARTIFACTS / "asked"
 AGAIN = 8
 """Stored texts that are asked about again before anything else is asked."""
 
 _BLOCK = 512
 """Texts that are read from disk at once, before which the store is looked at."""
-_SHARD, _SHARD_SECONDS = 1024, 30.0
-"""Answers that become a shard, at most; and after how long there is one of fewer, for others to see."""
 _IN_A_ROW = 50
 """Texts without an answer, one after the other, after which the run ends."""
-_ENOUGH = 50
-"""Answers whose shares of missing letters and of probability outside the classes mean something."""
 
 
 @dataclass
@@ -82,7 +74,13 @@ class Tally:
 
 
 def fill_by_asking(
-    endpoint: Endpoint, store: Store, examples: Examples, *, format_: str, accept_change: bool
+    endpoint: Endpoint,
+    store: Store,
+    examples: Examples,
+    whole: Examples,
+    *,
+    format_: str,
+    accept_change: bool,
 ) -> tuple[Lookup, Tally]:
     """Let a store have the soft labels of all examples: the teacher is asked for those that it lacks.
 
@@ -90,6 +88,7 @@ def fill_by_asking(
         endpoint: The teacher.
         store: Of its producer.
         examples: N of them.
+        whole: All of the language; a few of those that the store has are asked about again.
         format_: Of the shards.
         accept_change: Whether it is right that the server is another one than before, or answers otherwise.
 
@@ -99,16 +98,16 @@ def fill_by_asking(
         CacheError: The store cannot be used.
     """
     lookup = store.look_up(examples.ids, overflow=ARTIFACTS)
-    _Kept(endpoint, store, lookup, format_).take_left_behind()
+    Kept(endpoint, store, lookup, format_).take_left_behind()
     tally = Tally()
     with told(store, lookup, examples):
         notes = EndpointNotes.read(store.folder)
         wants_bias = endpoint.wording.how.letter_bias is not None and notes.letter_bias is None
-        _require_sense(endpoint, notes, at_least=_ENOUGH)
+        require_sense(endpoint, notes, at_least=ENOUGH)
         if wants_bias or not lookup.found.all():
             _say_where_texts_go(endpoint, examples.language)
-            asyncio.run(_ask(endpoint, store, lookup, examples, tally, format_, accept_change))
-        _require_sense(endpoint, EndpointNotes.read(store.folder), at_least=1)
+            asyncio.run(_ask(endpoint, store, lookup, examples, whole, tally, format_, accept_change))
+        require_sense(endpoint, EndpointNotes.read(store.folder), at_least=1)
         if tally.failed:
             n = tally.failed + tally.answered
             raise StageError(
@@ -129,6 +128,7 @@ async def _ask(
     store: Store,
     lookup: Lookup,
     examples: Examples,
+    whole: Examples,
     tally: Tally,
     format_: str,
     accept_change: bool,
@@ -137,11 +137,9 @@ async def _ask(
     how = endpoint.wording.how
     store.create()
     async with Transport(how) as transport:
-        kept = _Kept(endpoint, store, lookup, format_, accept_change=accept_change)
-        said = await reported_by(transport, endpoint.wording)
-        endpoint.require_same(said)
-        kept.require_known(said)
-        await _ask_again(endpoint, transport, kept, lookup, examples)
+        kept = Kept(endpoint, store, lookup, format_, accept_change=accept_change)
+        kept.require_known(await endpoint.reported_by(transport))
+        await _ask_again(endpoint, transport, kept, store.look_up(whole.ids, overflow=ARTIFACTS), whole)
         if how.letter_bias is not None and kept.notes.letter_bias is None:
             await _estimate_bias(endpoint, transport, kept)
         n_missing = int(np.count_nonzero(~lookup.found))
@@ -163,10 +161,12 @@ async def _ask(
                     else:
                         kept.keep(position, answer)
                         tally.count(answer)
+                        await kept.write_if_due(transport)
                     bar.set_postfix_str(tally.line(), refresh=False)
                     bar.update()
 
             await _together([work() for _ in range(min(how.concurrency, n_missing))])
+            await kept.write_checked(transport)
     say(f"{examples.language}: {tally.answered:,} answers in {tally.seconds:,.1f} s: {tally.line()}")
 
 
@@ -210,7 +210,7 @@ async def _answers(endpoint: Endpoint, transport: Transport, texts: Sequence[Seq
 
 
 async def _ask_again(
-    endpoint: Endpoint, transport: Transport, kept: "_Kept", lookup: Lookup, examples: Examples
+    endpoint: Endpoint, transport: Transport, kept: Kept, lookup: Lookup, examples: Examples
 ) -> None:
     """Compare what a teacher says now of some texts with what the store has.
 
@@ -237,9 +237,16 @@ async def _ask_again(
     mask = np.zeros(len(ids), bool)
     mask[some] = True
     before = softmax(lookup.some(mask).logits.astype(np.float64), axis=1)
+    names = [ids[position].tobytes().hex() for position in some]
+    for row, name in enumerate(names):
+        before[row] = kept.notes.accepted.get(name, before[row])
     most = float(np.abs(now - before).max())
     how = endpoint.wording.how
-    if most > how.tolerance and not kept.accept_change:
+    if most <= how.tolerance:
+        return
+    if kept.accept_change:
+        kept.accept(dict(zip(names, now.tolist(), strict=True)))
+    else:
         worst = texts[int(np.abs(now - before).max(axis=1).argmax())][0][:40]
         raise StageError(
             f"the teacher for '{examples.language}' answers otherwise than before: asked again about "
@@ -248,7 +255,7 @@ async def _ask_again(
         )
 
 
-async def _estimate_bias(endpoint: Endpoint, transport: Transport, kept: "_Kept") -> None:
+async def _estimate_bias(endpoint: Endpoint, transport: Transport, kept: Kept) -> None:
     """Ask about texts without content, and let the store know what to take off the answers."""
     n_fields = len(endpoint.wording.text_fields)
     try:
@@ -259,133 +266,3 @@ async def _estimate_bias(endpoint: Endpoint, transport: Transport, kept: "_Kept"
     notes = EndpointNotes.read(kept.store.folder)  # another run may have estimated it meanwhile
     kept.notes = replace(notes, letter_bias=bias if notes.letter_bias is None else notes.letter_bias)
     kept.notes.write(kept.store.folder)
-
-
-class _Kept:
-    """What becomes of the answers: a line in the journal at once, a shard of the store before long."""
-
-    def __init__(
-        self, endpoint: Endpoint, store: Store, lookup: Lookup, format_: str, *, accept_change: bool = False
-    ) -> None:
-        self.store, self.accept_change = store, accept_change
-        self.notes = EndpointNotes.read(store.folder)
-        self._endpoint, self._lookup, self._format = endpoint, lookup, format_
-        self._journal: Journal | None = None
-        self._lines: list[Line] = []
-        self._n_kept = 0
-        self._since = time.monotonic()
-
-    def take_left_behind(self) -> None:
-        """Let the store have the answers of runs that were killed."""
-        for lines in left_behind(JOURNALS, self.store.producer.id):
-            ids = pa.array([bytes.fromhex(line.id) for line in lines], ID_TYPE)
-            there = self.store.look_up(ids).found  # it may have been killed after the shard was written
-            self._lines = [line for line, is_there in zip(lines, there, strict=True) if not is_there]
-            self.write()
-
-    def require_known(self, said: dict[str, str]) -> None:
-        """Refuse a server that is another one than before, unless somebody agreed.
-
-        Raises:
-            StageError: It is.
-        """
-        if not said or said in self.notes.answered_as:
-            return
-        same_kind = [one for one in self.notes.answered_as if set(one) == set(said)]
-        if same_kind and not self.accept_change:
-            last = same_kind[-1]
-            differs = [key for key in sorted(said) if said[key] != last[key]]
-            before, now = (", ".join(f"{key} {one[key]}" for key in differs) for one in (last, said))
-            raise StageError(
-                f"the server is another one than before: it was {before}, and is {now}; give the teacher "
-                "another revision, or go on with: --accept-change"
-            )
-        notes = EndpointNotes.read(self.store.folder)  # others may have written meanwhile
-        known = notes.answered_as if said in notes.answered_as else (*notes.answered_as, said)
-        self.notes = replace(notes, answered_as=known)
-        self.notes.write(self.store.folder)
-
-    def keep(self, position: int, answer: Answer) -> None:
-        """Keep an answer about the example at a position of the look-up.
-
-        Raises:
-            StageError: The server is another one by now, or its answers make little sense.
-        """
-        self.require_known(answer.reported)
-        assert self._journal is not None
-        line = Line(self._lookup.ids[position].as_py().hex(), answer.logits, answer.missing)
-        self._journal.add(line)
-        self._lines.append(line)
-        self._n_kept += 1
-        is_first_look = self._n_kept == _ENOUGH  # before many answers are paid for that say too little
-        is_due = len(self._lines) >= _SHARD or time.monotonic() - self._since > _SHARD_SECONDS
-        if is_first_look or is_due:
-            self.write()
-            _require_sense(self._endpoint, self.notes, at_least=_ENOUGH)
-
-    def write(self) -> None:
-        """Let the store have what was kept."""
-        self._since = time.monotonic()
-        lines = self._lines
-        if not lines:
-            return
-        ids = pa.array([bytes.fromhex(line.id) for line in lines], ID_TYPE)
-        logits = np.array([line.logits for line in lines], np.float32)
-        made_with = canonical_json({"openai": version("openai")}).decode()
-        soft_labels = replace(SoftLabels.pack(ids, logits), made_with=(made_with,))
-        self._lookup.seen.add(self.store.append(soft_labels, format_=self._format))
-        self._lookup.fill(soft_labels)
-        self._note(lines, logits)
-        self._lines = []  # not before the store has them
-        if self._journal is not None:
-            self._journal.clear()
-
-    def _note(self, lines: list[Line], logits: NDArray[np.float32]) -> None:
-        """Count in the store how well the teacher answered."""
-        notes = EndpointNotes.read(self.store.folder)  # others may have counted meanwhile
-        self.notes = replace(notes, answers=notes.answers + len(lines))
-        if self._endpoint.wording.how.shape == "chat-logprobs":
-            outside = np.maximum(1 - np.exp(logsumexp(logits.astype(np.float64), axis=1)), 0).sum()
-            self.notes = replace(
-                self.notes,
-                letters=notes.letters + logits.size,
-                missing=notes.missing + sum(line.missing for line in lines),
-                outside=notes.outside + float(outside),
-            )
-        self.notes.write(self.store.folder)
-
-    def __enter__(self) -> None:
-        self._journal = Journal(JOURNALS, self.store.producer.id)
-
-    def __exit__(self, *_: object) -> None:
-        assert self._journal is not None
-        with self._journal:
-            self.write()  # whatever ends the run
-
-
-def _require_sense(endpoint: Endpoint, notes: EndpointNotes, *, at_least: int) -> None:
-    """Stop where a teacher's answers say too little about the classes.
-
-    Args:
-        endpoint: The teacher.
-        notes: How well it has answered.
-        at_least: Answers that tell.
-
-    Raises:
-        StageError: Too many letters are missing, or too much probability is outside the classes.
-    """
-    how = endpoint.wording.how
-    if notes.answers < at_least or not notes.letters:
-        return
-    if notes.missing / notes.letters > how.max_missing:
-        raise StageError(
-            f"{notes.missing / notes.letters:.1%} of the letters are missing in {notes.answers:,} answers, "
-            f"more than endpoint.max_missing, {how.max_missing:g}; ask for more top_logprobs, or for the "
-            "letters themselves with vLLM's extra: {logprob_token_ids: …}"
-        )
-    if notes.outside / notes.answers > how.max_outside:
-        raise StageError(
-            f"the {notes.answers:,} answers give {notes.outside / notes.answers:.1%} of their probability to "
-            f"no letter, more than endpoint.max_outside, {how.max_outside:g}; let the template ask for one "
-            "letter and nothing else, and turn thinking off"
-        )

@@ -6,6 +6,10 @@ Always raw ones: which activation a server applies depends on the model, and on 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.teacher.endpoint.transport import Transport
 from stages.teacher.endpoint.wording import (
     Answer,
     AnswerError,
@@ -20,6 +24,9 @@ from stages.teacher.params import EndpointParams
 
 READING = "raw logits by class name"
 """How an answer is read: one of the producer's facts, so another way needs other words."""
+
+_ENOUGH = 8
+"""Answers in which raw logits have a number below 0 or above 1."""
 
 
 def path(how: EndpointParams) -> str:
@@ -39,6 +46,15 @@ def body(wording: Wording, texts: Sequence[str]) -> dict[str, Any]:
     if wording.how.dialect == "tei":
         return {**fixed(wording.how), "inputs": texts[0] if len(texts) == 1 else list(texts)}
     return {**fixed(wording.how), "input": texts[0]}
+
+
+async def info(transport: Transport) -> dict[str, str]:
+    """Ask TEI who it is.
+
+    Raises:
+        AnswerError: It does not say.
+    """
+    return reported(await transport.get("/info"), "model_id", "model_sha", "model_dtype", "version")
 
 
 def classes(answer: Any) -> list[str]:
@@ -69,6 +85,16 @@ def read(wording: Wording, answer: Any) -> Answer:
     if label not in (best, None):
         raise AnswerError(f"the server says '{label}' where endpoint.classes has '{best}'; mind their order")
     return Answer(logits, 0, tokens(answer), reported(answer, "model"))
+
+
+def are_probabilities(logits: NDArray[np.float32]) -> bool:
+    """Tell whether answers, shape ``(N, C)``, are no raw logits: an older vLLM ignores that we want these.
+
+    Of a few answers the sums tell. Of more, it is enough that none of the numbers is below 0 or above 1: what
+    sigmoids give adds up to anything.
+    """
+    add_up = np.allclose(logits.sum(axis=1), 1, atol=1e-3)
+    return bool((logits >= 0).all() and (logits <= 1).all() and (add_up or len(logits) >= _ENOUGH))
 
 
 def _scores(answer: Any) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Who a teacher behind HTTP is: what it is asked, and what it says that it is; no address and no key."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +10,11 @@ from cache import CacheError, Producer, Store
 from cache.store import producer_ids
 from stages.data.task import TaskParams
 from stages.errors import StageError
+from stages.progress import say
 from stages.teacher.endpoint import chat_logprobs, classify, decision
 from stages.teacher.endpoint.transport import Transport
-from stages.teacher.endpoint.wording import Answer, AnswerError, Shape, Wording, reported
-from stages.teacher.params import OneTeacher
+from stages.teacher.endpoint.wording import Answer, AnswerError, Shape, Wording
+from stages.teacher.params import EndpointParams, OneTeacher
 from stages.teacher.pin import endpoint_pin, read_pin
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
@@ -46,6 +47,11 @@ class Endpoint:
         """What makes requests and reads answers."""
         return _SHAPES[self.wording.how.shape]
 
+    @property
+    def answered(self) -> dict[str, str]:
+        """The model whose soft labels these are, as far as the server says it."""
+        return dict((self.producer.endpoint or {}).get("answered", {}))
+
     async def ask(self, transport: Transport, texts: Sequence[str]) -> Answer:
         """Ask about one text, or one pair.
 
@@ -54,18 +60,39 @@ class Endpoint:
             StageError: The server would refuse any request, or is another model by now.
         """
         path, body = self.shape.path(self.wording.how), self.shape.body(self.wording, texts)
-        answer = read_answer(self.shape, self.wording, await transport.post(path, body))
-        self.require_same(answer.reported)
-        return answer
+        answer = await transport.post(path, body)
+        try:
+            read = read_answer(self.shape, self.wording, answer)
+        except AnswerError as error:
+            raise AnswerError(transport.without_key(str(error))) from error
+        self._require_same(read.reported)
+        return read
 
-    def require_same(self, said: dict[str, str]) -> None:
-        """Refuse the answer of another model than the one whose soft labels these are.
+    async def reported_by(self, transport: Transport) -> dict[str, str]:
+        """Give what a server says of itself beside its answers; only TEI has a place for it.
 
         Raises:
-            StageError: It is another one's.
+            StageError: It is another model than the one whose soft labels these are, or does not say so.
         """
-        endpoint = self.producer.endpoint or {}
-        for key, known in endpoint.get("answered", {}).items():
+        if self.wording.how.dialect != "tei":
+            return {}
+        said: dict[str, str] = {}
+        reason = "it names no model_sha"
+        try:
+            said = await classify.info(transport)
+        except AnswerError as error:
+            reason = str(error)
+        if not self.answered.keys() <= said.keys():
+            raise StageError(
+                f"{self.wording.how.url}/info does not say which model answers now ({reason}), and the soft "
+                f"labels in the store are those of {', '.join(self.answered.values())}; see to the server"
+            )
+        self._require_same(said)
+        return said
+
+    def _require_same(self, said: dict[str, str]) -> None:
+        """Refuse the answer of another model than the one whose soft labels these are."""
+        for key, known in self.answered.items():
             if said.get(key, known) != known:
                 raise StageError(
                     f"{self.wording.how.url} answers as {key} {said[key]}, and the soft labels in the store "
@@ -99,11 +126,14 @@ async def identify(
     wording = _wording(task, teacher, language)
     asked = _asked(wording, teacher.revision)
     known = _known(root, asked, task.text_fields)
+    if teacher.revision is None:
+        known = await _of_version(how, known, language)
     if len(known) == 1:
         return Endpoint(replace(wording, classes=known[0].classes), known[0])
+    transport = Transport(how)
     try:
-        async with Transport(how) as transport:
-            said = await reported_by(transport, wording)
+        async with transport:
+            said = await _first_reported(transport, wording)
             answer = await transport.post(
                 _SHAPES[how.shape].path(how),
                 _SHAPES[how.shape].body(wording, [CONTENT_FREE[0]] * len(task.text_fields)),
@@ -112,7 +142,8 @@ async def identify(
             wording = replace(wording, classes=classify.classes(answer))
         said |= read_answer(_SHAPES[how.shape], wording, answer).reported
     except AnswerError as error:
-        raise StageError(f"the teacher for '{language}' gave no answer: {error}") from error
+        reason = transport.without_key(str(error))
+        raise StageError(f"the teacher for '{language}' gave no answer: {reason}") from error
     if teacher.revision is None and "model_sha" not in said:
         raise StageError(
             f"{how.url}/info names no model_sha; say which version of the model answers: "
@@ -130,17 +161,42 @@ def read_answer(shape: Shape, wording: Wording, answer: Any) -> Answer:
     Raises:
         AnswerError: There is no answer that says anything.
     """
+    refusal = answer.get("error") if isinstance(answer, Mapping) else None
+    if refusal:  # as some servers have it with the status 200
+        reason = refusal.get("message") if isinstance(refusal, Mapping) else None
+        raise AnswerError(
+            f"the server answered with an error: {' '.join(str(reason or refusal).split())[:200]!r}"
+        )
     try:
         return shape.read(wording, answer)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise AnswerError(f"the answer is not laid out as {wording.how.shape} has it ({error!r})") from error
 
 
-async def reported_by(transport: Transport, wording: Wording) -> dict[str, str]:
-    """Give what a server says of itself beside its answers; only TEI has a place for it."""
+async def _of_version(how: EndpointParams, known: list[Producer], language: str) -> list[Producer]:
+    """Leave those that are the version that answers now, which stands in a revision's place.
+
+    Where the server is away, the only one that is known is taken.
+    """
+    if not known:
+        return []
+    try:
+        async with Transport(how) as transport:
+            said = await classify.info(transport)
+    except AnswerError as error:
+        if len(known) == 1:
+            its = ", ".join((known[0].endpoint or {}).get("answered", {}).values())
+            say(f"{language}: {error}; these are the soft labels of {its}")
+        return known
+    version = {key: said[key] for key in _OF_ID if key in said}
+    return [one for one in known if (one.endpoint or {}).get("answered") == version]
+
+
+async def _first_reported(transport: Transport, wording: Wording) -> dict[str, str]:
+    """Give what a server says of itself where the store does not know it: nothing, if need be."""
     if wording.how.dialect == "tei":
         with suppress(AnswerError):
-            return reported(await transport.get("/info"), "model_id", "model_sha", "model_dtype", "version")
+            return await classify.info(transport)
     return {}
 
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import IO, NamedTuple, Self
 
 from stages.locks import lock
+from stages.teacher.endpoint.wording import LARGEST
 
 
 class Line(NamedTuple):
@@ -69,12 +70,14 @@ def left_behind(folder: Path, producer_id: str) -> Iterator[list[Line]]:
 
 
 def _read(line: bytes) -> Line | None:
-    """Read a line; None where a process or a machine died while it was written."""
+    """Read a line; None where a process or a machine died while it was written, or no store can hold it."""
     if not line.endswith(b"\n"):
         return None
     try:
         id_, logits, missing = json.loads(line)
         bytes.fromhex(id_)
+        if not all(abs(one) <= LARGEST for one in logits):
+            return None
         return Line(id_, [float(one) for one in logits], int(missing))
     except (TypeError, ValueError):
         return None

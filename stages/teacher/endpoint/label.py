@@ -45,6 +45,7 @@ def label_by_endpoint(
     examples: Examples,
     place: Path,
     *,
+    whole: Examples | None = None,
     accept_change: bool = False,
 ) -> ByEndpoint:
     """Give what a teacher behind HTTP says of all examples; it is asked about those that the store lacks.
@@ -58,6 +59,7 @@ def label_by_endpoint(
         root: The store.
         examples: Of one language.
         place: Where `pin_soft_labels` wrote.
+        whole: All examples of the language, where `examples` are a part of them.
         accept_change: See `fill_by_asking`.
 
     Raises:
@@ -66,7 +68,7 @@ def label_by_endpoint(
     """
     endpoint, store, order = known(task, teacher, root, examples.language, place)
     lookup, tally = fill_by_asking(
-        endpoint, store, examples, format_=params.format, accept_change=accept_change
+        endpoint, store, examples, whole or examples, format_=params.format, accept_change=accept_change
     )
     bias = EndpointNotes.read(store.folder).letter_bias if endpoint.wording.how.letter_bias else None
     if endpoint.wording.how.letter_bias and bias is None:
@@ -118,10 +120,10 @@ class Tried(NamedTuple):
             return f"{self.language}: answers of a run that was stopped are stored now; nothing was asked"
         share = self.n_missing / max(tally.answered, 1)
         minutes = tally.seconds * share / 60
+        tokens = f"{round(tally.tokens * share):,} tokens and " if tally.tokens else ""  # TEI counts none
         return (
             f"{self.language}: {tally.answered:,} of {self.n_missing:,} missing answers are stored now: "
-            f"{tally.line()}; all of them take about {round(tally.tokens * share):,} tokens and "
-            f"{minutes:,.1f} minutes"
+            f"{tally.line()}; all of them take about {tokens}{minutes:,.1f} minutes"
         )
 
 
@@ -163,11 +165,10 @@ def try_out(
         endpoint, store, _ = known(task, one, root, language, place)
         misses = np.flatnonzero(~store.look_up(its.ids).found)
         some = np.sort(np.random.default_rng().permutation(misses)[:limit])
-        its = its.at(some)
         tally = Tally()
         if len(some):
             _, tally = fill_by_asking(
-                endpoint, store, its, format_=params.format, accept_change=accept_change
+                endpoint, store, its.at(some), its, format_=params.format, accept_change=accept_change
             )
         lines.append(Tried(language, tally, len(misses)).line())
     if not lines:

@@ -5,6 +5,7 @@ read from the environment here, sent, and kept from every message.
 """
 
 import os
+from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -15,6 +16,8 @@ from stages.teacher.params import EndpointParams
 
 _FOR_NOBODY = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405)
 """What a server answers to every request where it answers it to one: address, key or model are wrong."""
+_LONGEST_WAIT = 120
+"""Seconds after which the client asks again, at most; it does not wait for longer."""
 
 
 class Transport:
@@ -35,6 +38,9 @@ class Transport:
             ) from None
         self._openai: Any = openai
         self._url, self._key = how.url, ""
+        host = urlsplit(how.url).netloc
+        # What is for this machine goes through no proxy, whatever the environment says.
+        direct = {} if foreign_host(how) else {f"all://{host}": None}
         # What the client would add from the environment is for one host alone.
         unsent = [
             "OpenAI-Organization",
@@ -59,7 +65,7 @@ class Transport:
             max_retries=how.retries,
             timeout=how.timeout,
             # Texts go to the host that is named, and to none that it points to.
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, mounts=direct),
         )
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
@@ -89,6 +95,9 @@ class Transport:
             return await request
         except self._openai.APIStatusError as error:
             said = f"{self._url}{path} answers {error.status_code}: {self._quoted(error.response.text)}"
+            wait = error.response.headers.get("retry-after", "")
+            if error.status_code == 429 and wait.isdecimal() and int(wait) > _LONGEST_WAIT:
+                raise StageError(f"{said}; run this again in {int(wait):,} s, as it asks") from None
             if error.status_code in _FOR_NOBODY:
                 raise StageError(
                     f"{said}; check teachers.<language>.endpoint: url, model, key_variable"
@@ -104,8 +113,14 @@ class Transport:
 
     def _quoted(self, text: str) -> str:
         """Give the beginning of what a server says, without the key, which some repeat."""
-        plain = " ".join(text.split())
-        return (plain.replace(self._key, "***") if self._key else plain)[:200]
+        return self.without_key(" ".join(text.split()))[:200]
+
+    def without_key(self, text: str) -> str:
+        """Give a text without the key, and without a beginning of it, which is left where a text was cut."""
+        least = min(8, len(self._key)) or 1
+        for length in range(len(self._key), least - 1, -1):
+            text = text.replace(self._key[:length], "***")
+        return text
 
     async def __aenter__(self) -> Self:
         return self
@@ -119,5 +134,8 @@ class Transport:
 def foreign_host(how: EndpointParams) -> str | None:
     """Give the host that texts are sent to; None: it is this machine."""
     host = urlsplit(how.url).hostname or ""
-    is_here = host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        is_here = ip_address(host).is_loopback
+    except ValueError:  # it is a name, which may begin with 127
+        is_here = host == "localhost"
     return None if is_here else host

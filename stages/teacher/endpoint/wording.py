@@ -1,6 +1,5 @@
 """What every shape of an endpoint shares: how the teacher is asked, and what an answer says."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from stages.teacher.params import EndpointParams
 
 FLOOR = -100.0
 """The least log-probability, in nats: servers write 0 as -9999 or as the least float."""
+LARGEST = 3.4e38
+"""In float32, which stores have."""
 
 
 class AnswerError(Exception):
@@ -85,9 +86,9 @@ def number(value: Any, what: str) -> float:
     """Give a number of an answer.
 
     Raises:
-        AnswerError: It is none, or NaN or infinite.
+        AnswerError: It is none, or NaN or infinite, or larger than a store can hold.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         raise AnswerError(f"{what} is {value!r}, which is no number")
     return float(value)
 

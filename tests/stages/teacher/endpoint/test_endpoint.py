@@ -36,8 +36,8 @@ from cache.folder import Folder
 from cache.store import producer_ids, store_root
 from stages.artifacts import SOFT_LABELS
 from stages.teacher.endpoint import chat_logprobs
-from stages.teacher.endpoint.asking import JOURNALS
 from stages.teacher.endpoint.journal import Journal, Line, left_behind
+from stages.teacher.endpoint.kept import JOURNALS
 from stages.teacher.endpoint.letter_bias import letter_bias
 from stages.teacher.endpoint.transport import foreign_host
 from stages.teacher.params import EndpointParams
@@ -201,6 +201,93 @@ def test_a_classifier_behind_vllm_is_read_in_its_order(workspace: Path, run: Run
         assert "the server says 'number' where endpoint.classes has 'animal'" in run(*LABEL).err
 
 
+def test_probabilities_of_a_server_that_ignores_what_it_is_asked_for_are_refused(
+    workspace: Path, run: Run
+) -> None:
+    probs = [0.9975, 0.00125, 0.00125]
+
+    def classify(body: Any) -> Any:
+        return {"model": "m", "data": [{"index": 0, "label": "animal", "probs": probs, "num_classes": 3}]}
+
+    with serving(classify=classify) as server:
+        set_endpoint(
+            {"url": server.url, "shape": "classify", "dialect": "vllm", "model": "m", "classes": CLASSES}
+        )
+        assert run("prepare").code == run(*FINETUNE).code == 0
+        for sigmoids in (probs, [0.9, 0.8, 0.7]):
+            probs = sigmoids
+            for _ in range(2):  # nothing that was refused is left behind
+                done = run(*LABEL)
+                assert (done.code, "sends probabilities, not raw logits" in done.err) == (1, True)
+                assert "activation: false" in done.err
+        assert "0 cached" in done.err
+
+
+class Tei:
+    """A server of two models, of which one answers."""
+
+    def __init__(self) -> None:
+        self.sha, self.asked = "aaa", 0
+
+    def info(self, _: Any) -> Any:
+        return {"model_id": "tiny", "model_sha": self.sha, "version": "1.9"}
+
+    def predict(self, body: Any) -> Any:
+        self.asked += 1
+        scores = [2.0, -1.0, 0.5] if self.sha == "aaa" else [-2.0, 1.0, 0.5]
+        return [{"label": name, "score": score} for name, score in zip(CLASSES, scores, strict=True)]
+
+
+def test_without_a_revision_the_version_that_answers_counts(workspace: Path, run: Run) -> None:
+    first, second = Tei(), Tei()
+    second.sha = "bbb"
+    assert run("prepare").code == 0
+    with serving(predict=first.predict, info=first.info) as one:
+        tei = {"shape": "classify", "dialect": "tei", "retries": 0}
+        set_endpoint(tei | {"url": one.url}, revision=None)
+        assert run("plan").code == run(*FINETUNE).code == run(*LABEL).code == 0
+        assert first.asked == PROBE + N
+    done = run(*LABEL)  # the store has it all
+    assert (done.code, "is the server running?; these are the soft labels of tiny, aaa" in done.err) == (
+        0,
+        True,
+    )
+    with serving(predict=second.predict, info=second.info) as other:
+        set_endpoint(tei | {"url": other.url}, revision=None)
+        assert "teacher-label@de" in run("plan").out
+        done = run(*LABEL)
+        assert done.out.startswith(f"de: {N} soft labels, {N} of them new")
+        assert set(said()[:, 0].tolist()) == {-2.0}
+        assert run(*LABEL).out.startswith(f"de: {N} soft labels, 0 of them new")
+        del other.answer["/info"]
+        assert run(*LABEL).code == 1  # which of the two is it?
+
+
+def test_a_model_that_changes_under_a_run_leaves_nothing_of_the_new_one(workspace: Path, run: Run) -> None:
+    tei = Tei()
+    assert run("prepare").code == 0
+    with serving(predict=tei.predict, info=tei.info) as server:
+        set_endpoint({"url": server.url, "shape": "classify", "dialect": "tei", "retries": 0}, revision=None)
+        assert run(*FINETUNE).code == run(*LABEL, "--limit", "20").code == 0
+
+        def changes(body: Any) -> Any:
+            tei.sha = "bbb" if tei.asked > PROBE + 20 + AGAIN + 10 else "aaa"
+            return tei.predict(body)
+
+        server.answer["/predict"] = changes
+        done = run(*LABEL)
+        assert done.code == 1
+        assert "answers as model_sha bbb, and the soft labels in the store are those of aaa" in done.err
+        tei.sha = "aaa"
+        server.answer["/predict"] = tei.predict
+        del server.answer["/info"]
+        done = run(*LABEL)
+        assert (done.code, "/info does not say which model answers now" in done.err) == (1, True)
+        server.answer["/info"] = tei.info
+        assert run(*LABEL).code == 0
+        assert set(said()[:, 0].tolist()) == {2.0}
+
+
 # What goes wrong
 
 
@@ -240,6 +327,9 @@ def top(*entries: tuple[str, float]) -> Any:
         (says(top(("A", -0.1), ("B", -0.2))), "add up to 1.724"),
         (says(top(("Z", -0.1), ("Y", -3.0))), "none of the letters A to C came back, but 'Z' first"),
         (says({"model": "tiny-chat", "choices": []}), "no choices"),
+        (says({"error": {"message": "Rate limit", "code": 429}}), "answered with an error: 'Rate limit'"),
+        (says({"error": "over budget"}), "answered with an error: 'over budget'"),
+        (says(top(("A", -1e39), ("B", -1.0))), "is -1e+39, which is no number"),
         (says({"model": "tiny-chat", "choices": [{"message": "A"}]}), "not laid out as chat-logprobs has it"),
     ],
 )
@@ -274,6 +364,9 @@ def test_a_server_that_stalls_is_given_up(german: Server, run: Run) -> None:
             "answers 401: Incorrect API key provided: ***",
         ),
         (status(404, "no such model"), "check teachers.<language>.endpoint: url, model, key_variable"),
+        (status(429, "daily limit", **{"retry-after": "2000"}), "daily limit; run this again in 2,000 s"),
+        (says("bad key Bearer sk-secret-1"), "answered with text, not JSON: 'bad key Bearer ***'"),
+        (says("x" * 62 + " Bearer sk-secret-1"), "Bearer ***'"),
     ],
 )
 def test_what_no_request_can_pass_ends_the_run_at_once(
@@ -294,6 +387,17 @@ def test_a_server_that_is_not_there_is_named(workspace: Path, run: Run) -> None:
     done = run(*LABEL)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "cannot reach http://127.0.0.1:9/v1" in done.err
+
+
+def test_what_a_killed_run_left_behind_and_no_store_can_hold_stops_nobody(german: Server, run: Run) -> None:
+    assert run(*LABEL, "--limit", "5").code == 0
+    [producer] = producer_ids(store_root(None))
+    with Journal(JOURNALS, producer) as journal:
+        for one in example_ids([texts()]).to_pylist():
+            journal.add(Line(one.hex(), [1e39, -1.0, 0.0], 0))
+    assert run(*LABEL).code == 0
+    assert np.abs(said()).max() < 100
+    assert not list(JOURNALS.iterdir())
 
 
 def test_a_run_in_which_nothing_is_answered_ends_early(german: Server, run: Run) -> None:
@@ -342,6 +446,28 @@ def test_too_much_outside_the_classes_stops_the_run(german: Server, run: Run) ->
     done = run(*LABEL)
     assert (done.code, len(german.asked)) == (1, PROBE + 50)
     assert "of their probability to no letter, more than endpoint.max_outside, 0.001" in done.err
+
+
+def test_a_server_that_was_good_and_is_no_more_is_noticed(
+    german: Server, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.teacher.endpoint.kept._SHARD", 50)
+    rows = [{"text": f"Hund {i}", "label": "animal"} for i in range(1000, 1300)]
+    write_jsonl(Path("data/de/train.jsonl"), rows)
+    assert run("prepare").code == 0
+    set_chat(german.url, concurrency=1)
+    german.faults.extend([None] * (PROBE + 200))
+    german.faults.extend([says(top(("<think>", -0.01), ("A", -7.0), ("B", -7.5), ("C", -8.0)))] * 200)
+    done = run(*LABEL)
+    assert (done.code, "the last 50 answers give 99.8% of their probability" in done.err) == (1, True)
+    assert len(german.asked) == PROBE + 250
+    german.faults.clear()
+    assert run(*LABEL).code == 0
+    logits = SoftLabelSet.read(SOFT_LABELS / "de", language="de").join(
+        example_ids([[row["text"] for row in rows]])
+    )
+    assert logsumexp(logits.logits, axis=1).min() > -1
+    assert len(german.asked) == PROBE + 250 + AGAIN + 320 - 200
 
 
 def test_letters_by_id_are_asked_for_as_extra_fields(german: Server, run: Run, chat_model: ChatModel) -> None:
@@ -491,10 +617,17 @@ def test_other_answers_stop_the_run_until_somebody_agrees(
     german.answer["/v1/chat/completions"] = other
     done = run(*LABEL)
     assert (done.code, "answers otherwise than before: asked again about 8 texts" in done.err) == (1, True)
+    for some in (("--part", "1/2"), ("--limit", "3")):  # of which the store may have no text yet
+        assert "answers otherwise than before: asked again about 8 texts" in run(*LABEL, *some).err
     set_chat(german.url, tolerance=0.9)
     assert run(*LABEL, "--limit", "1").code == 0
     set_chat(german.url)
-    assert run(*LABEL, "--accept-change").code == 0
+    assert run(*LABEL, "--limit", "1", "--accept-change").code == 0
+    assert run(*LABEL).code == 0  # which is agreed by now
+    german.answer["/v1/chat/completions"] = honest
+    write_jsonl(Path("data/de/test.jsonl"), [{"text": "Katze 77", "label": "animal"}])
+    assert run("prepare").code == 0
+    assert "answers otherwise than before" in run(*LABEL).err
 
 
 # Secrets
@@ -584,8 +717,20 @@ def test_only_texts_for_other_machines_leave_this_one() -> None:
 
     assert host("https://api.example.com/v1") == "api.example.com"
     assert host("http://10.0.0.7:8000") == "10.0.0.7"
-    for here in ("localhost", "127.0.0.1", "[::1]"):
+    for here in ("localhost", "127.0.0.1", "127.0.0.2", "[::1]"):
         assert host(f"http://{here}:8000/v1") is None
+    assert host("http://127.example.com/v1") == "127.example.com"
+
+
+def test_what_is_for_this_machine_goes_through_no_proxy(
+    german: Server, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        assert run(*LABEL, "--limit", "1").code == 0
+        assert (len(german.asked), proxy.asked) == (PROBE + 1, [])
 
 
 # Letter bias
