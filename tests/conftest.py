@@ -4,9 +4,11 @@ import gc
 import os
 import shutil
 import signal
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import typer
 from clone import DVC_STAGES, NO_NETWORK, clone, commit_all, make
 from ruamel.yaml import YAML
 from tiny import COMMANDS, VARIANTS, Ran, Run, may_unshare, tiny_params, write_input, write_params
@@ -53,6 +56,7 @@ def pytest_collection_finish() -> None:
     """Leave what is imported by now out of garbage collections: torch and the Trainer ask for many."""
     gc.collect()
     gc.freeze()
+    gc.unfreeze = lambda: None  # which each training ends with
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -62,6 +66,15 @@ def _one_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("TRANSFORMERS_VERBOSITY", "error")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _made_once() -> Iterator[None]:
+    """Make the command line and the certificates of clients once for all commands, as a process does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", cache(typer.main.get_command))
+        patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
         yield
 
 

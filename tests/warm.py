@@ -159,6 +159,7 @@ def serve(address: str, client: str, *more: str) -> Request:
     for library in (*LIBRARIES, *more):
         importlib.import_module(library)
     gc.freeze()
+    gc.unfreeze = lambda: None  # which a training ends with: to look through it all takes half a second
     for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
         finalizer.atexit = False  # nobody takes the libraries apart
     listener = socket.socket(socket.AF_UNIX)

@@ -319,15 +319,13 @@ def run(trainer: TextTrainer, *, title: str) -> list[dict[str, Any]]:
         set_seed((trainer.args.seed + process_index()) % 2**32)
     elif checkpoint:
         say(f"{title}: going on from {checkpoint}")
-    n_frozen = gc.get_freeze_count()
     if torch.cuda.is_available():
         gc.collect()  # a model in bfloat16 refers to itself, and the last one may still be on the card
     gc.freeze()  # the Trainer asks for a garbage collection, which takes half a second over all modules
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
-        if not n_frozen:  # nor does a caller want its own looked through
-            gc.unfreeze()
+        gc.unfreeze()
         bar.close()  # so that an error message begins on a line of its own
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
