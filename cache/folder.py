@@ -7,7 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from cache.errors import CacheError, StoreError, UnreadableError
 
 _TEMPORARY = ".tmp"
+_ABANDONED = timedelta(days=1)
 
 
 class Entry(NamedTuple):
@@ -42,6 +43,8 @@ class Folder:
         self.url = str(place)
         if not self.url:
             raise StoreError("an empty name is no place for a store")
+        if "::" in self.url:  # which is a way to another place, to fsspec
+            raise StoreError(f"{self.url} has a double colon, which no place for a store may have; rename it")
         protocol, _, path = self.url.partition(":/")
         is_remote = protocol in fsspec.available_protocols() and protocol not in ("file", "local")
         if is_remote and not path.startswith("/"):
@@ -310,9 +313,22 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(_TEMPORARY)
 
 
+def is_abandoned(name: str, entry: Entry) -> bool:
+    """Tell whether a file is one whose writer was killed: nobody writes to one for a day."""
+    return (
+        is_temporary(name) and entry.modified is not None and datetime.now(UTC) - entry.modified > _ABANDONED
+    )
+
+
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write a file on this machine that is never seen half-written, and is on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        links = [parent for parent in path.parents if parent.is_symlink() and not parent.exists()]
+        if not links:
+            raise
+        raise StoreError(f"{links[0]} is a link to a place that is not there; mount it") from error
     temporary = path.with_name(f".{secrets.token_hex(8)}{_TEMPORARY}")
     try:
         with temporary.open("wb") as file:

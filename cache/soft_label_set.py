@@ -105,7 +105,7 @@ class SoftLabelSet:
         for path in folder.iterdir():
             old = ShardName.parse(path.name) is not None and path.name not in written
             if old or is_temporary(path.name):
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, folder: Path, *, language: str) -> Self:

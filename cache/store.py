@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -234,6 +234,8 @@ class Store:
         """
         if not self.folder.exists(FACTS):  # or no longer: somebody may have cleaned up
             self.create()
+        if not unique:
+            self._renew_use()
         return write_shard(self.folder, soft_labels, producer=self.producer, format_=format_, unique=unique)
 
     def note_use(self, *, teacher: str, language: str) -> None:
@@ -242,6 +244,15 @@ class Store:
             if not self.folder.exists(FACTS):
                 self.create()
             self.folder.write(LAST_USE, LastUse(datetime.now(UTC), teacher, language).encode())
+        except (CacheError, OSError):
+            return
+
+    def _renew_use(self) -> None:
+        """Tell ``gc`` that whoever used this last is still at it."""
+        try:
+            use = LastUse.read(self.folder)
+            if use is not None:
+                self.folder.write(LAST_USE, replace(use, at=datetime.now(UTC)).encode())
         except (CacheError, OSError):
             return
 

@@ -26,8 +26,10 @@ from pipeline.commands.app import app
 # A full, broken or protected disk, or a path that is no folder: nothing that a traceback would explain.
 _ENVIRONMENT = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.EFBIG),
 )
+# As safetensors, which is Rust, says what the system told it.
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 # How torch's back ends say that the other end of a connection is gone.
 _PEER_IS_GONE = re.compile("by peer|Broken pipe", re.IGNORECASE)
 # What several processes of torchrun can share; all else is done by one.
@@ -61,7 +63,9 @@ def main() -> int:
 
         if n_processes() > 1 and isinstance(error, RuntimeError) and _PEER_IS_GONE.search(str(error)):
             error = StageError("another process of this training has ended; run the same command to go on")
-        environment = isinstance(error, OSError) and error.errno in _ENVIRONMENT
+        said = _SYSTEM_ERROR.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+        code = int(said[1]) if said else error.errno if isinstance(error, OSError) else None
+        environment = code in _ENVIRONMENT
         if not environment and not isinstance(error, (CacheError, ParamsError, StageError)):
             raise
         if process_index():

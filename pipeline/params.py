@@ -265,6 +265,8 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "string_type" and isinstance(given, bool | int | float | datetime.date):
         text = str(given).lower() if isinstance(given, bool) else str(given)
         quoted = f'; quote it: "{text}"'
+        if isinstance(given, float):  # which is 0012e4 no more
+            quoted = "; put quotes around it as it stands in the file"
     message = re.sub(r"valid dictionary.*", "section or mapping", message)
     return f"{key} is {given!r}: {message[0].lower()}{message[1:]}{quoted}"
 

@@ -5,6 +5,7 @@ bounded by a window of rows and 20 bytes an example.
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from cache import file_digest, write_atomically
-from stages.artifacts import DATA, replaced_folder
+from stages.artifacts import DATA, METRICS, SOFT_LABELS, replaced_folder
 from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, data_file, has_split, may_teach
 from stages.data.files import MissingColumnError
 from stages.data.labels import LabelReader, Numbering
@@ -42,7 +43,22 @@ def prepare(task: TaskParams) -> Prepared:
         StageError: A column, split or class is missing, a text is null, or a label is not one of the classes.
     """
     with replaced_folder(DATA) as folder:
-        return _prepare(task, folder)
+        done = _prepare(task, folder)
+    _forget_others(task)
+    return done
+
+
+def _forget_others(task: TaskParams) -> None:
+    """Delete what stage one wrote of languages that are supervised no more: stages read the whole folders.
+
+    The store has their soft labels.
+    """
+    for folder in (SOFT_LABELS, METRICS / "teachers"):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_dir() and path.name not in task.supervised:
+                shutil.rmtree(path)
+            elif path.suffix == ".json" and path.stem not in task.supervised:
+                path.unlink()
 
 
 def _prepare(task: TaskParams, folder: Path) -> Prepared:

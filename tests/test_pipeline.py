@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -192,10 +193,35 @@ def test_a_pinned_teacher_labels_and_a_change_of_its_weights_is_noticed(finished
     assert "57 cached, 0 to label" in run(*LABEL).err
     set_bias(folder, [0.0, 0.1, 0.0])
     done = run(*LABEL)
-    assert (
-        done.code,
-        "pin them again with: python -m pipeline teacher finetune --language de" in done.err,
-    ) == (1, True)
+    assert done.code == 1
+    assert "pin it again with: python -m pipeline teacher finetune --language de, or under DVC" in done.err
+    assert "dvc repro --force --single-item teacher-finetune@de\n" in done.err
+    shutil.rmtree(folder)
+    assert "ready, which was pinned, is not there; put it back" in run(*LABEL).err
+
+
+def test_a_pinned_folder_may_move_with_the_clone(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = tiny_params()
+    use_ready_teacher(finished / "artifacts/teachers/de")
+    params["teachers"]["de"] |= {"base": "ready", "finetune": False}
+    write_params(params)
+    assert run("teacher", "finetune", "--language", "de").code == 0
+    moved = finished.rename(finished.with_name("moved"))
+    monkeypatch.chdir(moved)
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", str(moved / "store"))
+    assert "57 soft labels, 0 of them new" in run(*LABEL).out
+
+
+def test_what_stage_one_wrote_of_a_language_that_is_gone_goes(finished: Path, run: Run) -> None:
+    params = tiny_params()
+    params["task"] |= {"supervised": ["en"], "zero_shot": ["de", "nl"]}
+    write_params(params)
+    assert run("prepare").code == 0
+    for folder in ("soft_labels", "metrics/teachers"):
+        assert [path.stem for path in Path("artifacts", folder).iterdir()] == ["en"]
+    assert Path("artifacts/teachers/de").is_dir()
 
 
 def test_a_teacher_that_changes_while_it_is_loaded_labels_nothing(
@@ -660,3 +686,29 @@ def test_changed_parameters_do_not_go_on_from_a_foreign_checkpoint(finished: Pat
     stale = Path(".checkpoints/student-student/0123456789abcdef/checkpoint-8")
     stale.mkdir(parents=True)
     assert "going on" not in run("student", "distill", "--set", "student.distill.temperature=3").err
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("student", "export", "served"), "error: "),
+        (("student", "predict", "texts.txt", "--output", "out.jsonl"), "error: cannot write out.jsonl: "),
+    ],
+)
+def test_a_file_that_finds_no_room_is_said_in_one_line(
+    finished: Path, run: Run, command: tuple[str, ...], said: str
+) -> None:
+    Path("texts.txt").write_text("Hund 1\n" * 400, encoding="utf-8")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        done = run(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.code == 1
+    assert "File too large" in done.err
+    assert [line for line in done.err.splitlines() if line.startswith("error: ")] == [
+        done.err.splitlines()[-1]
+    ]
+    assert said in done.err
+    assert not Path("out.jsonl").exists()

@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 from cache.commands.ls import Listed, describe, ls
 from cache.endpoint_notes import ENDPOINT
 from cache.errors import ProducerError, StoreError, UnreadableError
-from cache.folder import Folder, is_temporary, read_file
+from cache.folder import Folder, is_abandoned, read_file
 from cache.schema import require_known_schema
 from cache.shards import ShardName
 from cache.soft_label_set import MANIFEST
@@ -72,7 +72,7 @@ def plan(
         age = now - one.last_use
         if unused_for is not None and age >= unused_for:
             victims[one.producer] = Victim(one, f"unused for {age.days} days")
-        elif unused_for is None and max_size is None and age >= GRACE:
+        elif referenced is not None and unused_for is None and max_size is None and age >= GRACE:
             victims[one.producer] = Victim(one, "no experiment refers to it")
     if max_size is not None:
         size = sum(one.size for one in listed) - sum(victim.listed.size for victim in victims.values())
@@ -122,12 +122,13 @@ def delete(root: str | Path, victim: Victim) -> bool:
         aside = folder.folder(SET_ASIDE)
         for name, entry in aside.list().items():
             moved = re.sub(r"\.[0-9]+$", "", name)  # the number is put behind a name that was taken
-            if not entry.is_folder and (ShardName.parse(moved) or moved == FACTS or is_temporary(name)):
+            is_ours = ShardName.parse(moved) or moved == FACTS or is_abandoned(name, entry)
+            if is_ours and not entry.is_folder:
                 aside.delete(name)
         aside.delete_if_empty()
     for name, entry in folder.list().items():
-        is_ours = ShardName.parse(name) or is_temporary(name) or name in (LAST_USE, NAME, TOP_K, ENDPOINT)
-        if is_ours and not entry.is_folder:
+        is_ours = ShardName.parse(name) or is_abandoned(name, entry)
+        if (is_ours or name in (LAST_USE, NAME, TOP_K, ENDPOINT)) and not entry.is_folder:
             folder.delete(name)
     folder.delete(FACTS)
     folder.delete_if_empty()

@@ -94,7 +94,8 @@ def describe(root: str | Path, producer: str, *, on_unreadable: OnUnreadable = r
         name = name_of(root, producer) if NAME in entries else None
     except UnreadableError as error:
         on_unreadable(error)
-    written = [entries[name].modified for name in shards]
+    # Where nobody noted a use, a shard's time stands for it; it is a new one where shards were only merged.
+    written = [entries[name].modified for name in shards] if use is None else [use.at]
     return Listed(
         producer=producer,
         name=name,
@@ -103,5 +104,5 @@ def describe(root: str | Path, producer: str, *, on_unreadable: OnUnreadable = r
         examples=sum(shard.rows for shard in shards.values()),
         shards=len(shards),
         size=sum(entries[name].size for name in shards),
-        last_use=max([_NEVER, *(time for time in written if time), *([use.at] if use else [])]),
+        last_use=max([_NEVER, *(time for time in written if time)]),
     )

@@ -2,15 +2,12 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cache.errors import DamagedShardError, ProducerError
-from cache.folder import Folder, is_temporary
+from cache.folder import Folder, is_abandoned
 from cache.shards import ShardName, read_bytes
 from cache.store import FACTS, SET_ASIDE, Store
-
-_ABANDONED = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,7 @@ class Repaired:
 
     Attributes:
         producer: Its id.
-        damaged: Reasons, by the file's name; the files are in ``damaged/`` now.
+        damaged: Reasons, by the file's name in ``damaged/``, where it is now.
         examples: Soft labels that the damaged shards' names promised.
         lacks_facts: Whether it has no producer.json now, without which nothing reads its shards.
     """
@@ -54,18 +51,19 @@ def repair(root: str | Path, producer_id: str) -> Repaired:
         damaged = {name: error.reason for name, error in store.damaged.items()}
     # Another process may have set aside and labelled again meanwhile, which gives good files of these names.
     damaged = {name: reason for name, reason in damaged.items() if name in before}
-    for name in list(damaged):
+    rows, moved = 0, {}
+    for name, reason in damaged.items():
         now = folder.list().get(name)
-        if now == before[name]:
-            with suppress(FileNotFoundError):  # another process repairs, too
-                folder.move(name, SET_ASIDE)
-        elif now:
-            del damaged[name]
+        if now not in (None, before[name]):
+            continue
+        with suppress(FileNotFoundError):  # another process repairs, too
+            moved[folder.move(name, SET_ASIDE)] = reason
+            parsed = ShardName.parse(name)
+            rows += parsed.rows if parsed is not None else 0
     for name, entry in folder.list().items():
-        if is_temporary(name) and entry.modified and datetime.now(UTC) - entry.modified > _ABANDONED:
+        if is_abandoned(name, entry):
             folder.delete(name)
-    rows = [parsed.rows for name in damaged if (parsed := ShardName.parse(name)) is not None]
-    return Repaired(producer_id, damaged, sum(rows), lacks_facts=FACTS not in folder.list())
+    return Repaired(producer_id, moved, rows, lacks_facts=FACTS not in folder.list())
 
 
 def _by_digest(folder: Folder) -> dict[str, str]:

@@ -246,8 +246,8 @@ def gc(
         raise typer.BadParameter("say what may go: --unused-for, --max-size or --clone")
     victims = plan(
         root,
-        unused_for=_parse_age(unused_for) if unused_for else None,
-        max_size=_parse_size(max_size) if max_size else None,
+        unused_for=_parse_age(unused_for) if unused_for is not None else None,
+        max_size=_parse_size(max_size) if max_size is not None else None,
         referenced=(
             {one for path in clone for one in referenced_by(path, ignore_missing=ignore_missing)}
             if clone
@@ -316,14 +316,16 @@ def export(
 ) -> None:
     """Write a producer's soft labels to a Parquet file, with the texts that the current data has."""
     from cache.commands.export import export as run
+    from cache.commands.ls import describe
     from cache.names import find_producer
     from stages.data.examples import all_examples
 
     loaded = load(params, changes)
     root = _root(store, params, changes)
     found = find_producer(root, producer)
+    language = describe(root, found).language  # whose rows count where languages have a text in common
     with bytes_bar("export", 2 * _total_size(root, [found])) as on_bytes:
-        examples = all_examples(loaded.task)
+        examples = all_examples(loaded.task, first=language)
         count = run(root, found, file, examples=examples, overwrite=overwrite, on_bytes=on_bytes)
     if as_json:
         print_json({"producer": found, "file": str(file), "examples": count})

@@ -76,7 +76,7 @@ def compare_kept(
 def _wanted(task: TaskParams, student: StudentSection, params: AblationParams) -> dict[str, dict[str, Any]]:
     """Give the parameters that each run must have been made with, by its name."""
     settings = params.settings(student.distill)
-    return {run: settings_of(task, student, of_run) for run, of_run in settings.items()}
+    return {run: settings_of(task, of_run) for run, of_run in settings.items()}
 
 
 def _runs(params: AblationParams, *, sweep: bool) -> dict[str, list[int]]:

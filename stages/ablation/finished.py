@@ -6,8 +6,8 @@ Kept runs hold no text and no label, and are small enough for a repository:
   ``right``. The schema's metadata ``mblm`` (JSON) holds ``parts``, a language, a split and a number of rows
   each, in the order of the rows; ``examples``, digests of the examples, such as those of ``de/test``; and
   ``made_of``, as in predictions, parameters and digests.
-- ``entities.arrow``: likewise, with the column ``entity``, a number of what each example is about; and with
-  ``teachers``, their accuracies by language and split.
+- ``entities.arrow``: likewise, with the column ``entity``, a number of what each example is about; with
+  ``teachers``, their accuracies by language and split; and with ``soft_labels``, the digest of what they say.
 """
 
 import json
@@ -114,17 +114,24 @@ def read_kept(
             or is of other examples.
     """
     entities, facts = read_column(folder / ENTITIES, "entity", write_again=_KEEP)
-    found = {}
+    found, labelled = {}, {}
     same = Comparable(wanted)
     for run, seed in ((run, seed) for run, seeds in runs.items() for seed in seeds):
         path = folder / kind_of(sweep) / f"{run}-{seed}.arrow"
         right, of_run = read_column(path, "right", write_again=_KEEP)
         same.require(path, of_run["made_of"], run, seed)
+        labelled[path] = of_run["made_of"].get("soft_labels")
         splits = {split for _, split in right}
         for by, digest in facts["examples"].items():
             if by.partition("/")[2] in splits and of_run["examples"].get(by) != digest:
                 raise StageError(f"{path} is of other examples of {by} than {folder / ENTITIES}; {_KEEP}")
         found[f"{run}-{seed}"] = right
+    for path, digest in labelled.items():
+        if None not in (digest, facts.get("soft_labels")) and digest != facts["soft_labels"]:
+            raise StageError(
+                f"{path} was made with other soft labels than those of the teachers in {folder / ENTITIES}; "
+                "train it again: make ablation"
+            )
     numbers = {by: of_one.astype(np.int64) for by, of_one in entities.items()}
     return Finished(found, numbers, facts["teachers"])
 
@@ -148,13 +155,12 @@ class Comparable:
         Raises:
             StageError: It is one.
         """
-        names = {"task": "task", "distill": "student.distill", "evaluate": "student.evaluate"}
-        for section, values in self._wanted[run].items():
-            other = made_of[section]
+        for section, name in (("task", "task"), ("distill", "student.distill")):
+            values, other = self._wanted[run][section], made_of[section]
             for key in (*values, *other):
                 if values.get(key) != other.get(key):
                     here, there = (one.get(key, "the default") for one in (values, other))
-                    changed = f"{names[section]}.{key}: {there}, not {here}"
+                    changed = f"{name}.{key}: {there}, not {here}"
                     raise StageError(f"{path} was made with another {changed}; train it again: make ablation")
         for part, said in _PARTS.items():
             if part in made_of:

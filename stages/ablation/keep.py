@@ -41,7 +41,7 @@ def keep(
     runs = [(run, seed, False) for run in params.variants for seed in params.seeds]
     runs += [(run.name, seed, True) for run in params.sweep.runs for seed in params.sweep.seeds]
     settings = params.settings(student.distill)
-    same = Comparable({run: settings_of(task, student, of_run) for run, of_run in settings.items()})
+    same = Comparable({run: settings_of(task, of_run) for run, of_run in settings.items()})
     of_today = digest_of(soft_labels_of(task, teachers))  # whose teachers' accuracies stand beside the runs
     found = {}
     for run, seed, sweep in runs:
@@ -65,6 +65,10 @@ def keep(
     entities = entities_of(task)
     for path, (right, facts_of_run) in found.items():
         write_column(folder / path, "right", right, facts_of_run)
-    facts = {"examples": digests_of(task, entities), "teachers": teachers_of(task)}
+    facts = {
+        "examples": digests_of(task, entities),
+        "teachers": teachers_of(task),
+        "soft_labels": of_today,
+    }
     write_column(folder / ENTITIES, "entity", entities, facts)
     return f"{folder}: {len(found)} runs"

@@ -60,7 +60,7 @@ def train(
     with_seed = settings[run].model_copy(update={"seed": seed})
     is_variant = run in params.variants
     folder = ABLATION / kind_of(sweep=not is_variant)
-    made_of = _made_of(task, teachers, student, with_seed, encoder)
+    made_of = _made_of(task, teachers, with_seed, encoder)
     if params.kept and _taken(task, Path(params.kept), folder / f"{name}.arrow", made_of):
         return f"{run}, seed {seed}: taken from {params.kept}, whatever code it was trained with"
     distill(task, teachers, with_seed, encoder=encoder, output=model)
@@ -80,7 +80,6 @@ def train(
 def _made_of(
     task: TaskParams,
     teachers: Mapping[str, Teachers],
-    student: StudentSection,
     settings: DistillParams,
     encoder: Path,
 ) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def _made_of(
             facts += [texts[-1], read_entities(language, split) if has_translations else None]
     parts: dict[str, Any] = {"digest": facts, "encoder": [pooling, weights], "training_texts": texts}
     parts |= {} if soft_labels is None else {"soft_labels": soft_labels}
-    return settings_of(task, student, settings) | {name: digest_of(part) for name, part in parts.items()}
+    return settings_of(task, settings) | {name: digest_of(part) for name, part in parts.items()}
 
 
 def _taken(task: TaskParams, kept: Path, output: Path, made_of: Mapping[str, Any]) -> bool:

@@ -159,15 +159,19 @@ def read_asked(
     return is_asked
 
 
-def all_examples(task: TaskParams) -> pa.Table | None:
+def all_examples(task: TaskParams, *, first: str | None = None) -> pa.Table | None:
     """Read the examples of all languages and splits that `prepare` wrote; None where it wrote none.
+
+    Args:
+        task: Section `task`.
+        first: The language to begin with.
 
     Returns:
         Columns ``example_id``, ``language``, ``split``, the text fields and ``class``, the label's name, or
         null.
     """
     tables = []
-    for language in task.languages:
+    for language in sorted(task.languages, key=lambda one: one != first):
         for split in dict.fromkeys([*SPLITS, *taught_splits(task, language)]):
             if has_split(language, split):
                 table = read_examples(task, language, split)

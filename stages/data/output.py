@@ -1,5 +1,6 @@
 """Users' examples are written here, as they were read, with columns beside them."""
 
+import errno
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from stages.data.files import COMPRESSED
 from stages.data.rows import Window
 from stages.errors import StageError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Write = Callable[[Window, pa.Table], None]
 """Writes a window and the columns beside it."""
 
@@ -101,6 +103,12 @@ class Output:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:  # it may be of the input
+                raise
+            raise StageError(
+                f"cannot write {self.path}: {os.strerror(error.errno)}; free some space"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 

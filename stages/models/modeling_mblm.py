@@ -439,6 +439,9 @@ class MBLMModel(MBLMPreTrainedModel):
         mixture = None if mixture_weights is None else self._checked_weights(mixture_weights, n, device)
         weights = self._own_weights(chosen, n, device)
         routing = self._route(chosen, weights, mixture)
+        for name in ("output_hidden_states", "output_attentions"):  # the encoder reads its own configuration
+            if passed.get(name) is None and getattr(self.config, name, None):
+                passed[name] = True
         selected = passed.get("output_hidden_states")
         if selected is not None and not isinstance(selected, bool):  # numbers: a branched layer has several
             passed["output_hidden_states"] = bool(selected)

@@ -36,7 +36,8 @@ def resolve(base: str, revision: str | None, *, key: str) -> dict[str, Any]:
             )
         if not list(folder.glob("*.safetensors")):
             raise StageError(f"{key} is {base}, which has no weights in *.safetensors")
-        return {"folder": str(folder), "files": model_digests(folder)}
+        # As it is named, so that a pin is the same in every clone, and where a clone is moved.
+        return {"folder": base, "files": model_digests(folder)}
     return {"hub": base, "commit": resolve_commit(base, revision, key=key, kind="model")}
 
 
@@ -52,11 +53,10 @@ def fetch(source: dict[str, Any], *, command: str) -> Path:
     """
     if "folder" in source:
         folder = Path(source["folder"])
-        if not folder.is_dir() or model_digests(folder) != source["files"]:
-            raise StageError(
-                f"the files in {folder} are not those that were pinned; "
-                f"pin them again with: python -m pipeline {command}"
-            )
+        if not folder.is_dir():
+            raise StageError(f"{folder}, which was pinned, is not there; put it back, or {_again(command)}")
+        if model_digests(folder) != source["files"]:
+            raise StageError(f"the files in {folder} are not those that were pinned; {_again(command)}")
         return folder
     from huggingface_hub import snapshot_download  # slow import
 
@@ -72,6 +72,16 @@ def fetch(source: dict[str, Any], *, command: str) -> Path:
     if not list(folder.glob("*.safetensors")):
         raise StageError(f"{name} at {commit} has no weights in *.safetensors")
     return folder
+
+
+def _again(command: str) -> str:
+    """Say how a stage pins a folder again: DVC sees no change, and would bring the old pin back."""
+    *words, language = command.replace(" --language", "").split()
+    stage = "-".join(words) + f"@{language}" if "--language" in command else command.replace(" ", "-")
+    return (
+        f"pin it again with: python -m pipeline {command}, or under DVC: "
+        f"dvc repro --force --single-item {stage}"
+    )
 
 
 def link(path: Path, target: Path) -> None:

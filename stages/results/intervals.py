@@ -13,6 +13,10 @@ from scipy.special import stdtrit
 Key = TypeVar("Key")
 
 
+_ROUNDING = 1e-24
+"""Below this, a variance of accuracies is the square of what rounding leaves."""
+
+
 def numbered_entities(entities: Mapping[Key, Sequence[str | None]]) -> dict[Key, NDArray[np.int64]]:
     """Number what examples are about, the same in all languages.
 
@@ -77,7 +81,7 @@ def interval(
         if of_seeds or of_both < of_entities:  # something is left
             of_entities = max(0.0, of_entities - of_both)
     variance = of_seeds + of_entities
-    if variance == 0:
+    if variance < _ROUNDING:
         return (-1.0, 1.0) if mean or max(n_entities) == 1 else (0.0, 0.0)
     # The smallest language: where sizes differ, its variance is most of that of their average.
     degrees = (max(1, n_seeds - 1), max(1, min(n_entities) - 1))

@@ -501,6 +501,9 @@ def test_gc_without_a_reason_or_with_a_bad_one_is_refused(finished: Path, run: R
     assert "write days or hours, such as 90d" in run("cache", "gc", "--unused-for", "soon").err
     assert "write bytes, kB, MB, GB or TB" in run("cache", "gc", "--max-size", "much").err
     assert "add --dry-run or --yes" in run("cache", "gc", "--max-size", "1GB", "--json").err
+    for option in ("--unused-for", "--max-size"):  # as of a variable that is not set
+        done = run("cache", "gc", option, "", "--clone", ".", "--yes")
+        assert (done.code, "write " in done.err) == (2, True)
 
 
 def git_in(folder: Path) -> Callable[..., str]:
@@ -764,6 +767,19 @@ def test_export_writes_every_soft_label_once_with_its_text(finished: Path, run: 
     assert json.loads(table.schema.metadata[b"classes"]) == ["animal", "colour", "number"]
 
 
+def test_export_says_of_a_text_that_two_languages_have_what_its_own_language_says(
+    finished: Path, run: Run
+) -> None:
+    for language, label in (("de", "animal"), ("en", "colour")):
+        write_jsonl(Path(f"data/{language}/train.jsonl"), [{"text": "Gift", "label": label}])
+    assert run("prepare").code == 0
+    for language, label in (("de", "animal"), ("en", "colour")):
+        assert run("teacher", "label", "--language", language).code == 0
+        assert run("cache", "export", producer_of(language), f"{language}.parquet").code == 0
+        rows = {row["text"]: row for row in pq.read_table(f"{language}.parquet").to_pylist()}
+        assert (rows["Gift"]["language"], rows["Gift"]["class"]) == (language, label)
+
+
 def test_texts_that_the_current_data_does_not_have_are_null(
     finished: Path, run: Run, strangers: list[str]
 ) -> None:
@@ -805,6 +821,46 @@ def test_compact_merges_shards_and_loses_nothing(finished: Path, run: Run, forma
     assert store.look_up(example_ids([[*texts(18), "repeated"]])).found.sum() == 17
     again = read_json(run, "compact", store.producer.id)
     assert (again[0]["before"], again[0]["after"]) == (2, 2)
+
+
+def test_compact_is_no_use_of_a_producer(finished: Path, run: Run, strangers: list[str]) -> None:
+    store = Store.open(finished / "store", strangers[0])
+    store.append(soft_labels(texts(40, first=500)))
+    age(finished / "store", strangers[0], days=100)
+    before = read_json(run, "ls")
+    assert read_json(run, "compact", strangers[0])[0]["after"] == 1
+    after = read_json(run, "ls")
+    assert [one["last_use"] for one in after] == [one["last_use"] for one in before]
+    store.append(soft_labels(texts(40, first=600)))  # which is one
+    assert read_json(run, "ls")[0]["producer"] == strangers[0]
+
+
+def test_gc_leaves_what_another_process_is_writing(finished: Path, run: Run, strangers: list[str]) -> None:
+    folder = finished / "store" / strangers[0]
+    for name, days in ((".new.tmp", 0), (".old.tmp", 3)):
+        (folder / name).touch()
+        then = (datetime.now(UTC) - timedelta(days=days)).timestamp()
+        os.utime(folder / name, (then, then))
+    assert run("cache", "gc", "--unused-for", "90d", "--yes").code == 0
+    assert [path.name for path in folder.iterdir()] == [".new.tmp"]
+
+
+def test_a_place_that_is_none_is_named(finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run("cache", "ls", "--store", "a::b")
+    assert (done.code, "has a double colon, which no place for a store may have" in done.err) == (1, True)
+    Path("link").symlink_to("disk/that/is/not/mounted")
+    monkeypatch.setenv("MBLM_TEACHER_CACHE", "link")
+    done = run(*LABEL)
+    assert (done.code, "link is a link to a place that is not there" in done.err) == (1, True)
+
+
+def test_what_was_damaged_twice_is_listed_by_its_name(finished: Path, run: Run) -> None:
+    folder = finished / "store" / producer_of("de")
+    for number in ("", ".1"):
+        [shard] = folder.glob("*.arrow")
+        flip_a_bit(shard)
+        assert f"set aside: {folder}/damaged/{shard.name}{number} (" in run("cache", "repair").out
+        assert (folder / "damaged" / f"{shard.name}{number}").is_file()
 
 
 def test_compact_respects_the_size_of_a_large_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

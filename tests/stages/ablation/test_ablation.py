@@ -54,6 +54,10 @@ def test_the_interval_of_one_seed_and_language_is_that_of_a_paired_t_test() -> N
     assert interval(differences, different_texts(differences)) == pytest.approx(tuple(expected))
 
 
+def test_one_text_with_several_examples_says_nothing_of_others() -> None:
+    assert interval([np.array([[0, 0, 1]])], [np.zeros(3, np.int64)]) == (-1, 1)
+
+
 def test_where_all_texts_are_alike_the_interval_is_that_of_a_t_test_of_the_seeds() -> None:
     by_seed = np.array([1, 0, 1, -1, 1])
     differences = [np.repeat(by_seed[:, None], n, axis=1) for n in (7, 4)]

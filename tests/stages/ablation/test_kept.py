@@ -125,6 +125,26 @@ def test_runs_of_other_soft_labels_are_not_kept_beside_accuracies_of_these(kept:
     assert f"mblm-1.arrow was made with other soft labels than {ABLATION}/predictions/distill-0" in done.err
 
 
+def test_runs_of_other_soft_labels_stay_apart_from_accuracies_of_new_teachers(kept: Path, run: Run) -> None:
+    set_bias(Path("artifacts/teachers/de"), [0.0, 0.1, 0.0])
+    assert run(*LABEL).code == 0
+    leave_one_run()
+    assert "(validation)" in run("ablation", "train", "--run", "finetune", "--seed", "0").out
+    PREDICTIONS.unlink()
+    assert run("ablation", "keep", *KEPT).out == "kept: 1 runs\n"
+    done = run("ablation", "compare", "--kept", *KEPT)
+    assert done.code == 1
+    assert "was made with other soft labels than those of the teachers in kept/entities.arrow" in done.err
+
+
+def test_what_changes_speed_and_memory_only_trains_nothing_again(kept: Path, run: Run) -> None:
+    smaller = ("--set", "student.evaluate.batch_size=2")
+    before = {path: path.read_bytes() for path in (ABLATION / "plan").rglob("*.json")}
+    assert run("ablation", "plan", *smaller).code == 0
+    assert {path: path.read_bytes() for path in (ABLATION / "plan").rglob("*.json")} == before
+    assert run("ablation", "compare", "--kept", *KEPT, *smaller).code == 0
+
+
 def test_translations_are_a_part_of_what_a_run_is_made_of(kept: Path, run: Run) -> None:
     averaged = ("--set", "student.distill.average_translations=true")
 

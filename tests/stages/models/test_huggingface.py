@@ -159,6 +159,10 @@ def test_hidden_states_and_attentions_are_those_of_the_plain_model(family: str, 
                 strict=True,
             ):
                 torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        for name in asked:  # as from_pretrained sets them
+            setattr(student.config, name, True)
+        assert len(student(**inputs()).hidden_states) == 4
+        assert len(student(**inputs()).attentions) == 3
 
 
 @pytest.mark.parametrize("branch_layers", [1, 3])
