@@ -12,7 +12,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cache.errors import CacheError, ManifestError, MissingSoftLabelsError, ProducerError, UnreadableError
+from cache.errors import (
+    CacheError,
+    ManifestError,
+    MissingSoftLabelsError,
+    ProducerError,
+    StoreError,
+    UnreadableError,
+)
 from cache.folder import Folder, is_temporary, write_atomically
 from cache.identity.digests import canonical_json
 from cache.identity.producer import Producer
@@ -80,15 +87,20 @@ class SoftLabelSet:
         for producer, soft_labels in parts:
             row_bytes = 16 + sum(values[:1].nbytes for values in soft_labels.columns.values())
             step = max(1, _SHARD_BYTES // row_bytes)
-            shards = [
-                write_shard(
-                    Folder(folder),
-                    soft_labels.take(slice(start, start + step)),
-                    producer=producer,
-                    format_=format_,
-                )
-                for start in range(0, len(soft_labels), step)
-            ]
+            try:
+                shards = [
+                    write_shard(
+                        Folder(folder),
+                        soft_labels.take(slice(start, start + step)),
+                        producer=producer,
+                        format_=format_,
+                    )
+                    for start in range(0, len(soft_labels), step)
+                ]
+            except FileNotFoundError as error:  # to that process it was what a killed one had left
+                raise StoreError(
+                    f"another process writes to {folder}, too; run the same command again"
+                ) from error
             change = (top_k_changes or {}).get(producer.id)
             measured: dict[str, Any] = {"top_k_change": change.encode()} if change else {}
             measured |= {"letter_bias": list(letter_bias)} if letter_bias is not None else {}

@@ -12,7 +12,7 @@ from cache.errors import DamagedShardError, StoreError, UnreadableError
 from cache.folder import Folder
 from cache.names import name_of
 from cache.shards import read_bytes
-from cache.store import LAST_USE, LastUse, Store
+from cache.store import FACTS, LAST_USE, LastUse, Store
 from cache.top_k import TopKChange
 
 _AT_ONCE = 8  # hides an object store's latency
@@ -55,7 +55,11 @@ def compare(source: str | Path, target: str | Path, producer_ids: Iterable[str])
         copied = Store(target, store.producer)
         copied.require_own()
         here, there = store.shards(), copied.shards()
-        missing[producer_id] = {name: size for name, size in here.items() if there.get(name) != size}
+        missing[producer_id] = {
+            name: size
+            for name, size in here.items()
+            if name not in there or (size and there[name] != size)  # some listings, of HTTP, tell no size
+        }
         present += len(here) - len(missing[producer_id])
     return Plan(missing, present)
 
@@ -85,7 +89,8 @@ def copy(
         for producer_id, sizes in todo.missing.items():
             store = Store.open(source, producer_id)
             there = Store(target, store.producer)
-            there.create()
+            if sizes or not there.folder.exists(FACTS):  # else a target that is read-only will do
+                there.create()
 
             def copy_one(name: str, here: Folder = store.folder, to: Folder = there.folder) -> None:
                 to.write(name, read_bytes(here, name))

@@ -1,6 +1,7 @@
 """Ask a teacher behind HTTP what the store lacks: many requests at once, each answer kept as it comes."""
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from cache import EndpointNotes, Lookup, Store
+from cache import EndpointNotes, Lookup, Store, write_atomically
 from cache.soft_labels import id_bytes
 from stages.artifacts import ARTIFACTS
 from stages.errors import StageError
 from stages.progress import Bar, say
 from stages.teacher.endpoint.identity import CONTENT_FREE, Endpoint
-from stages.teacher.endpoint.kept import ENOUGH, Kept, require_sense
+from stages.teacher.endpoint.kept import ENOUGH, JOURNALS, Kept, require_sense
 from stages.teacher.endpoint.letter_bias import letter_bias
 from stages.teacher.endpoint.transport import Transport, foreign_host
 from stages.teacher.endpoint.wording import Answer, AnswerError
@@ -41,7 +42,7 @@ class Tally:
         failed: Texts without one.
         tokens: That the server counted.
         seconds: That it took.
-        first: Why the first text without an answer has none, and its beginning.
+        reasons: Why each text without an answer has none.
         in_a_row: Texts without an answer since the last one with one.
     """
 
@@ -49,7 +50,7 @@ class Tally:
     failed: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    first: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)
     in_a_row: int = 0
     _since: float = field(default_factory=time.monotonic)
 
@@ -64,7 +65,13 @@ class Tally:
         """Count a text without an answer."""
         self.failed += 1
         self.in_a_row += 1
-        self.first = self.first or f"{text[:40]!r}: {error}"
+        self.reasons[text] = str(error)
+
+    @property
+    def first(self) -> str:
+        """Say what the first text without an answer is, and why it has none."""
+        text, reason = next(iter(self.reasons.items()))
+        return f"{text[:40]!r}: {reason}"
 
     def line(self) -> str:
         """Say how it goes, in a part of a line."""
@@ -110,9 +117,13 @@ def fill_by_asking(
         require_sense(endpoint, EndpointNotes.read(store.folder), at_least=1)
         if tally.failed:
             n = tally.failed + tally.answered
+            path = JOURNALS / f"no-answer-{examples.language}.jsonl"
+            lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in tally.reasons.items()]
+            write_atomically(path, "".join(lines).encode(errors="surrogatepass"))
             raise StageError(
                 f"{tally.failed:,} of {n:,} texts of '{examples.language}' got no answer, first "
-                f"{tally.first}; the others are stored, and the same command asks for the rest"
+                f"{tally.first}; the others are stored, and the same command asks for the rest; {path} lists "
+                "those without an answer: take out of the data what fails each time"
             )
     return lookup, tally
 

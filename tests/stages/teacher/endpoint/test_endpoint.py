@@ -342,6 +342,9 @@ def test_a_text_without_an_answer_costs_no_other(german: Server, run: Run, fault
     assert done.code == 1
     assert f"error: 1 of {N - 1} texts of 'de' got no answer, first '" in done.err
     assert reason in done.err
+    [(text, why)] = [json.loads(line) for line in (JOURNALS / "no-answer-de.jsonl").read_text().splitlines()]
+    assert text in texts()
+    assert reason in why
     assert not (SOFT_LABELS / "de").exists()
     before = len(german.asked)
     assert run(*LABEL).code == 0
