@@ -6,9 +6,9 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +37,11 @@ class Output:
 
     path: Path | None
     overwrite: bool = False
+
+    @property
+    def is_parquet(self) -> bool:
+        """Whether the file has columns, each of one type."""
+        return self.path is not None and self._format == ".parquet"
 
     @property
     def _codec(self) -> str | None:
@@ -70,8 +75,11 @@ class Output:
             raise StageError(f"{self.path} is there already; replace it with --overwrite")
 
     @contextmanager
-    def writing(self) -> Iterator[Write]:
+    def writing(self, columns: Mapping[str, pa.DataType] | None = None) -> Iterator[Write]:
         """Give what writes a window; a file appears once all are written, and only then.
+
+        Args:
+            columns: Of a Parquet file, what `columns_of` found; None: those of the first window.
 
         Raises:
             StageError: The file is there already, or values do not fit into its format.
@@ -95,7 +103,7 @@ class Output:
                 elif self._format == ".jsonl":
                     yield partial(_write_json, file)
                 else:
-                    parquet = _Parquet(file)
+                    parquet = _Parquet(file, dict(columns or {}), are_of_all=columns is not None)
                     try:
                         yield parquet.write
                     finally:
@@ -143,11 +151,12 @@ def _as_json(value: Any) -> str:
 
 @dataclass
 class _Parquet:
-    """A Parquet file whose columns are those of the first window."""
+    """A Parquet file whose columns are known, or are those of the first window."""
 
     file: IO[bytes]
+    _columns: dict[str, pa.DataType]
+    are_of_all: bool
     _writer: pq.ParquetWriter | None = None
-    _columns: dict[str, pa.DataType] = field(default_factory=dict)
 
     def write(self, window: Window, beside: pa.Table) -> None:
         table = self._table(window) if isinstance(window, list) else window
@@ -164,9 +173,16 @@ class _Parquet:
             self._writer.close()
 
     def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        if self.are_of_all:
+            return pa.table(
+                {
+                    name: _array(name, [row.get(name) for row in rows], of)
+                    for name, of in self._columns.items()
+                }
+            )
         names = dict.fromkeys(name for row in rows for name in row)
         arrays = {name: _array(name, [row.get(name) for row in rows]) for name in names}
-        if self._writer is None:
+        if not self._columns:
             self._columns = {name: array.type for name, array in arrays.items()}
         for name, array in arrays.items():
             expected = self._columns.get(name, pa.null())
@@ -180,9 +196,29 @@ class _Parquet:
         return pa.table({name: arrays[name] for name in self._columns})
 
 
-def _array(name: str, values: list[Any]) -> pa.Array:
+def columns_of(windows: Iterable[Window]) -> dict[str, pa.DataType]:
+    """Find out what Parquet columns all rows of a file fit into, before there is anything to lose.
+
+    Raises:
+        StageError: There are none.
+    """
+    columns: dict[str, pa.DataType] = {}
+    for rows in windows:
+        for name in dict.fromkeys(name for row in rows for name in row):
+            found = _array(name, [row.get(name) for row in rows]).type
+            known = columns.get(name, pa.null())
+            try:
+                columns[name] = pa.unify_schemas(
+                    [pa.schema({name: known}), pa.schema({name: found})], promote_options="permissive"
+                )[0].type
+            except pa.ArrowException as error:
+                raise _unfit(name, f"{found} in some examples, {known} in others") from error
+    return columns
+
+
+def _array(name: str, values: list[Any], of: pa.DataType | None = None) -> pa.Array:
     try:
-        return pa.array(values)
+        return pa.array(values, of)
     except (OverflowError, pa.ArrowException) as error:
         raise _unfit(name, str(error).partition("\n")[0]) from error
 

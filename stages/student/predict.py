@@ -15,7 +15,7 @@ from stages.artifacts import STUDENT
 from stages.data.branches import branch_of
 from stages.data.files import Input
 from stages.data.languages import language_id
-from stages.data.output import Output
+from stages.data.output import Output, columns_of
 from stages.data.rows import Window, column, windows
 from stages.errors import StageError
 from stages.models.batches import current_device, to_device, tokenize
@@ -119,10 +119,13 @@ def predict(
     if first is None:
         raise StageError(f"{source.name} holds no examples")
     _require_language_field(first, source)
+    columns = None
+    if output.is_parquet and source.format == "jsonl" and not source.is_stdin:  # which is read only once
+        columns = columns_of(windows(source, window, reserved=names))
     student = _Student(model, distill, evaluate.batch_size * distill.max_tokens, calibrated=calibrated)
     n_abstained = 0
     with (
-        output.writing() as write,
+        output.writing(columns) as write,
         Bar(total=source.count(), desc="predict", unit="example", delay=2) as bar,
     ):
         for examples in chain([first], examples_by_window):

@@ -523,6 +523,32 @@ def test_parquet_takes_no_column_whose_kind_changes(
         assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+def test_parquet_of_json_lines_has_the_columns_of_all_rows(finished: Path) -> None:
+    params = load_params(Path("params.yaml"))
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "note": None, "n": 1, "tags": {"x": None}},
+        {"text": "b", "note": "late", "n": 0.5, "tags": {"x": "y", "z": [1]}},
+        {"text": "c", "new": True},
+    ]
+
+    def classified() -> list[dict[str, Any]]:
+        write_jsonl(Path("in.jsonl"), rows)
+        source, output = Input(Path("in.jsonl"), None, ["text"], None), Output(Path("out.parquet"))
+        predict(source, output, params.student.distill, params.student.evaluate, window=1)
+        found: list[dict[str, Any]] = pq.read_table("out.parquet").to_pylist()
+        return found
+
+    found = classified()
+    assert [one["note"] for one in found] == [None, "late", None]
+    assert [one["n"] for one in found] == [1.0, 0.5, None]
+    assert [one["new"] for one in found] == [None, None, True]
+    assert found[1]["tags"] == {"x": "y", "z": [1]}
+    Path("out.parquet").unlink()
+    rows[2]["n"] = "many"
+    with pytest.raises(StageError, match=r"column 'n' fits into no Parquet column \(string in"):
+        classified()
+
+
 def test_a_student_that_gives_nan_is_named(finished: Path, run: Run, tmp_path: Path) -> None:
     save_plain("roberta", tmp_path / "plain")
     student = student_of(tmp_path / "plain", languages=["de", "en"], n_branches=2)
