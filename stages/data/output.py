@@ -21,6 +21,7 @@ from stages.data.rows import Window
 from stages.errors import StageError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 Write = Callable[[Window, pa.Table], None]
 """Writes a window and the columns beside it."""
 

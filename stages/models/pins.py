@@ -76,11 +76,13 @@ def fetch(source: dict[str, Any], *, command: str) -> Path:
 
 def _again(command: str) -> str:
     """Say how a stage pins a folder again: DVC sees no change, and would bring the old pin back."""
-    *words, language = command.replace(" --language", "").split()
-    stage = "-".join(words) + f"@{language}" if "--language" in command else command.replace(" ", "-")
+    group, what, *option = command.split()  # such as teacher finetune --language de
+    stage = f"{group}-{what}" + "".join(f"@{value}" for value in option[1:])
+    repro = "--cd ablation repro" if group == "ablation" else "repro"
+    stage = what if group == "ablation" else stage
     return (
         f"pin it again with: python -m pipeline {command}, or under DVC: "
-        f"dvc repro --force --single-item {stage}"
+        f"dvc {repro} --force --single-item {stage}"
     )
 
 
