@@ -34,6 +34,8 @@ class MBLMConfig(PreTrainedConfig):
             are as high as they are often right. The model's logits are raw; who needs probabilities divides.
         mixture_temperature: Likewise of a text in any other language.
         default_language: Whose branch serves texts that come without a language id; None: the mixture.
+        text_fields: What the texts of an example were called in training: one, or the two of a pair; None:
+            an earlier version did not write it down.
         schema_version: Of the folder that the student is saved to.
     """
 
@@ -52,6 +54,7 @@ class MBLMConfig(PreTrainedConfig):
         own_temperature: float = 1.0,
         mixture_temperature: float = 1.0,
         default_language: str | None = None,
+        text_fields: list[str] | None = None,
         schema_version: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -73,6 +76,7 @@ class MBLMConfig(PreTrainedConfig):
         self.own_temperature = own_temperature
         self.mixture_temperature = mixture_temperature
         self.default_language = default_language
+        self.text_fields = text_fields
         self.schema_version = SCHEMA_VERSION
         # With these, a folder that holds the code as well loads as each of them.
         self.auto_map = {

@@ -361,6 +361,7 @@ def _student(
         "mixing": params.mixture.of if branches else "representations",
         "pooling": pooling,
         "id2label": dict(enumerate(task.classes)),
+        "text_fields": list(task.text_fields),
     }
     if start is not None:
         return MBLMForSequenceClassification.from_one_branch(start, **config)

@@ -304,7 +304,7 @@ def _write_facts(
     config = student.config
     facts = Facts(
         classes=class_names(config),
-        text_fields=task.text_fields,
+        text_fields=config.text_fields or task.text_fields,
         inputs=[*tokenizer.model_input_names, LANGUAGE_IDS],
         outputs=["logits"],
         max_tokens=max_tokens,

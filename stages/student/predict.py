@@ -123,6 +123,12 @@ def predict(
     if output.is_parquet and source.format == "jsonl" and not source.is_stdin:  # which is read only once
         columns = columns_of(windows(source, window, reserved=names))
     student = _Student(model, distill, evaluate.batch_size * distill.max_tokens, calibrated=calibrated)
+    if student.text_fields and len(student.text_fields) != len(source.text_fields):
+        read, given = (" and ".join(names) for names in (student.text_fields, source.text_fields))
+        raise StageError(
+            f"the student in {model} reads {read}, and is to be given {given}; name as many columns with "
+            "--text-field"
+        )
     n_abstained = 0
     with (
         output.writing(columns) as write,
@@ -202,6 +208,11 @@ class _Student:
             return language_id(name, self._config.languages)
         except ValueError as error:
             raise StageError(f"{where}: {error}") from error
+
+    @property
+    def text_fields(self) -> list[str] | None:
+        """What the texts of an example were called in training; None: it is not known."""
+        return self._config.text_fields
 
     def branch(self, language_id: int) -> str:
         """Name the branch of a language; where all languages share one, it is the mixture."""

@@ -182,6 +182,12 @@ def test_an_onnx_folder_is_all_that_a_server_needs(served: Path, finished_once: 
     assert [facts["classes"][i] for i in logits.argmax(axis=1)] == expected
 
 
+def test_a_server_is_told_of_the_texts_that_the_student_learned_from(finished: Path, run: Run) -> None:
+    pairs = ("--set", "task.text_fields=[premise,hypothesis]")
+    assert run(*EXPORT, "--onnx", *pairs).code == 0
+    assert json.loads(Path("served/onnx/model.json").read_text())["text_fields"] == ["text"]
+
+
 def test_a_branch_runs_for_those_alone_who_want_it(served: Path, tmp_path: Path) -> None:
     graph = onnx.load(served / "onnx/student.onnx")
     conditions = {node.output[0]: node for node in graph.graph.node if node.op_type == "If"}

@@ -549,6 +549,12 @@ def test_parquet_of_json_lines_has_the_columns_of_all_rows(finished: Path) -> No
         classified()
 
 
+def test_a_student_of_single_texts_takes_no_pairs(finished: Path, run: Run) -> None:
+    write_jsonl(Path("pairs.jsonl"), [{"premise": "a", "hypothesis": "b"}])
+    line = refused(run, "pairs.jsonl", "--text-field", "premise", "--text-field", "hypothesis")
+    assert "artifacts/student reads text, and is to be given premise and hypothesis; name as many" in line
+
+
 def test_a_student_that_gives_nan_is_named(finished: Path, run: Run, tmp_path: Path) -> None:
     save_plain("roberta", tmp_path / "plain")
     student = student_of(tmp_path / "plain", languages=["de", "en"], n_branches=2)
