@@ -199,6 +199,8 @@ def test_windows_and_batches_change_no_label_and_no_order(finished: Path) -> Non
 
 def test_pairs_are_read_from_two_columns_in_their_order(finished: Path, run: Run, expected: Any) -> None:
     Path("in.csv").write_text("b,a\nHund,eins zwei\n")
+    config = Path("artifacts/student/config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"text_fields": ["premise", "hypothesis"]}))
     [row] = lines(run(*PREDICT, "in.csv", "--text-field", "a", "--text-field", "b").out)
     assert row["probabilities"] == pytest.approx(expected("eins zwei", "Hund", branch=-1), abs=1e-5)
     assert "plain text has one text per line, but an example has 2, a and b" in refused(

@@ -79,14 +79,14 @@ def label_until_flushed(folder: Path, root: Path, n_flushes: int) -> None:
 
 @pytest.mark.parametrize(
     ("n_flushes", "n_temporary", "n_kept"),
-    [(1, 1, 0), (2, 0, 0), (3, 1, 0), (7, 1, 0), (8, 0, 2), (9, 1, 2)],
+    [(1, 1, 0), (2, 0, 0), (3, 1, 0), (9, 1, 0), (10, 0, 2), (13, 1, 2)],
     ids=["producer.json", "its name", "last_use.json", "first shard", "its name", "second shard"],
 )
 def test_a_file_that_was_being_written_is_left_under_a_name_that_nothing_reads(
     finished: Path, alone: Alone, tmp_path: Path, n_flushes: int, n_temporary: int, n_kept: int
 ) -> None:
     # A file is flushed, then named, then its folder is flushed: producer.json, last_use.json, producer.json
-    # again, to see that the store can be written to, and the shards.
+    # again, to see that the store can be written to, and the shards, with last_use.json before each of them.
     run = fork(label_until_flushed, finished, tmp_path / "store", n_flushes)
     run.join()
     assert run.exitcode == -signal.SIGKILL
