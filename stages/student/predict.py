@@ -107,10 +107,7 @@ def predict(
     if language is not None and source.language_field is not None:
         raise StageError("the language comes from --language or from --language-field, not from both")
     names = [f"{prefix}{name}" for name in ("label", "probabilities", "branch")]
-    if len(source.text_fields) > 2 or len(set(source.text_fields)) < len(source.text_fields):
-        raise StageError(
-            f"--text-field names {', '.join(source.text_fields)}; an example has one text, or two others"
-        )
+    _require_one_text_or_two(source.text_fields)
     output.require_free()
     branches: Counter[str] = Counter()
     without_branch: Counter[str] = Counter()
@@ -119,16 +116,12 @@ def predict(
     if first is None:
         raise StageError(f"{source.name} holds no examples")
     _require_language_field(first, source)
-    columns = None
-    if output.is_parquet and source.format == "jsonl" and not source.is_stdin:  # which is read only once
-        columns = columns_of(windows(source, window, reserved=names))
+    has_no_types = source.format == "jsonl" and not source.is_stdin  # which is read only once
+    columns = (
+        columns_of(windows(source, window, reserved=names)) if output.is_parquet and has_no_types else None
+    )
     student = _Student(model, distill, evaluate.batch_size * distill.max_tokens, calibrated=calibrated)
-    if student.text_fields and len(student.text_fields) != len(source.text_fields):
-        read, given = (" and ".join(names) for names in (student.text_fields, source.text_fields))
-        raise StageError(
-            f"the student in {model} reads {read}, and is to be given {given}; name as many columns with "
-            "--text-field"
-        )
+    student.require_as_many_texts(source.text_fields)
     n_abstained = 0
     with (
         output.writing(columns) as write,
@@ -209,10 +202,18 @@ class _Student:
         except ValueError as error:
             raise StageError(f"{where}: {error}") from error
 
-    @property
-    def text_fields(self) -> list[str] | None:
-        """What the texts of an example were called in training; None: it is not known."""
-        return self._config.text_fields
+    def require_as_many_texts(self, text_fields: Sequence[str]) -> None:
+        """Refuse pairs where the student learned from single texts, and the other way round.
+
+        Raises:
+            StageError: The examples are such.
+        """
+        known = self._config.text_fields  # None: an earlier version did not write it down
+        if known and len(known) != len(text_fields):
+            raise StageError(
+                f"the student in {self._folder} reads {' and '.join(known)}, and is to be given "
+                f"{' and '.join(text_fields)}; name as many columns with --text-field"
+            )
 
     def branch(self, language_id: int) -> str:
         """Name the branch of a language; where all languages share one, it is the mixture."""
@@ -249,6 +250,14 @@ class _Student:
                     "try --set student.distill.precision=float32, or train it again"
                 )
             yield positions, found
+
+
+def _require_one_text_or_two(text_fields: Sequence[str]) -> None:
+    """Refuse more columns of texts than a pair has, or the same one twice."""
+    if len(text_fields) > 2 or len(set(text_fields)) < len(text_fields):
+        raise StageError(
+            f"--text-field names {', '.join(text_fields)}; an example has one text, or two others"
+        )
 
 
 def _require_language_field(examples: Window, source: Input) -> None:
