@@ -16,6 +16,7 @@ from cache.soft_labels import id_bytes
 from stages.artifacts import ARTIFACTS
 from stages.errors import StageError
 from stages.progress import Bar, say
+from stages.teacher.endpoint.event_loop import run
 from stages.teacher.endpoint.identity import CONTENT_FREE, Endpoint
 from stages.teacher.endpoint.kept import ENOUGH, JOURNALS, Kept, require_sense
 from stages.teacher.endpoint.letter_bias import letter_bias
@@ -113,7 +114,7 @@ def fill_by_asking(
         require_sense(endpoint, notes, at_least=ENOUGH)
         if wants_bias or not lookup.found.all():
             _say_where_texts_go(endpoint, examples.language)
-            asyncio.run(_ask(endpoint, store, lookup, examples, whole, tally, format_, accept_change))
+            run(_ask(endpoint, store, lookup, examples, whole, tally, format_, accept_change))
         require_sense(endpoint, EndpointNotes.read(store.folder), at_least=1)
         if tally.failed:
             n = tally.failed + tally.answered

@@ -1,6 +1,5 @@
 """Stage one with a teacher behind HTTP: who it is, what the store lacks, and what is read from it then."""
 
-import asyncio
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from stages.data.classes import match_classes
 from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.teacher.endpoint.asking import Tally, fill_by_asking
+from stages.teacher.endpoint.event_loop import run
 from stages.teacher.endpoint.identity import Endpoint, identify
 from stages.teacher.labelling.examples import Examples
 from stages.teacher.params import LabelParams, OneTeacher, TeacherParams
@@ -90,7 +90,7 @@ def known(
     task: TaskParams, teacher: OneTeacher, root: str, language: str, place: Path
 ) -> tuple[Endpoint, Store, NDArray[np.int64]]:
     """Identify a teacher, and find the task's classes among its own."""
-    endpoint = asyncio.run(identify(task, teacher, root, place, language=language))
+    endpoint = run(identify(task, teacher, root, place, language=language))
     classes = endpoint.producer.classes
     order = match_classes(classes, task.classes, names=teacher.labels, language=language)
     store = Store(root, endpoint.producer)
