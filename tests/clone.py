@@ -1,5 +1,6 @@
 """Clones of the working tree in which tests start DVC."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -32,8 +33,11 @@ def clone(folder: Path) -> None:
     for name in tracked:
         if name.startswith("tests/golden/"):
             continue
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+        compiled = importlib.util.cache_from_source(name) if name.endswith(".py") else name
+        for path in {name, compiled}:  # of the same time, or Python compiles it again
+            if (ROOT / path).exists():
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / path, folder / path)
     for project in (folder, folder / "ablation"):
         (project / "dvc.lock").unlink(missing_ok=True)
 

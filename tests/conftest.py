@@ -57,6 +57,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.unfreeze = lambda: None  # which each training ends with
+    gc.set_threshold(100_000)
 
 
 @pytest.fixture(autouse=True, scope="session")

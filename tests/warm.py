@@ -81,7 +81,8 @@ for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGUSR1)
     _signal.signal(number, lambda number, _: server.send(bytes([number])))
 code = int.from_bytes(server.recv(4), "big", signed=True)
 if code < 0:  # as a process that a signal ended
-    _signal.signal(-code, _signal.SIG_DFL)
+    if code != -_signal.SIGKILL:
+        _signal.signal(-code, _signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
@@ -160,6 +161,7 @@ def serve(address: str, client: str, *more: str) -> Request:
         importlib.import_module(library)
     gc.freeze()
     gc.unfreeze = lambda: None  # which a training ends with: to look through it all takes half a second
+    gc.set_threshold(100_000)  # a process lives for seconds, and would look for garbage a fifteenth of them
     for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
         finalizer.atexit = False  # nobody takes the libraries apart
     listener = socket.socket(socket.AF_UNIX)
