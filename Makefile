@@ -17,7 +17,8 @@ SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo all-stages test test-transformers stage-one all-teachers ablation all-variants sweep all-settings bench gpu gpu-pack
+.PHONY: demo all-stages test test-transformers stage-one all-teachers ablation ablation-parameters all-variants sweep \
+	all-settings bench gpu gpu-pack
 
 demo: .venv/installed
 	@dvc status --quiet || $(MAKE) --no-print-directory all-stages || dvc repro
@@ -74,7 +75,12 @@ all-teachers:
 	$(call each,.,teacher-label)
 	dvc repro --single-item teacher-silver
 
-ablation: stage-one
+# DVC reads four keys of section ablation, and knows no defaults: say so before the teachers train.
+ablation-parameters: .venv/installed
+	@dvc --cd ablation stage list --name-only > /dev/null || \
+		{ echo "error: add the keys of section ablation to params.yaml, as docs/ablation.md shows" >&2; exit 1; }
+
+ablation: ablation-parameters stage-one
 	@$(call up-to-date,ablation,compare) || $(MAKE) --no-print-directory all-variants
 	@echo
 	@cat ablation/artifacts/test.md
@@ -85,7 +91,7 @@ all-variants:
 	$(call each,ablation,train)
 	dvc --cd ablation repro compare
 
-sweep: stage-one
+sweep: ablation-parameters stage-one
 	@$(call up-to-date,ablation,compare-sweep) || $(MAKE) --no-print-directory all-settings
 	@echo
 	@cat ablation/artifacts/sweep.md

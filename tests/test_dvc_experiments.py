@@ -51,6 +51,17 @@ def write(folder: Path, params: dict[str, Any]) -> None:
         YAML(typ="safe").dump(params, file)
 
 
+@pytest.mark.parametrize("target", ["ablation", "sweep"])
+def test_make_asks_for_the_ablations_parameters_before_teachers_train(reproduced: Path, target: str) -> None:
+    params = YAML(typ="safe").load(reproduced / "params.yaml")
+    del params["ablation"]
+    write(reproduced, params)
+    with pytest.raises(AssertionError, match="add the keys of section ablation") as refused:
+        make(reproduced, target)
+    assert "Running stage" not in str(refused.value)
+    subprocess.run(["git", "checkout", "-q", "params.yaml"], cwd=reproduced, check=True)
+
+
 def test_the_ablation_runs_when_asked_for_and_goes_on_where_it_was(reproduced: Path) -> None:
     """One run is made; what is left, or changes, is made at the next call, and nothing else."""
     ablation = ("--cd", "ablation")

@@ -43,7 +43,7 @@ def main(
     sizes = {part.name: size_of(part) / MIB for part in sorted(folder.iterdir())}
     typer.echo(", ".join(f"{name} {size:.1f} MiB" for name, size in sizes.items()))
     if (size := sum(sizes.values())) > LIMIT:
-        sys.exit(f"error: {size:.1f} MiB are more than {LIMIT}; pack less data")
+        sys.exit(f"error: {size:.1f} MiB are more than {LIMIT}; pack less data, or fewer pieces of words")
 
 
 def download(folder: Path, python: str, machine: str) -> None:
