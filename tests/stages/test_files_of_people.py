@@ -73,7 +73,7 @@ def test_the_ten_lines_of_the_documentation_are_a_params_file(folder: Path) -> N
     for split in ("de/train", "de/validation", "de/test", "en/train", "en/validation", "en/test", "fr/test"):
         write(folder / f"data/{split}.csv", rows)
     assert prepare(task).examples["fr"] == {"test": 3}
-    options = set(re.findall(r"`(\w+): ", text.partition("# What your files are like")[2])) - {"source"}
+    options = set(re.findall(r"`(\w+): ", text.partition("# File layouts")[2])) - {"source"}
     assert options <= {*FilesSource.model_fields, *TaskParams.model_fields}
     assert len(options) > 10
 
