@@ -31,7 +31,8 @@ class LabelReader:
         self._may_lack = task.unlabelled and split == "train"
         self._split = split
         self._classes = task.classes
-        self._by_name = {name: position for position, name in enumerate(task.classes)}
+        self._by_name = {without_zeros(name): position for position, name in enumerate(task.classes)}
+        self._by_name |= {name: position for position, name in enumerate(task.classes)}
         self._first = task.source.first_class_number if isinstance(task.source, TableSource) else None
         self._by_number = {str(number + (self._first or 0)): number for number in range(len(task.classes))}
         self._used: set[str] = set()
@@ -42,7 +43,7 @@ class LabelReader:
         Raises:
             StageError: A label is no class.
         """
-        may_be_numbers = not rows.by_name and not any(name.lstrip("-").isdigit() for name in self._classes)
+        may_be_numbers = not rows.by_name and not any(map(_is_number, self._classes))
         index = self._by_number | self._by_name if may_be_numbers else self._by_name
         positions: list[int | None] = []
         for row, label in enumerate(rows.labels):
@@ -98,6 +99,10 @@ class LabelReader:
         if may_be_numbers and self._first is None and str(label) == str(len(self._classes)):
             return "; if their numbers begin with 1, say task.source.first_class_number: 1"
         return ""
+
+
+def _is_number(name: str) -> bool:
+    return name.lstrip("-").replace(".", "", 1).isdigit()
 
 
 def _is_missing(label: Any) -> bool:

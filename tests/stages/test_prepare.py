@@ -157,6 +157,15 @@ def test_labels_that_are_class_names_are_names_even_if_they_are_numbers(folder: 
         prepare(task)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_classes_that_are_decimals_are_names(folder: Path, suffix: str) -> None:
+    labels = [0, 1, 0.5] if suffix != "parquet" else [0.0, 1.0, 0.5]
+    rows = [row | {"label": label} for row, label in zip(ROWS, labels, strict=True)]
+    task = nli_task(write_all(folder, rows, suffix), classes=["0.0", "0.5", "1.0"])
+    prepare(task)
+    assert read_examples(task, "de", "train")["label"].to_pylist() == [0, 2, 1]
+
+
 def test_words_that_look_like_values_are_class_names(folder: Path) -> None:
     rows = [{**row, "label": name} for row, name in zip(ROWS, ("true", "null", "true"), strict=True)]
     task = nli_task(write_all(folder, rows, "csv"), classes=["null", "true"])
