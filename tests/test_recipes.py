@@ -102,7 +102,9 @@ def lay_out(dataset: str, tables: dict[tuple[str, Split], pa.Table]) -> None:
 def task_of(name: str, **changes: Any) -> tuple[TaskParams, str]:
     task = load_params(ROOT / "recipes" / f"{name}.yaml").task
     assert isinstance(task.source, HubSource)
-    return task.model_copy(update=changes), task.source.dataset
+    dataset = f"data/{task.source.dataset}"  # a copy of what the Hub has
+    source = task.source.model_copy(update={"dataset": dataset})
+    return task.model_copy(update={"source": source} | changes), dataset
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets in ../shared/data")
@@ -279,6 +281,7 @@ def test_a_recipe_runs_from_its_data_to_its_report(here: Path, run: Run, name: s
     task, dataset = task_of(name)
     lay_out(dataset, {(x, split): made_up(name, x, split) for x in task.languages for split in SPLITS})
     params = recipe(name)
+    params["task"]["source"]["dataset"] = dataset
     for base in {params["student"]["pretrain"]["base"], *(t["base"] for t in params["teachers"].values())}:
         save_model(base)
     for section in (params["teacher"]["finetune"], params["student"]["distill"]):

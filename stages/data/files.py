@@ -55,6 +55,7 @@ class Input:
         needed: Columns that must be there besides these.
         only: The columns that are read, of Parquet, whose others cost nothing; None: all.
         as_written: Whether a number of JSON knows how it was written, as a label must; it takes longer.
+        skip_blank: Whether a blank line of plain text is no text.
     """
 
     path: Path | None
@@ -67,6 +68,7 @@ class Input:
     needed: Sequence[str] = ()
     only: Sequence[str] | None = None
     as_written: bool = True
+    skip_blank: bool = False
 
     def __post_init__(self) -> None:
         if self.quoting not in (None, *get_args(Quoting)):
@@ -94,7 +96,7 @@ class Input:
         format_ = self._format()
         if format_ == "plain" and len(self.text_fields) > 1:
             raise StageError(
-                f"plain text has one text per line, but an example has {len(self.text_fields)}, "
+                f"{self.name}: plain text has one text per line, but an example has {len(self.text_fields)}, "
                 f"{' and '.join(self.text_fields)}; use JSONL, CSV, TSV or Parquet"
             )
         if self.columns is not None and format_ not in ("csv", "tsv"):

@@ -100,7 +100,8 @@ def _plain_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Plac
     [name] = source.text_fields
     source.require_columns([name], reserved)
     for number, line in enumerate(_lines(source, file), 1):
-        yield f"line {number}", {name: line.removesuffix("\n").removesuffix("\r")}
+        if not source.skip_blank or line.strip():
+            yield f"line {number}", {name: line.removesuffix("\n").removesuffix("\r")}
 
 
 def _json_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Placed:

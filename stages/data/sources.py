@@ -10,7 +10,7 @@ import decimal
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
@@ -114,8 +114,21 @@ class _Fields:
         others = (self.label, self.entity, self.language, self.teacher)
         return [*self.texts, *self.needed, *soft, *(name for name in others if name)]
 
+    def require_each_class(self, names: Collection[str], where: str) -> None:
+        """Refuse soft labels of some classes: the others would have none anywhere.
+
+        Raises:
+            MissingColumnError: A class has no column, and another has.
+        """
+        if not isinstance(self.soft, Mapping):
+            return
+        missing = [name for name in self.soft.values() if name not in names]
+        if missing and len(missing) < len(self.soft):
+            hint = instead_of(missing[0], list(names), taken=self.columns())
+            raise MissingColumnError(f"{where} has no column '{missing[0]}'; {hint}")
+
     def soft_of(self, row: Mapping[str, Any]) -> Any:
-        """Give what a row says of each class; a file need not have such a column."""
+        """Give what a row says of each class; a file need not have such columns."""
         if isinstance(self.soft, str):
             return row.get(self.soft)
         return {name: row.get(column) for name, column in (self.soft or {}).items()}
@@ -147,7 +160,13 @@ def _dataset_of(source: HubSource, language: str) -> str:
 
 
 def _commit_of(dataset: str, source: HubSource) -> str | None:
-    if Path(dataset).exists():
+    folder = Path(dataset)
+    if folder.exists():
+        if ".." in folder.parts or not folder.absolute().is_relative_to(Path("data").absolute()):
+            raise StageError(
+                f"task.source.dataset is {dataset}, a folder outside data/, where DVC sees no changes; put "
+                "it, or a link per file, below data/"
+            )
         return None
     return resolve_commit(dataset, source.revision, key="task.source.dataset", kind="dataset")
 
@@ -187,12 +206,17 @@ def reader_of(
 def hint_of(task: TaskParams, language: str, split: Split, others: Counter[str]) -> str:
     """Say why a split has no rows, for messages: no file, or none of a language; and what there is."""
     source = task.source
-    if not isinstance(source, FilesSource):
-        return f"task.source is {source.dataset}" if isinstance(source, HubSource) else "task.source"
-    pattern = _pattern_of(source, language, split)
+    if isinstance(source, NamesSource):
+        return "task.source"
+    if isinstance(source, HubSource):
+        pattern = _dataset_of(source, language)
+    else:
+        pattern = _pattern_of(source, language, split)
     if others:
         there = ", ".join(name for name, _ in others.most_common(5))
         return f"{pattern} has no row with {source.language_field} '{language}'; there are: {there}"
+    if isinstance(source, HubSource):
+        return f"task.source is {pattern}"
     if any(Path().glob(pattern)):
         return f"{pattern} has no rows"
     folder = Path(pattern).parent
@@ -204,6 +228,14 @@ def hint_of(task: TaskParams, language: str, split: Split, others: Counter[str])
 def _pattern_of(source: FilesSource, language: str, split: SplitName) -> str:
     called = source.splits.get(split, split)
     return source.pattern.replace("{language}", language).replace("{split}", called)
+
+
+def place_of(task: TaskParams, split: SplitName) -> str:
+    """Say where a split of all languages stands, for messages."""
+    source = task.source
+    if isinstance(source, FilesSource):
+        return _pattern_of(source, "{language}", split)
+    return f"split {split} of {source.dataset if isinstance(source, HubSource) else 'task.source'}"
 
 
 def _read_names_split(language: str, split: Split) -> Iterator[Rows]:
@@ -275,7 +307,7 @@ def read_corpus(pattern: str, columns: Sequence[str]) -> Iterator[list[str]]:
                 f"cannot read {path}: it is not one of .txt, .csv, .tsv, .jsonl, .json, .parquet"
             )
         names = ["text"] if kind_of(path) == "plain" else columns
-        found = Input(path, None, names, None, only=names)
+        found = Input(path, None, names, None, only=names, skip_blank=True)
         for window in windows(found, WINDOW):
             yield [text for name in names for text in column(window, name)]
 
@@ -307,7 +339,8 @@ def read_unlabelled(task: TaskParams, language: str) -> Iterator[pa.Table]:
                 )
         if not has_entities:
             entities = [f"{language}:{start + i}" for i in range(len(entities))]
-        yield pa.table({"text": rows.texts[0], ENTITY: pa.array(entities, pa.string())})
+        columns = {"text": rows.texts[0], ENTITY: entities}
+        yield pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
         start += len(entities)
 
 
@@ -327,7 +360,7 @@ def _read_hub(
         builder = datasets.load_dataset_builder(name, config, revision=revision)
         builder.download_and_prepare()
     except Exception as error:  # of many types, the network's among them
-        raise StageError(f"cannot load {name} for '{language}': {first_line(error)}") from error
+        raise StageError(f"cannot load {name} for '{language}': {_reason(error)}") from error
     called = source.splits.get(split, split)
     if called not in builder.info.splits:
         return
@@ -335,8 +368,22 @@ def _read_hub(
     names = getattr(data.features.get(fields.label), "names", None)
     start = 0
     for table in data.with_format("arrow").iter(WINDOW):
-        yield _of_table(table, fields, names, f"{name} ({language}, {called})", start, language, others)
+        rows = _of_table(table, fields, names, f"{name} ({language}, {called})", start, language, others)
         start += table.num_rows
+        if rows.labels:
+            yield rows
+
+
+def _reason(error: Exception) -> str:
+    """Give the reason behind what `datasets` says of a file that it cannot read, or an error's first line."""
+    import datasets  # slow import
+
+    if not isinstance(error, datasets.exceptions.DatasetGenerationError):
+        return first_line(error)
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, datasets.table.CastError):  # whose first line says nothing
+        return f"its files must have the same columns, but {cause.details()}"
+    return first_line(cause if isinstance(cause, Exception) else error)
 
 
 def _read_files(
@@ -356,24 +403,28 @@ def _read_files(
         if kind is None or (kind == "plain" and fields.label is not None):
             raise StageError(f"cannot read {path}: it is not one of .csv, .tsv, .jsonl, .json, .parquet")
         columns = None if kind == "plain" else source.columns
+        is_mixed = kind != "plain" and fields.language is not None  # texts of other languages may be anything
         found = Input(
             path,
             None,
-            fields.texts,
+            [] if is_mixed else fields.texts,
             None,
             source.quoting,
             source.delimiter,
             columns,
-            fields.needed,
+            [*fields.texts, *fields.needed] if is_mixed else fields.needed,
             only=fields.columns(),
+            skip_blank=True,
         )
         n_rows = 0
         if kind == "parquet":
             for table in windows(found, WINDOW):
                 assert isinstance(table, pa.Table)
                 names = _noted_names(table.schema, fields.label)
-                yield _of_table(table, fields, names, str(path), n_rows, language, others)
+                rows = _of_table(table, fields, names, str(path), n_rows, language, others)
                 n_rows += table.num_rows
+                if rows.labels:
+                    yield rows
         else:
             for rows in _of_rows(placed_rows(found), fields, str(path), language, others):
                 yield rows
@@ -398,6 +449,8 @@ def _of_rows(
         found = _of_language(placed, fields.language, language, others)
     while window := list(islice(found, WINDOW)):
         places = [place for place, _ in window]
+        for place, row in window:
+            fields.require_each_class(row, f"{file}, {place}")
         about = [row.get(fields.entity) if fields.entity else None for _, row in window]
         yield Rows(
             [[row[name] for _, row in window] for name in fields.texts],
@@ -436,7 +489,7 @@ def _of_table(
         said = _values(table, fields.language, file)
         kept = [i for i, one in enumerate(said) if one == language]
         others.update(str(one) for one in said if one != language)
-        table, places = table.take(kept), [places[i] for i in kept]
+        table, places = table.take(pa.array(kept, pa.int64())), [places[i] for i in kept]
     labels = _values(table, fields.label, file)
     known: dict[Any, str] = dict(enumerate(names or ()))
     if all(name == str(number) for number, name in known.items()):
@@ -470,6 +523,7 @@ def _values(table: pa.Table, name: str | None, file: str) -> list[Any]:
 
 
 def _soft_of_table(table: pa.Table, fields: _Fields, file: str) -> list[Any]:
+    fields.require_each_class(table.column_names, file)
     names = {fields.soft} if isinstance(fields.soft, str) else set((fields.soft or {}).values())
     there = {name: _values(table, name, file) for name in table.column_names if name in names}
     rows = [dict(zip(there, row, strict=True)) for row in zip(*there.values(), strict=True)]

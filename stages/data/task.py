@@ -54,7 +54,7 @@ class HubSource(TableSource):
 
     kind: Literal["hub"]
     dataset: str
-    """Hub id or local folder; ``{language}`` stands for the language where each has its own."""
+    """Hub id, or a folder below ``data/``; ``{language}`` stands for the language where each has its own."""
     config: str | None = None
     """Configuration name; ``{language}`` stands for the language."""
     revision: str | None = None
@@ -84,6 +84,8 @@ class FilesSource(TableSource):
     def _is_complete(self) -> Self:
         if "{split}" not in self.pattern:
             raise ValueError("pattern needs {split} in it")
+        if any("**" in part and part != "**" for part in self.pattern.split("/")):
+            raise ValueError(f"pattern is {self.pattern}: ** must stand alone between two /")
         by_column = self.text_fields is not None and all("{language}" in name for name in self.text_fields)
         if not ("{language}" in self.pattern or self.language_field is not None or by_column):
             raise ValueError(
@@ -121,6 +123,22 @@ class TaskParams(Params):
     max_examples: PositiveInt | None = None
     """Keep at most this many examples per language and split; null keeps all. A hash chooses them: of the
     column ``entity`` where there is one, which keeps translations together, otherwise of the text."""
+
+    @model_validator(mode="after")
+    def _a_data_set_tells_languages_apart(self) -> Self:
+        source = self.source
+        if not isinstance(source, HubSource) or source.language_field is not None or len(self.languages) == 1:
+            return self
+        by_column = source.text_fields is not None and all(
+            "{language}" in name for name in source.text_fields
+        )
+        if not ("{language}" in f"{source.dataset} {source.config}" or by_column):
+            raise ValueError(
+                "source.dataset or source.config needs {language} in it, or each language has the same rows; "
+                "or name the column with the language, language_field, or one column per language: "
+                'text_fields: ["text_{language}"]'
+            )
+        return self
 
     @model_validator(mode="after")
     def _hidden_labels_are_of_use(self) -> Self:

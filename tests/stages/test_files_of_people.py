@@ -383,7 +383,53 @@ def test_one_file_may_hold_all_languages(folder: Path, suffix: str) -> None:
         prepare(task)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_file_or_window_may_have_no_row_of_a_language(
+    folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "WINDOW", 3)
+    german, french = ([row | {"lang": lang} for row in ROWS] for lang in ("de", "fr"))
+    for split in ("train", "validation", "test"):
+        write(folder / f"data/{split}.{suffix}", [*german, *(french if split == "test" else [])])
+    texts = [
+        {"text": f"{lang} {i}", "lang": lang, "entity": f"e{i}"} for lang in ("de", "fr") for i in range(3)
+    ]
+    write(folder / f"data/unlabelled.{suffix}", texts)
+    source = files(f"data/{{split}}.{suffix}", language_field="lang")
+    task = nli_task("", source=source)
+    prepare(task)
+    assert premises("fr", "test") == EXPECTED
+    assert pretraining_texts(task, "fr") == {f"e{i}": f"fr {i}" for i in range(3)}
+    with pytest.raises(StageError, match=r"has no row with lang 'es'; there are: de"):
+        prepare(nli_task("", source=source, supervised=["es"]))
+    if suffix == "csv":  # in which `datasets` reads NA as null
+        return
+    for split in ("train", "validation", "test"):  # the same as a data set
+        target = folder / f"data/hub/{split}.{suffix}"
+        target.parent.mkdir(exist_ok=True)
+        (folder / f"data/{split}.{suffix}").rename(target)
+    hub = HubSource(kind="hub", dataset="data/hub", language_field="lang")
+    prepare(nli_task("", source=hub))
+    with pytest.raises(StageError, match=r"data/hub has no row with lang 'es'; there are: de"):
+        prepare(nli_task("", source=hub, supervised=["es"]))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_texts_of_other_languages_may_be_missing(folder: Path, suffix: str) -> None:
+    rows = [row | {"lang": lang} for row in ROWS for lang in ("de", "fr")]
+    for split in ("train", "validation", "test"):
+        write(folder / f"data/{split}.{suffix}", [*rows, ROWS[0] | {"lang": "it", "premise": None}])
+    task = nli_task("", source=files(f"data/{{split}}.{suffix}", language_field="lang"))
+    prepare(task)
+    assert premises("de", "train") == EXPECTED
+    write(folder / f"data/test.{suffix}", [*rows, ROWS[0] | {"lang": "fr", "premise": None}])
+    with pytest.raises(StageError, match=rf"data/test.{suffix}, \w+ 7: premise is null, not a text"):
+        prepare(task)
+
+
 def test_a_pattern_must_tell_languages_apart() -> None:
+    with pytest.raises(ValidationError, match=r"data/\*\*\{language\}/.*: \*\* must stand alone"):
+        files("data/**{language}/{split}.csv")
     with pytest.raises(ValidationError, match=r"name the column with the language, language_field, or one"):
         files("data/{split}.csv")
     with pytest.raises(ValidationError, match=r"pattern needs \{split\} in it"):
@@ -648,8 +694,8 @@ def test_a_text_of_megabytes_is_a_text(folder: Path) -> None:
 def test_a_hub_data_set_may_have_its_language_in_its_name(folder: Path) -> None:
     for language, splits in (("de", ("train", "validation", "test")), ("fr", ("test",))):
         for split in splits:
-            write(folder / f"hub-{language}/{split}.jsonl", ROWS)
-    task = nli_task("", source=HubSource(kind="hub", dataset="./hub-{language}"))
+            write(folder / f"data/hub-{language}/{split}.jsonl", ROWS)
+    task = nli_task("", source=HubSource(kind="hub", dataset="./data/hub-{language}"))
     done = prepare(task)
     assert done.examples == {"de": {"train": 3, "validation": 3, "test": 3}, "fr": {"test": 3}}
     assert premises("fr", "test") == EXPECTED

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 from tables import ROWS, nli_task, read_or_refused, write, write_all
 from tiny import ROOT
 
@@ -524,7 +525,7 @@ def test_examples_of_another_task_are_refused(folder: Path) -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets in ../shared/data")
 def test_a_folder_laid_out_as_on_the_hub_is_read_by_configuration_and_class_names(folder: Path) -> None:
-    hub = folder / "hub"
+    hub = folder / "data/hub"
     lines = ["---", "configs:"]
     for language in ("de", "en", "ru"):
         lines += [f"- config_name: {language}", "  data_files:"]
@@ -554,11 +555,51 @@ def test_a_folder_laid_out_as_on_the_hub_is_read_by_configuration_and_class_name
 
 
 def test_a_data_set_that_cannot_be_loaded_is_named(folder: Path) -> None:
-    source = HubSource(kind="hub", dataset="./absent", config=None, revision=None, label_field="label")
+    source = HubSource(kind="hub", dataset="./absent", config="{language}")
     with pytest.raises(
         StageError, match=r"task.source.dataset is ./absent: no folder of that name, and the Hub"
     ):
         prepare(nli_task("data/{language}{split}", source=source))
+
+
+@pytest.mark.parametrize("dataset", ["corpus", "data/../corpus", "/tmp"])
+def test_a_folder_that_dvc_does_not_watch_is_no_data_set(folder: Path, dataset: str) -> None:
+    (folder / "corpus").mkdir()
+    (folder / "data").mkdir()
+    source = HubSource(kind="hub", dataset=dataset, config="{language}")
+    with pytest.raises(StageError, match=rf"task.source.dataset is {dataset}, a folder outside data/"):
+        prepare(nli_task("", source=source))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"premise": "cut', "JSON parse error: "),
+        ("{}", "must have the same columns, but there are 1 new"),
+    ],
+)
+def test_a_file_of_a_data_set_that_cannot_be_read_is_told_with_the_reason(
+    folder: Path, bad: str, message: str
+) -> None:
+    write(folder / "data/hub-de/train.jsonl", ROWS)
+    other = bad.replace("{}", '{"other": 1}')
+    (folder / "data/hub-de/test.jsonl").write_text(f"{other}\n")
+    source = HubSource(kind="hub", dataset="data/hub-{language}")
+    with pytest.raises(StageError, match=rf"cannot load data/hub-de for 'de': .*{message}"):
+        prepare(nli_task("", source=source, zero_shot=[]))
+
+
+def test_a_data_set_must_tell_languages_apart() -> None:
+    source = HubSource(kind="hub", dataset="acme/data")
+    with pytest.raises(ValidationError, match=r"source.dataset or source.config needs \{language\} in it"):
+        nli_task("", source=source)
+    nli_task("", source=source, zero_shot=[])
+    for changes in (
+        {"config": "{language}"},
+        {"language_field": "lang"},
+        {"text_fields": ["a_{language}", "b_{language}"]},
+    ):
+        nli_task("", source=source.model_copy(update=changes))
 
 
 # Random tables

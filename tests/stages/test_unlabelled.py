@@ -108,7 +108,7 @@ def test_a_data_set_of_the_hub_may_have_unlabelled_rows(folder: Path) -> None:
     }.items():
         start = {"train": 0, "more": 50}.get(split, 100 if split == "test" else 200)
         for language in ("de", "fr"):
-            path = folder / f"hub/{language}/{split}.parquet"
+            path = folder / f"data/hub/{language}/{split}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows(*labels, start=start)), path)
     lines = ["---", "configs:"]
@@ -118,9 +118,9 @@ def test_a_data_set_of_the_hub_may_have_unlabelled_rows(folder: Path) -> None:
             f"  - {{split: {split}, path: {language}/{split}.parquet}}"
             for split in ("train", "validation", "test", "more")
         ]
-    (folder / "hub/README.md").write_text("\n".join([*lines, "---"]))
+    (folder / "data/hub/README.md").write_text("\n".join([*lines, "---"]))
     source = HubSource(
-        kind="hub", dataset=str(folder / "hub"), config="{language}", splits={"unlabelled": "more"}
+        kind="hub", dataset=str(folder / "data/hub"), config="{language}", splits={"unlabelled": "more"}
     )
     task = nli_task("", source=source, unlabelled=True)
     prepare(task)

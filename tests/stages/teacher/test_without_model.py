@@ -270,6 +270,22 @@ def test_a_column_of_the_data_is_a_teacher(workspace: Path, run: Run, field: str
     np.testing.assert_allclose(softmax(found.join(ids).logits, axis=1), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_votes_for_some_classes_alone_are_refused(suffix: str, workspace: Path, run: Run) -> None:
+    for language, split in ((one, split) for one in ("de", "en", "nl") for split in SIZES):
+        write(Path(f"data/{language}/{split}.{suffix}"), examples(language, split))
+    rows = [
+        row | {f"votes_{name}": 1 for name in ("Animal", *CLASSES[1:])} for row in examples("de", "train")
+    ]
+    write(Path(f"data/de/train.{suffix}"), rows)
+    source = {"soft_label_field": "votes_{class}", "pattern": f"data/{{language}}/{{split}}.{suffix}"}
+    set_german({"soft_labels": {"values": "votes"}}, source=source)
+    done = run("prepare")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert f"data/de/train.{suffix}" in done.err
+    assert "has no column 'votes_animal'; " in done.err
+
+
 def test_a_column_of_something_else_is_refused(workspace: Path, run: Run) -> None:
     def write_votes(votes: Any) -> None:
         rows = [row | {"votes": {"animal": 1}} for row in examples("de", "train")]
