@@ -20,7 +20,7 @@ from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, data_file
 from stages.data.files import MissingColumnError
 from stages.data.labels import LabelReader, Numbering
 from stages.data.remarks import Prepared
-from stages.data.sources import Revision, Rows, hint_of, read_unlabelled, reader_of, revision_of
+from stages.data.sources import Revision, Rows, hint_of, place_of, read_unlabelled, reader_of, revision_of
 from stages.data.tables import keys_of, laid_out, mapped, some_of, write_batches
 from stages.data.task import Split, TableSource, TaskParams
 from stages.data.unlabelled import Named, separate, write_zero_shot
@@ -48,6 +48,20 @@ def prepare(task: TaskParams) -> Prepared:
     return done
 
 
+def _is_aligned(task: TaskParams) -> bool:
+    return isinstance(task.source, TableSource) and task.source.aligned
+
+
+def _is_numbered(task: TaskParams, kinds: set[bool]) -> bool:
+    """Tell whether the entities of a split are the numbers of its rows; see `Named`."""
+    return _is_aligned(task) and True not in kinds
+
+
+def _source_split(split: Split, share: float | None) -> Split:
+    """Give the split of the source whose rows a split has."""
+    return "train" if share is not None and split == "validation" else split
+
+
 def _forget_others(task: TaskParams) -> None:
     """Delete what stage one wrote of languages that are supervised no more: stages read the whole folders.
 
@@ -64,7 +78,7 @@ def _forget_others(task: TaskParams) -> None:
 def _prepare(task: TaskParams, folder: Path) -> Prepared:
     revision = revision_of(task)
     others: Counter[str] = Counter()
-    aligned = isinstance(task.source, TableSource) and task.source.aligned
+    aligned = _is_aligned(task)
     work = _Work(
         task,
         folder,
@@ -88,7 +102,15 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         )
     if aligned:
         _require_alignment(work.n_rows)
+        _require_one_kind_of_validation(task, work.n_rows)
         _require_one_kind_of_entity(work.named)
+    if task.unlabelled and not any(
+        may_teach(task, language) and has_split(language, UNLABELLED, folder) for language in task.languages
+    ):
+        work.done.notes.append(
+            "warning: task.unlabelled is true, but no text without a label was found: none in train, and "
+            f"none that is new in {place_of(task, UNLABELLED)}"
+        )
     work.done.notes += [
         f"warning: {path} is a link to a folder, in which DVC sees no changes; link its files instead"
         for path in sorted(Path("data").rglob("*"))
@@ -150,7 +172,9 @@ class _Work(NamedTuple):
                 if split == "train" and task.unlabelled:
                     found = separate(task, self.revision, language, self.folder, found, self.named)
                 whole = n_rows == found.num_rows
-                done.add(language, split, found, task.text_fields, is_whole=whole)
+                kinds = self.named[_source_split(split, share)]
+                numbered = _is_numbered(task, kinds)
+                done.add(language, split, found, task.text_fields, is_whole=whole, is_numbered=numbered)
             if language == task.languages[0]:
                 strangers = {name: n for name, n in self.others.items() if name not in task.languages}
                 done.note_left_out(split, strangers)
@@ -183,9 +207,9 @@ class _Work(NamedTuple):
             StageError: An example is not what it has to be.
         """
         task = self.task
-        source: Split = "train" if share is not None and split == "validation" else split
+        source = _source_split(split, share)
         labels = LabelReader(task, source, self.numbering)
-        aligned = isinstance(task.source, TableSource) and task.source.aligned
+        aligned = _is_aligned(task)
         start = 0
         for rows in self.read(language, source):
             rows.require_texts(task.text_fields)
@@ -209,17 +233,31 @@ class _Work(NamedTuple):
         """Write a language's texts without labels, but for those out of its training split."""
         path, is_taught = data_file(language, UNLABELLED, self.folder), may_teach(self.task, language)
         is_only = language in self.task.zero_shot and not has_split(language, "test", self.folder)
+        named: Named = self.named if is_taught else {"train": set()}
         if not (is_taught or is_only):
             write_batches(read_unlabelled(self.task, language), path)
         elif language not in self.task.supervised:
-            named: Named = self.named if is_taught else {"train": set()}
             n_rows = write_zero_shot(self.task, self.revision, language, self.folder, named)
             if n_rows and is_taught:
                 self.n_rows[language]["train"] = n_rows
         if path.exists():
-            self.done.add_unlabelled(language, mapped(path), is_taught=is_taught or is_only)
+            self.done.add_unlabelled(
+                language,
+                mapped(path),
+                self.task.text_fields if is_taught or is_only else ["text"],
+                is_taught=is_taught or is_only,
+                is_numbered=_is_numbered(self.task, named["train"]),
+            )
 
     def _empty(self, language: str, split: Split, share: float | None) -> str:
+        n = self.n_rows[language].get("train", 0) if share is not None else 0
+        if n and split != "test":
+            taken = f"none of the {n:,} rows" if split == "validation" else f"all {n:,} rows"
+            how = "raise" if split == "validation" else "lower"
+            return (
+                f"the {split} split of '{language}' is empty: task.validation_share is {share}, which takes "
+                f"{taken} of train; {how} it"
+            )
         hint = "; task.validation_share takes a part of train" * (split == "validation" and not share)
         why = hint_of(self.task, language, split, self.others)
         return f"the {split} split of '{language}' is empty: {why}{hint}"
@@ -242,6 +280,22 @@ def _require_alignment(n_rows: Mapping[str, Mapping[Split, int]]) -> None:
                 f"'{max(sizes, key=sizes.__getitem__)}' and {min(sizes.values())} in "
                 f"'{min(sizes, key=sizes.__getitem__)}'; set it to false, or give a column 'entity'"
             )
+
+
+def _require_one_kind_of_validation(task: TaskParams, n_rows: Mapping[str, Mapping[Split, int]]) -> None:
+    """Refuse to take rows out of one language's training split whose translations stay in another's.
+
+    Raises:
+        StageError: Some supervised languages have a validation split; `validation_share` makes the others'.
+    """
+    own = [language for language in task.supervised if "validation" in n_rows[language]]
+    if task.validation_share is not None and 0 < len(own) < len(task.supervised):
+        without = next(language for language in task.supervised if language not in own)
+        raise StageError(
+            f"task.source.aligned is true, and task.validation_share makes the validation split of "
+            f"'{without}' of rows that '{own[0]}', which has such a split, trains on; give all supervised "
+            "languages a validation split, or none"
+        )
 
 
 def _require_one_kind_of_entity(named: Named) -> None:

@@ -39,11 +39,19 @@ class Prepared:
     unlabelled: dict[str, int] = field(default_factory=dict)
     by_class: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    _labels: dict[Split, tuple[str, NDArray[np.int32]]] = field(default_factory=dict)
+    _rows: dict[Split, tuple[str, NDArray[np.int32]]] = field(default_factory=dict)
+    _labels: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     _seen: dict[tuple[str, SplitName], "_Seen"] = field(default_factory=dict)
 
     def add(
-        self, language: str, split: Split, table: pa.Table, text_fields: Sequence[str], *, is_whole: bool
+        self,
+        language: str,
+        split: Split,
+        table: pa.Table,
+        text_fields: Sequence[str],
+        *,
+        is_whole: bool,
+        is_numbered: bool,
     ) -> None:
         """Count the examples of one language and split, and note what may be wrong with them.
 
@@ -53,36 +61,51 @@ class Prepared:
             table: The examples.
             text_fields: Columns with texts.
             is_whole: Whether it has all rows of the source, in its order.
+            is_numbered: Whether entities are numbers of rows, which another split has as well.
         """
         self.examples.setdefault(language, {})[split] = table.num_rows
-        seen = self._seen[language, split] = _Seen(
-            first_words(table["example_id"]), np.empty(0, np.int64) if self.aligned else _entities(table)
-        )
-        empty = [pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(table[name])), 0) for name in text_fields]
-        n_empty = pc.sum(empty[0] if len(empty) == 1 else pc.or_(*empty)).as_py()
-        if n_empty:
-            self.notes.append(f"{language}: {n_empty:,} {split} examples have an empty text")
+        entities = np.empty(0, np.int64) if is_numbered else _entities(table)
+        seen = self._seen[language, split] = _Seen(first_words(table["example_id"]), entities)
+        self._note_empty(language, f"{split} examples", table, text_fields)
         if ENTITY in table.column_names and table[ENTITY].null_count:
             n = table[ENTITY].null_count
             self.notes.append(f"{language}: {n:,} of {table.num_rows:,} {split} examples have no {ENTITY}")
         labels = table["label"].to_numpy()
         if split == "train":
             self._note_classes(language, labels, seen.texts)
+            self._labels[language] = labels
         if self.aligned and is_whole:
             self._note_alignment(language, split, labels)
 
-    def add_unlabelled(self, language: str, table: pa.Table, *, is_taught: bool) -> None:
+    def add_unlabelled(
+        self,
+        language: str,
+        table: pa.Table,
+        text_fields: Sequence[str],
+        *,
+        is_taught: bool,
+        is_numbered: bool,
+    ) -> None:
         """Count a language's texts without labels; those that teach the student are compared with the others.
 
         Args:
             language: Theirs.
             table: The texts, with their ids where they teach.
+            text_fields: Columns with texts.
             is_taught: Whether they do.
+            is_numbered: As `add`.
         """
         self.unlabelled[language] = table.num_rows
+        self._note_empty(language, "unlabelled texts", table, text_fields)
         if is_taught:
-            entities = np.empty(0, np.int64) if self.aligned else _entities(table)
+            entities = np.empty(0, np.int64) if is_numbered else _entities(table)
             self._seen[language, "unlabelled"] = _Seen(first_words(table["example_id"]), entities)
+
+    def _note_empty(self, language: str, what: str, table: pa.Table, text_fields: Sequence[str]) -> None:
+        empty = [pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(table[name])), 0) for name in text_fields]
+        n = pc.sum(empty[0] if len(empty) == 1 else pc.or_(*empty)).as_py()
+        if n:
+            self.notes.append(f"{language}: {n:,} {what} have an empty text")
 
     def note_left_out(self, split: Split, strangers: Mapping[str, int]) -> None:
         """Note rows of languages that the task has not: how many each has, of a split's file for all."""
@@ -100,16 +123,13 @@ class Prepared:
         repeated = len(texts) - len(np.unique(texts))
         if repeated:
             self.notes.append(f"{language}: {repeated:,} training texts are repetitions of others")
-        order = np.lexsort((labels, texts))
-        texts, labels = texts[order], labels[order]
-        differ = (texts[1:] == texts[:-1]) & (labels[1:] != labels[:-1])
-        contradictory = len(np.unique(texts[1:][differ]))
+        contradictory = len(_with_several_labels(texts, labels))
         if contradictory:
             self.notes.append(f"{language}: {contradictory:,} training texts stand there with several labels")
 
     def _note_alignment(self, language: str, split: Split, labels: NDArray[np.int32]) -> None:
         """Note where rows that are to be translations of each other have other labels."""
-        other, first = self._labels.setdefault(split, (language, labels))
+        other, first = self._rows.setdefault(split, (language, labels))
         n = int((first != labels).sum()) if len(first) == len(labels) else 0  # or it is refused
         if n:
             self.notes.append(
@@ -117,9 +137,28 @@ class Prepared:
                 f"'{other}'; are they aligned?"
             )
 
+    def _note_translations(self, train: Mapping[str, "_Seen"]) -> None:
+        """Note entities that have one training label in each language, and not the same in all."""
+        named = [
+            (seen.entities[seen.entities != 0], self._labels[language][seen.entities != 0])
+            for language, seen in train.items()
+            if len(seen.entities)
+        ]
+        if self.aligned or len(named) < 2:
+            return
+        entities, labels = (np.concatenate(arrays) for arrays in zip(*named, strict=True))
+        within = np.concatenate([_with_several_labels(*own) for own in named])
+        n = len(_with_several_labels(entities, labels)) - len(np.unique(within))
+        if n:
+            self.notes.append(
+                f"warning: {n:,} entities have another training label in one language than in another; are "
+                "their texts translations?"
+            )
+
     def close(self) -> None:
         """Note, once all splits are there, which texts are training texts of any language as well."""
         train = {language: seen for (language, split), seen in self._seen.items() if split == "train"}
+        self._note_translations(train)
         for (language, split), seen in self._seen.items():
             if split in ("train", "unlabelled"):
                 continue
@@ -162,11 +201,11 @@ class Prepared:
         rows = [
             [
                 language,
-                *(counts.get(split) for split in SPLITS),
+                *(self.examples.get(language, {}).get(split) for split in SPLITS),
                 self.overlap.get(language),
                 *([self.unlabelled.get(language)] if any(self.unlabelled.values()) else []),
             ]
-            for language, counts in self.examples.items()
+            for language in dict.fromkeys([*self.examples, *self.unlabelled])
         ]
         unlabelled = ["unlabelled"] if any(self.unlabelled.values()) else []
         classes = [
@@ -204,6 +243,15 @@ def _entities(table: pa.Table) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
     names = (name for chunk in table[ENTITY].iterchunks() for name in chunk.to_pylist())
     return np.fromiter((hash(name) if name else 0 for name in names), np.int64, table.num_rows)
+
+
+def _with_several_labels(
+    keys: NDArray[np.uint64] | NDArray[np.int64], labels: NDArray[np.int32]
+) -> NDArray[Any]:
+    """Give the keys, each once, that stand beside several labels."""
+    order = np.lexsort((labels, keys))
+    keys, labels = keys[order], labels[order]
+    return np.unique(keys[1:][(keys[1:] == keys[:-1]) & (labels[1:] != labels[:-1])])
 
 
 def among(values: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:

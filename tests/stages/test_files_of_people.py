@@ -161,7 +161,28 @@ def test_aligned_languages_share_the_validation_rows(folder: Path) -> None:
     for language in ("de", "en"):
         write(folder / f"data/{language}/validation.jsonl", ROWS)
     (folder / "data/fr/validation.jsonl").write_bytes((folder / "data/de/validation.jsonl").read_bytes())
-    prepare(nli_task("", source=source, supervised=["de", "en"], validation_share=0.2))
+    task = nli_task("", source=source, supervised=["de", "en"], validation_share=0.2)
+    prepare(task)
+    (folder / "data/en/validation.jsonl").unlink()
+    with pytest.raises(StageError, match=r"makes the validation split of 'en' of rows that 'de', which"):
+        prepare(task)
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (
+            1e-9,
+            "validation split of 'de' is empty: .* is 1e-09, which takes none of the 3 rows of train; raise",
+        ),
+        (1 - 1e-9, "train split of 'de' is empty: .* which takes all 3 rows of train; lower it"),
+    ],
+)
+def test_a_share_that_leaves_a_split_empty_is_named(folder: Path, share: float, message: str) -> None:
+    task = nli_task(write_all(folder), validation_share=share)
+    (folder / "data/de/validation.jsonl").unlink()
+    with pytest.raises(StageError, match=message):
+        prepare(task)
 
 
 def test_numbers_with_a_zero_behind_the_point_are_the_same_entities(folder: Path) -> None:
@@ -511,8 +532,25 @@ def test_translations_of_training_texts_are_told(folder: Path, suffix: str) -> N
     for split in ("de/train", "de/validation", "de/test", "fr/test"):
         write(folder / f"data/{split}.{suffix}", rows_about(range(7), split))
     assert len(prepare(nli_task(pattern)).notes) == 3
-    source = files(pattern, aligned=True, entity_field="label")  # whose rows begin anew in each split
-    assert prepare(nli_task("", source=source)).notes == []
+    assert len(prepare(nli_task("", source=files(pattern, aligned=True))).notes) == 3
+    for path in folder.glob(f"data/*/*.{suffix}"):  # without the column, rows begin anew in each split
+        write(path, [{"premise": f"{path}", "hypothesis": "h", "label": "yes"}])
+    assert not [n for n in prepare(nli_task("", source=files(pattern, aligned=True))).notes if "about" in n]
+
+
+def test_entities_with_another_label_in_another_language_are_told(folder: Path) -> None:
+    pattern = write_all(folder)
+    for language in ("de", "en"):
+        write(folder / f"data/{language}/train.jsonl", rows_about(range(9), language))
+        write(folder / f"data/{language}/validation.jsonl", ROWS)
+        write(folder / f"data/{language}/test.jsonl", ROWS)
+    task = nli_task(pattern, supervised=["de", "en"])
+    assert not [note for note in prepare(task).notes if "entities" in note]
+    moved = [row | {"entity": f"e{i + 1}"} for i, row in enumerate(rows_about(range(9), "en"))]
+    twice = [row | {"label": label} for row in rows_about(range(20, 22), "en") for label in ("no", "yes")]
+    write(folder / "data/en/train.jsonl", [*moved, *twice])
+    said = "warning: 8 entities have another training label in one language than in another"
+    assert f"{said}; are their texts translations?" in prepare(task).notes
 
 
 def test_rows_of_no_language_of_the_task_are_told(folder: Path) -> None:

@@ -101,3 +101,5 @@ def test_a_language_with_neither_labels_nor_texts_is_refused(finished: Path, run
 def test_prepare_says_that_there_is_no_test_split(params: dict[str, Any], run: Run) -> None:
     done = run("prepare")
     assert "hu: no test split; student evaluate estimates from its other texts" in done.out + done.err
+    (row,) = [line.split() for line in done.out.splitlines() if line.startswith("hu ")]
+    assert row == ["hu", "–", "–", "–", "–", "4"]

@@ -90,6 +90,34 @@ def test_the_split_unlabelled_has_the_tasks_text_fields(suffix: str) -> None:
     assert (new_row["split"], new_row["class"]) == ("unlabelled", None)
 
 
+def test_a_task_that_finds_no_text_without_a_label_says_so() -> None:
+    task = task_of()
+    write(Path("data/de/unlabeled.jsonl"), rows(None, start=50))
+    said = (
+        "warning: task.unlabelled is true, but no text without a label was found: none in train, and none "
+        "that is new in data/{language}/unlabelled.jsonl"
+    )
+    assert said in prepare(task).notes
+    Path("data/de/unlabeled.jsonl").rename("data/de/unlabelled.jsonl")
+    assert said not in prepare(task).notes
+
+
+def test_empty_texts_are_no_lines_and_are_told_of_in_tables() -> None:
+    task = task_of(text_fields=["premise"])
+    Path("data/de/unlabelled.txt").write_text("eins\n\n \nzwei\n")
+    prepare(task)
+    assert column(task, "unlabelled") == ["eins", "zwei"]
+    write(Path("data/de/unlabelled.jsonl"), [{"premise": ""}])
+    assert "de: 1 unlabelled texts have an empty text" in prepare(task).notes
+
+
+def test_a_text_file_for_a_task_of_pairs_is_named() -> None:
+    task = task_of()
+    Path("data/de/unlabelled.txt").write_text("eins\n")
+    with pytest.raises(StageError, match=r"data/de/unlabelled.txt: plain text has one text per line"):
+        prepare(task)
+
+
 def test_minus_one_is_no_label_in_csv_too(folder: Path) -> None:
     lines = ["premise,hypothesis,label", "a,h,yes", "b,h,-1", "c,h,", "d,h,no", "e,h,-1.0"]
     task = task_of("csv")
