@@ -5,8 +5,10 @@ write the soft-label set. The set is all that stage two reads.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,11 +30,13 @@ from cache import (
 )
 from cache.commands.name import give_name
 from cache.names import name_of
+from cache.soft_label_set import MANIFEST
 from stages.artifacts import METRICS, SOFT_LABELS, TEACHERS, of_each_fold, of_each_teacher
+from stages.data.branches import MIXTURE
 from stages.data.classes import check_class_order, match_classes
 from stages.data.task import TaskParams
 from stages.errors import StageError
-from stages.models.pins import model_folder
+from stages.models.pins import model_folder, read_pin
 from stages.progress import say
 from stages.results.averages import average_teachers
 from stages.results.teachers import outside_classes, weights_of
@@ -136,10 +140,9 @@ def label(
     examples = Examples.read(task, language)
     names = [one.name for one in teacher.all]
     places = of_each_teacher(teachers / language, len(teacher.all))
-    sets = of_each_teacher(soft_labels / language, len(teacher.all))
     said: list[list[_OfModel]] = []
     n_labelled = 0
-    for number, (one, place, output) in enumerate(zip(teacher.all, places, sets, strict=True)):
+    for number, (one, place) in enumerate(zip(teacher.all, places, strict=True)):
         its = examples.of_teacher(number, names)
         if not len(its):
             raise StageError(
@@ -156,17 +159,7 @@ def label(
             n_labelled += n_asked
         _require_class_order(its, parts, complete=one.base is not None or one.endpoint is not None)
         said.append(parts)
-        SoftLabelSet.write(
-            output,
-            language=language,
-            parts=[(part.producer, part.soft_labels) for part in parts],
-            top_k_changes={part.producer.id: part.change for part in parts if part.change},
-            letter_bias=None if parts[0].bias is None else parts[0].bias.tolist(),
-            terms=one.endpoint.facts if one.endpoint else None,
-            format_=params.format,
-        )
-    for left_over in set((soft_labels / language).glob("more-*")) - set(sets):
-        shutil.rmtree(left_over)
+    _write_sets(soft_labels / language, teacher, said, language=language, format_=params.format)
     quality = _quality(examples, teacher, said)
     write_atomically(metrics / f"{language}.json", json.dumps(quality.metrics).encode())
     n_said = sum(len(part.soft_labels) for parts in said for part in parts)
@@ -174,6 +167,32 @@ def label(
     return Labelled(
         language, n_said, n_labelled, quality.line(outside=float(np.mean(left)) if left else None)
     )
+
+
+def _write_sets(
+    folder: Path,
+    teacher: TeacherParams,
+    said: Sequence[Sequence["_OfModel"]],
+    *,
+    language: str,
+    format_: str,
+) -> None:
+    """Write a set per teacher, all of them now: sets of two runs never lie side by side to be read."""
+    sets = of_each_teacher(folder, len(teacher.all))
+    for later in sets[1:]:
+        (later / MANIFEST).unlink(missing_ok=True)
+    for one, parts, output in zip(teacher.all, said, sets, strict=True):
+        SoftLabelSet.write(
+            output,
+            language=language,
+            parts=[(part.producer, part.soft_labels) for part in parts],
+            top_k_changes={part.producer.id: part.change for part in parts if part.change},
+            letter_bias=None if parts[0].bias is None else parts[0].bias.tolist(),
+            terms=one.endpoint.facts if one.endpoint else None,
+            format_=format_,
+        )
+    for left_over in set(folder.glob("more-*")) - set(sets):
+        shutil.rmtree(left_over)
 
 
 def _asked(
@@ -289,7 +308,7 @@ def _models(
     """Identify the models that a teacher consists of, each when it is wanted.
 
     Raises:
-        StageError: There are none, or those of another number of folds.
+        StageError: There are none, those of another teacher, or those of another number of folds.
     """
     n_made = len(list(place.glob("fold-*"))) or 1
     if n_made != n_folds:
@@ -298,6 +317,11 @@ def _models(
             f"make it again with: python -m pipeline teacher finetune --language {language}"
         )
     for index, made in enumerate(of_each_fold(place, n_folds)):
+        if not _may_be(teacher, made):
+            raise StageError(
+                f"{made} is not the teacher {teacher.title} that params.yaml names; make or pin it again "
+                f"with: python -m pipeline teacher finetune --language {language}"
+            )
         folder = model_folder(made, command=f"teacher finetune --language {language}")
         producer = producer_of(folder, task, params)
         order = match_classes(producer.classes, task.classes, names=teacher.labels, language=language)
@@ -307,14 +331,39 @@ def _models(
         yield _Model(folder, store, order, Fold(index, n_folds))
 
 
+def _may_be(teacher: OneTeacher, made: Path) -> bool:
+    """Tell whether a folder stands for a teacher as params.yaml has it, as far as the folder says."""
+    pinned = read_pin(made)
+    if pinned is None:
+        config = made / "config.json"
+        if teacher.finetune or not config.is_file():
+            return True
+        with suppress(KeyError, ValueError):  # whoever loads it says what is wrong with it
+            said = json.loads(config.read_bytes())
+            return said["model_type"] == "mblm" and (said["default_language"] or MIXTURE) == teacher.branch
+        return True
+    if teacher.finetune or teacher.branch is not None:
+        return False
+    if "folder" in pinned:
+        return Path(pinned["folder"]).resolve() == Path(teacher.base or "").resolve()
+    is_commit = re.fullmatch("[0-9a-f]{40}", teacher.revision or "") is not None
+    return pinned["hub"] == teacher.base and (not is_commit or pinned["commit"] == teacher.revision)
+
+
 def _give_name(root: str, producer_id: str, name: str | None, fold: Fold) -> None:
-    """Let the store call a producer as params.yaml does; a name that another one has stays with it."""
+    """Let the store call a producer without a name as params.yaml does, unless another one has that name."""
     if name is None:
         return
     name = name if fold.of == 1 else f"{name}/fold-{fold.index}"
     try:
-        if name_of(root, producer_id) != name:
+        called = name_of(root, producer_id)
+        if called is None:
             give_name(root, producer_id, name)
+        elif called != name:
+            say(
+                f"{producer_id[:12]} keeps its name '{called}'; to call it '{name}', type: "
+                f"python -m pipeline cache name {producer_id[:12]} {name}"
+            )
     except (CacheError, OSError) as error:  # a store that may only be read serves all the same
         say(f"{error}; {producer_id[:12]} goes without this name")
 

@@ -1,6 +1,8 @@
 """Teachers without a model: what they say is in a file, in a column of the data, or in the store."""
 
 import hashlib
+import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import Index, Producer, SoftLabels, Store, TopKChange
+from cache import Index, Producer, SoftLabels, Store, StoreError, TopKChange
+from cache.names import find_producer
 from cache.soft_labels import id_bytes
 from stages.data.classes import match_classes
 from stages.data.task import TaskParams
@@ -48,8 +51,8 @@ def take_soft_labels(
         place: Where `pin_soft_labels` wrote.
 
     Raises:
-        StageError: The file is not the one that was pinned or cannot be read, its classes are not the task's,
-            or a text that teaches the student has no soft label.
+        StageError: The file or producer is not the one that was pinned or cannot be read, its classes are not
+            the task's, or a text that teaches the student has no soft label.
         CacheError: The store has no such producer, or cannot be read.
     """
     change = None
@@ -57,6 +60,10 @@ def take_soft_labels(
         pinned = read_pin(place).get("producer")
         if pinned is None:
             raise StageError(f"{place} is no producer that was pinned; {_pin_again(examples.language)}")
+        if not _is_called(root, pinned, teacher.producer):
+            raise StageError(
+                f"'{teacher.producer}' is not the producer that was pinned; {_pin_again(examples.language)}"
+            )
         store = Store.open(root, pinned)
         lookup = store.look_up(examples.ids)
         store.require_readable()
@@ -93,6 +100,15 @@ def _read(task: TaskParams, teacher: OneTeacher, language: str, place: Path) -> 
     if not file.is_file() or read_pin(place) != file_pin(file):
         raise StageError(f"{file} is not the file that was pinned; {_pin_again(language)}")
     return read_soft_labels(file, how, task, names=teacher.labels), str(file)
+
+
+def _is_called(root: str, producer_id: str, called: str) -> bool:
+    """Tell whether a producer is the one of this name or id; a name that is gone may have been its own."""
+    if producer_id.startswith(called):
+        return True
+    with suppress(StoreError):
+        return find_producer(root, called) == producer_id
+    return re.fullmatch("[0-9a-f]{64}", called) is None
 
 
 def _pin_again(language: str) -> str:

@@ -380,7 +380,9 @@ def _no_interruption() -> Iterator[None]:
             raise KeyboardInterrupt
 
     handlers = {
-        number: signal.signal(number, put_off) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        number: signal.signal(number, put_off)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup has it
     }
     try:
         yield

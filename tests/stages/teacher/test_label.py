@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from pkgutil import resolve_name
 from threading import Timer
 from typing import Any
 
@@ -19,7 +20,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from processes import Alone, let_teacher_speak
-from tiny import LABEL, ROOT, Run, examples, tiny_params, use_ready_teacher, write_jsonl, write_params
+from tiny import (
+    LABEL,
+    ROOT,
+    Run,
+    examples,
+    set_bias,
+    tiny_params,
+    use_ready_teacher,
+    write_jsonl,
+    write_params,
+)
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from warm import warm_python
 
@@ -29,10 +40,14 @@ from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS
 from stages.data.examples import SPLITS, data_file, read_examples
 from stages.errors import StageError
+from stages.models.pins import pin
 from stages.teacher.folds import Fold
+from stages.teacher.label import _may_be
 from stages.teacher.labelling.examples import Examples, Part
 from stages.teacher.labelling.inference import Teacher
+from stages.teacher.labelling.loop import _no_interruption as no_interruption
 from stages.teacher.labelling.loop import shards_to_label
+from stages.teacher.params import OneTeacher
 
 
 def test_parts_have_nothing_in_common_and_are_everything_together(
@@ -266,6 +281,115 @@ def test_data_that_changes_while_it_is_labelled_is_noticed(
     assert "de: 0 cached" not in run(*LABEL).err  # what was labelled before is kept
 
 
+@pytest.fixture
+def two_ready(finished: Path, run: Run) -> list[dict[str, Any]]:
+    """Two teachers that are ready and pinned, of which both have labelled."""
+    for language in ("de", "en"):
+        shutil.copytree(f"artifacts/teachers/{language}", language)
+    set_bias(Path("en"), [0.0, 0.0, 0.1])
+    teachers = [{"base": base, "finetune": False} for base in ("de", "en")]
+    set_german(*teachers)
+    assert run("teacher", "finetune", "--language", "de").code == run(*LABEL).code == 0
+    return teachers
+
+
+def set_german(first: dict[str, Any], *more: dict[str, Any]) -> None:
+    params = tiny_params()
+    params["teachers"]["de"] = {**first, "more": list(more)}
+    write_params(params)
+
+
+def test_another_teacher_than_the_pinned_one_is_refused_and_gets_no_name(
+    two_ready: list[dict[str, Any]], run: Run
+) -> None:
+    first, second = two_ready
+    manifest = (SOFT_LABELS / "de/manifest.json").read_bytes()
+    for number, teachers in enumerate(
+        (
+            (second, first),
+            ({**second, "name": "second"}, second),
+            ({**first, "branch": "mixture"}, second),
+            (tiny_params()["teachers"]["de"], second),  # which is to be made here
+            (first, {"base": "org/hub", "finetune": False}),
+        )
+    ):
+        set_german(*teachers)
+        done = run(*LABEL)
+        assert done.code == 1
+        place = "artifacts/teachers/de/more-1" if number == 4 else "artifacts/teachers/de"
+        named = ("en", "second", "de", "scratch", "org/hub")[number]
+        assert (
+            f"error: {place} is not the teacher {named} that params.yaml names; make or pin it again with: "
+            "python -m pipeline teacher finetune --language de\n"
+        ) in done.err
+    assert (SOFT_LABELS / "de/manifest.json").read_bytes() == manifest
+    assert "second" not in run("cache", "ls").out
+    set_german({**first, "base": "./de"}, second)  # the same folder
+    assert run(*LABEL).code == 0
+
+
+@pytest.mark.parametrize(
+    ("pinned", "named", "may_be"),
+    [
+        ({"hub": "a/b", "commit": "1" * 40}, {"base": "a/b", "finetune": False, "revision": "main"}, True),
+        ({"hub": "a/b", "commit": "1" * 40}, {"base": "a/b", "finetune": False, "revision": "2" * 40}, False),
+        ({"hub": "a/b", "commit": "1" * 40}, {"base": "a/c", "finetune": False}, False),
+        ({"hub": "a/b", "commit": "1" * 40}, {"base": "a/b"}, False),
+        ("de", {"base": "a/b", "finetune": False, "branch": "de"}, True),
+        ("de", {"base": "a/b", "finetune": False, "branch": "mixture"}, False),
+        ("de", {"base": "a/b", "finetune": False}, False),
+        (None, {"base": "a/b", "finetune": False, "branch": "mixture"}, True),
+    ],
+)
+def test_a_teachers_folder_tells_whose_it_is(
+    tmp_path: Path, pinned: Any, named: dict[str, Any], may_be: bool
+) -> None:
+    if isinstance(pinned, dict):
+        pin(tmp_path, pinned)
+    else:
+        config = {"model_type": "mblm", "default_language": pinned}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert _may_be(OneTeacher(**named), tmp_path) is may_be
+
+
+@pytest.mark.parametrize("stopped", ["at the second teacher", "between two sets"])
+def test_a_stop_leaves_no_sets_of_two_runs(
+    two_ready: list[dict[str, Any]], run: Run, monkeypatch: pytest.MonkeyPatch, stopped: str
+) -> None:
+    def found() -> list[str]:
+        places = [SOFT_LABELS / "de", SOFT_LABELS / "de/more-1"]
+        return [SoftLabelSet.read(place, language="de").producers[0].id for place in places]
+
+    before = found()
+    for teacher in two_ready:  # both are other producers then
+        set_bias(Path(teacher["base"]), [0.2, 0.1, 0.0])
+    assert run("teacher", "finetune", "--language", "de").code == 0
+    with monkeypatch.context() as patch:
+        what = "_require_class_order" if stopped == "at the second teacher" else "SoftLabelSet.write"
+        interrupt_second_call(patch, f"stages.teacher.label.{what}")
+        assert run(*LABEL).code == 130
+    if stopped == "at the second teacher":
+        assert found() == before
+    else:
+        assert "artifacts/soft_labels/de/more-1" in run("student", "distill").err
+    assert run(*LABEL).code == 0
+    assert not set(found()) & set(before)
+
+
+def interrupt_second_call(patch: pytest.MonkeyPatch, name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    owner: Any = resolve_name(module)
+    wrapped, calls = getattr(owner, attribute), list[None]()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return wrapped(*args, **kwargs)
+
+    patch.setattr(owner, attribute, call)
+
+
 @pytest.mark.parametrize(("made", "asked"), [(3, 2), (1, 2), (3, 1)])
 def test_a_teacher_of_another_number_of_folds_is_refused(
     finished: Path, run: Run, made: int, asked: int
@@ -336,6 +460,18 @@ def test_what_is_computed_is_written_however_a_run_ends(
         assert kept == sum(given)
         assert len(given) in (3, 4)
     assert f"stopped; {kept} of 57 soft labels are kept" in done.err or kept == 57
+
+
+def test_a_signal_that_is_ignored_stays_so_while_a_shard_is_written() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+    try:
+        with no_interruption():
+            os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(KeyboardInterrupt), no_interruption():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_text_without_any_token_is_named(finished: Path, run: Run) -> None:

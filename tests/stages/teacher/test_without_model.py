@@ -216,6 +216,19 @@ def test_a_producer_of_the_store_is_a_teacher(finished: Path, run: Run) -> None:
     assert "no producer in" in run(*FINETUNE).err
 
 
+def test_another_producer_than_the_pinned_one_is_refused(finished: Path, run: Run) -> None:
+    ids = {one: SoftLabelSet.read(SOFT_LABELS / one, language=one).producers[0].id for one in ("de", "en")}
+    set_german({"producer": ids["de"]})
+    assert run(*FINETUNE).code == run(*LABEL).code == 0
+    assert run("cache", "name", ids["en"], "en@1").code == 0
+    for other in (ids["en"], ids["en"][:9], "en@1", "0" * 64):
+        set_german({"producer": other})
+        assert run(*LABEL).err == (
+            f"error: '{other}' is not the producer that was pinned; pin it again with: "
+            "python -m pipeline teacher finetune --language de\n"
+        )
+
+
 def test_a_producer_that_lacks_a_training_text_says_so(finished: Path, run: Run) -> None:
     producer = SoftLabelSet.read(SOFT_LABELS / "de", language="de").producers[0]
     rows = [*examples("de", "train"), {"text": "noch einer", "label": "animal"}]
@@ -236,6 +249,22 @@ def test_the_store_calls_a_teacher_as_params_do(finished: Path, run: Run) -> Non
     assert done.code == 0
     assert "'both@1' is producer" in done.err
     assert "goes without this name" in done.err
+
+
+def test_a_producer_keeps_the_name_that_it_has(finished: Path, run: Run) -> None:
+    params = tiny_params()
+    params["teachers"]["de"]["name"] = "de@2"
+    write_params(params)
+    id_ = SoftLabelSet.read(SOFT_LABELS / "de", language="de").producers[0].id
+    assert run("cache", "name", id_, "de@1").code == 0
+    done = run(*LABEL)
+    assert (
+        f"{id_[:12]} keeps its name 'de@1'; to call it 'de@2', type: python -m pipeline cache name "
+        f"{id_[:12]} de@2\n"
+    ) in done.err
+    assert "de@1" in run("cache", "ls").out
+    assert run("cache", "name", id_, "de@2").code == 0
+    assert "keeps its name" not in run(*LABEL).err
 
 
 # A column of the data
