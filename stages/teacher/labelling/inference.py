@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from transformers.utils.import_utils import is_peft_available
 
 from stages.errors import StageError
 from stages.models.batches import Tokens, current_device, fitting, to_device, tokenize
-from stages.models.loading import loading, require_max_tokens
+from stages.models.loading import loading, require_embeddings, require_max_tokens
 from stages.progress import say
 from stages.teacher.labelling.decoders import NO_ID, LastToken, classifier_of, is_decoder
 from stages.teacher.params import LabelParams
@@ -56,8 +57,8 @@ class Teacher:
             params: Section `teacher.label`.
 
         Raises:
-            StageError: It cannot be loaded, has no trained classifier, needs PEFT, or takes no inputs of
-                `max_tokens`.
+            StageError: It cannot be loaded, has no trained classifier or another model's tokenizer, needs
+                PEFT, or takes no inputs of `max_tokens`.
         """
         _require_peft(folder)
         self._folder, self._params = folder, params
@@ -65,14 +66,17 @@ class Teacher:
         self._device = current_device()
         # On a device of its own the next batch is made and sent while this one is computed.
         self._n_ahead = 0 if self._device.type == "cpu" else 1
-        with loading(f"the teacher in {folder}"):
+        what = f"the teacher in {folder}"
+        with loading(what):
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model, untrained = _load(folder)
         if untrained:
             raise StageError(
-                f"the teacher in {folder} has no weights for {', '.join(untrained)}; "
+                f"{what} has no weights for {', '.join(untrained)}; "
                 "fine-tune it first: teachers.<language>.finetune: true"
             )
+        with suppress(AttributeError, NotImplementedError):  # CANINE and Perceiver have no such table
+            require_embeddings(self._tokenizer, model, what=what)
         require_max_tokens(params.max_tokens, self._tokenizer, model.config, key="teacher.label.max_tokens")
         self._last = LastToken(model) if is_decoder(model.config, type(model)) else None
         self._padding_id: int | None = None  # as the tokenizer has it

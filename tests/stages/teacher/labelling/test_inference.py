@@ -58,6 +58,14 @@ def test_a_batch_is_what_the_tokenizer_makes_of_it(finished: Path, side: str) ->
         assert all(torch.equal(batch[name], wanted[name]) for name in names)
 
 
+def test_a_tokenizer_of_another_model_is_refused(finished: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer.add_tokens(["Hund"])
+    tokenizer.save_pretrained(FOLDER)
+    with pytest.raises(StageError, match=r"de has a tokenizer of .* take weights and tokenizer"):
+        Teacher(FOLDER, params())
+
+
 def test_little_of_a_batch_is_padding(finished: Path) -> None:
     teacher = Teacher(FOLDER, params(batch_tokens=8192))
     lengths = np.random.default_rng(0).lognormal(3, 0.7, 2000).clip(5, 120).astype(int)
