@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache import Index, SoftLabels
-from stages.data.examples import SPLITS, UNLABELLED, has_split, read_examples, taught_splits
+from stages.data.examples import SPLITS, UNLABELLED, has_only_texts, has_split, read_examples, taught_splits
 from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
 from stages.results.measures import N_BINS, Bins, by_confidence, calibration_error, probabilities
@@ -125,7 +125,7 @@ def require_language(
     """
     if language not in task.languages:
         raise StageError(f"--language {language} is none of the task's: {', '.join(task.languages)}")
-    if not has_split(language, "test"):
+    if not any(has_split(language, split) for split in (*SPLITS, UNLABELLED)):
         raise StageError(
             f"there is no data of '{language}' to compare with; write it: python -m pipeline prepare"
         )
@@ -144,7 +144,7 @@ def require_language(
 
 def _n_known(task: TaskParams, language: str, index: Index) -> int:
     splits: list[SplitName] = [split for split in SPLITS if has_split(language, split)]
-    if language in task.supervised and UNLABELLED in taught_splits(task, language):
+    if UNLABELLED in taught_splits(task, language) or has_only_texts(task, language):
         splits.append(UNLABELLED)
     found = [index.positions(read_examples(task, language, s)["example_id"].combine_chunks()) for s in splits]
     positions = np.concatenate([*found, np.array([], np.int64)])

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from labels import producer, shard_files, soft_labels
 from ruamel.yaml import YAML
 from scipy.special import softmax
-from tiny import CLASSES, ROOT, Run, examples, write_jsonl
+from tiny import CLASSES, ROOT, Run, examples, tiny_params, write_jsonl, write_params
 from unreadable import fail_to_read, needs_proc
 
 from cache import Outputs, Store, example_ids
@@ -425,6 +426,33 @@ def test_texts_of_another_language_are_noticed(prepared: Path, run: Run, tmp_pat
     assert "77 soft labels of 'gpt@2'" in done.out
     assert "20 of texts that the data does not have" in done.out
     assert len(logits_in(tmp_path / "store", "gpt@2", ["neu 7"])) == 1
+
+
+@pytest.mark.parametrize("splits", [("train", "validation", "test"), ()], ids=["no labels", "texts alone"])
+def test_texts_of_a_zero_shot_language_are_its_own(
+    workspace: Path, run: Run, splits: tuple[str, ...]
+) -> None:
+    rows = [{"text": f"hond {n}", "probabilities": {"animal": 1.0}} for n in range(20)]
+    for path in Path("data/nl").iterdir():
+        if path.stem not in splits:
+            path.unlink()
+    write_jsonl(Path("data/nl/unlabelled.jsonl"), [{"text": row["text"]} for row in rows])
+    params = tiny_params()
+    params["task"] |= {"unlabelled": True, "zero_shot_texts": bool(splits)}
+    write_params(params)
+    assert run("prepare").code == 0
+    write_jsonl(Path("soft.jsonl"), rows)
+    done = run("cache", "import", "soft.jsonl", "--language", "nl", *BY[2:])
+    assert done.code == 0, done.err
+    assert "20 soft labels of 'gpt@2'" in done.out
+    assert "that the data does not have" not in done.out
+
+
+def test_a_language_without_data_has_none_to_compare_with(prepared: Path, run: Run) -> None:
+    shutil.rmtree("artifacts/data/nl")
+    write_jsonl(Path("soft.jsonl"), by_class(likely("nl"), "nl"))
+    done = run("cache", "import", "soft.jsonl", "--language", "nl", *BY[2:])
+    assert "there is no data of 'nl' to compare with; write it: python -m pipeline prepare" in done.err
 
 
 def test_classes_in_another_order_are_noticed(prepared: Path, run: Run) -> None:
