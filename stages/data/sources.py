@@ -449,7 +449,7 @@ def _of_rows(
         found = _of_language(placed, fields.language, language, others)
     while window := list(islice(found, WINDOW)):
         places = [place for place, _ in window]
-        for place, row in window:
+        for place, row in window if fields.soft else ():
             fields.require_each_class(row, f"{file}, {place}")
         about = [row.get(fields.entity) if fields.entity else None for _, row in window]
         yield Rows(

@@ -75,7 +75,7 @@ def finetune(
     with replaced_folder(place) if process_index() == 0 else nullcontext(place) as output:
         for index, its in enumerate(of_each_teacher(output, len(teacher.all))):
             key = f"teachers.{language}" if index == 0 else f"teachers.{language}.more.{index - 1}"
-            seeded = params.model_copy(update={"seed": params.seed + index})
+            seeded = params.model_copy(update={"seed": (params.seed + index) % 2**32})
             for fold, folder in enumerate(of_each_fold(its, teacher.folds)):
                 part = Fold(fold, teacher.folds)
                 line, used = _make(
@@ -131,7 +131,7 @@ def _make(
     checkpoints = checkpoints_of(f"teacher-finetune-{language}", facts, file=__file__, resume=resume)
     command = f"teacher finetune --language {language}"
     base = (
-        fetch(source, command=command)
+        _without_adapter(fetch(source, command=command), key)
         if source
         else _scratch_base(task, params, language, checkpoints.folder / "base")
     )
@@ -152,6 +152,20 @@ def _make(
     if checkpoints.went_on_over:
         line += f"; went on from a checkpoint over other {', '.join(checkpoints.went_on_over)}"
     return line, [checkpoints.folder]
+
+
+def _without_adapter(base: Path, key: str) -> Path:
+    """Give a base back.
+
+    Raises:
+        StageError: It is an adapter beside a base of its own, which a training would lose.
+    """
+    if (base / "adapter_config.json").is_file():
+        raise StageError(
+            f"{key}.base, {base}, is an adapter beside its base; merge the two into one model, or set "
+            f"{key}.finetune: false"
+        )
+    return base
 
 
 def texts_of(task: TaskParams, table: pa.Table, **options: Any) -> Texts:

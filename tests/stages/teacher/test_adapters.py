@@ -64,6 +64,19 @@ def test_an_adapter_learns_and_its_base_is_a_link(base: Path, run: Run) -> None:
     assert done.out == f"teacher 'de': {accuracy:.1%} of 9 validation examples\n"
 
 
+@pytest.mark.parametrize("lora", [{"rank": 2}, None])
+def test_an_adapter_is_no_base_of_another_training(base: Path, run: Run, lora: dict[str, Any] | None) -> None:
+    assert run(*FINETUNE).code == 0
+    shutil.copytree(TEACHER, "adapted")
+    params = tiny_params()
+    params["teachers"]["de"]["base"] = "adapted"
+    params["teacher"]["finetune"]["lora"] = lora
+    write_params(params)
+    done = run(*FINETUNE)
+    assert done.code == 1
+    assert "teachers.de.base, adapted, is an adapter beside its base; merge the two" in done.err
+
+
 def test_base_and_adapter_decide_who_the_teacher_is(base: Path, run: Run) -> None:
     ids = []
     for options in ([], ["--set", "teacher.finetune.lora.rank=1"], ["--set", "teacher.finetune.seed=5"]):

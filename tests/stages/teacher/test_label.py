@@ -352,6 +352,13 @@ def test_a_teachers_folder_tells_whose_it_is(
     assert _may_be(OneTeacher(**named), tmp_path) is may_be
 
 
+def test_a_second_teacher_is_made_with_the_largest_seed_too(finished: Path, run: Run) -> None:
+    scratch = {"base": "scratch"}
+    set_german({**scratch, "name": "a"}, {**scratch, "name": "b"})
+    done = run("teacher", "finetune", "--language", "de", "--set", f"teacher.finetune.seed={2**32 - 1}")
+    assert done.code == 0, done.err
+
+
 @pytest.mark.parametrize("stopped", ["at the second teacher", "between two sets"])
 def test_a_stop_leaves_no_sets_of_two_runs(
     two_ready: list[dict[str, Any]], run: Run, monkeypatch: pytest.MonkeyPatch, stopped: str
