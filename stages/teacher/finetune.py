@@ -1,5 +1,6 @@
 """Make a language's teacher: fine-tune an encoder on the language's own data, or pin one that is ready."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
+from cache import canonical_json, write_atomically
 from stages.artifacts import TEACHERS, of_each_fold, of_each_teacher, replaced_folder
 from stages.data.examples import examples_digest, pretraining_texts, read_examples
 from stages.data.task import TaskParams
@@ -22,7 +24,7 @@ from stages.models.checkpoints import BestInMemory, checkpoints_of
 from stages.models.cut import say_cut
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
 from stages.models.modeling_mblm import FAMILIES, MBLMForSequenceClassification
-from stages.models.pins import fetch, resolve
+from stages.models.pins import fetch, link, resolve
 from stages.models.processes import alone, process_index, wait_for
 from stages.models.scratch import build_encoder
 from stages.models.texts import Collator, Texts, require_splittable
@@ -84,7 +86,7 @@ def finetune(
                 lines.append(line)
                 checkpoints += used
     end_all_but_the_first()
-    for path in checkpoints:  # not before all are made: what is killed goes on with the one it was at
+    for path in checkpoints:  # not before all are made, so that no finished model is trained again
         shutil.rmtree(path, ignore_errors=True)
     return "\n".join(lines)
 
@@ -103,18 +105,8 @@ def _make(
     """Write one model to its folder; returns one line about it, and its checkpoints."""
     its_key = key.removeprefix("teachers.")  # de, de.more.0
     name = f"teacher '{its_key}'"
-    if teacher.base is None:
-        said = pin_soft_labels(teacher, folder, key=key) if process_index() == 0 else ""
-        return f"{name}: {said}, pinned", []
-    if not teacher.finetune:
-        if teacher.base == "scratch":
-            raise StageError(f"{key}.base is scratch, so {key}.finetune must be true")
-        pinned = resolve(teacher.base, teacher.revision, key=f"{key}.base")
-        if process_index() == 0:
-            folder.mkdir(exist_ok=True)
-            command = f"teacher finetune --language {language}"
-            pin_branch(teacher.branch, pinned, folder, key=key, command=command)
-        return f"{name}: {teacher.base}, pinned", []
+    if teacher.base is None or not teacher.finetune:
+        return f"{name}: {_pin(teacher, language, folder, key)}, pinned", []
     source = {}
     if teacher.base != "scratch":
         source = resolve(teacher.base, teacher.revision, key=f"{key}.base")
@@ -137,21 +129,58 @@ def _make(
     )
     if fold.of > 1:
         name += f", fold {fold.index + 1} of {fold.of}"
-        ids = splits["train"]["example_id"].combine_chunks()
-        sizes = [int(Fold(index, fold.of).holds(ids).sum()) for index in range(fold.of)]
-        if not min(sizes):
-            raise StageError(
-                f"teachers.{language}.folds is {fold.of}, but fold {sizes.index(0) + 1} has none of the "
-                f"{len(ids)} training examples; lower it"
-            )
-        splits["train"] = splits["train"].filter(pa.array(~fold.holds(ids)))
+        splits["train"] = _without_fold(splits["train"], fold, language)
     its_steps = its_key.removeprefix(language).replace(".", "-")
-    steps = checkpoints.folder / f"steps{its_steps}-{fold.index}"
-    result = _train(task, params, language, splits, base, steps, folder, name)
+    steps, made = (checkpoints.folder / f"{part}{its_steps}-{fold.index}" for part in ("steps", "made"))
+    noted = made.with_suffix(".json")
+    if noted.is_file():  # an interrupted run has made it
+        result = json.loads(noted.read_bytes())
+    else:
+        result = _train(task, params, language, splits, base, steps, made, name)
+        if process_index() == 0:
+            write_atomically(noted, canonical_json(result))
+    if process_index() == 0:
+        shutil.copytree(
+            made, folder, copy_function=lambda old, new: link(Path(old), Path(new)), dirs_exist_ok=True
+        )
     line = f"{name}: {result:.1%} of {splits['validation'].num_rows} validation examples"
     if checkpoints.went_on_over:
         line += f"; went on from a checkpoint over other {', '.join(checkpoints.went_on_over)}"
     return line, [checkpoints.folder]
+
+
+def _pin(teacher: OneTeacher, language: str, folder: Path, key: str) -> str:
+    """Let a teacher's folder stand for a model that is ready, or for soft labels; says which.
+
+    Raises:
+        StageError: The model would have to be made.
+    """
+    if teacher.base is None:
+        return pin_soft_labels(teacher, folder, key=key) if process_index() == 0 else ""
+    if teacher.base == "scratch":
+        raise StageError(f"{key}.base is scratch, so {key}.finetune must be true")
+    pinned = resolve(teacher.base, teacher.revision, key=f"{key}.base")
+    if process_index() == 0:
+        folder.mkdir(exist_ok=True)
+        command = f"teacher finetune --language {language}"
+        pin_branch(teacher.branch, pinned, folder, key=key, command=command)
+    return teacher.base
+
+
+def _without_fold(train: pa.Table, fold: Fold, language: str) -> pa.Table:
+    """Leave out the training examples that a model is to label.
+
+    Raises:
+        StageError: A fold has no example.
+    """
+    ids = train["example_id"].combine_chunks()
+    sizes = [int(Fold(index, fold.of).holds(ids).sum()) for index in range(fold.of)]
+    if not min(sizes):
+        raise StageError(
+            f"teachers.{language}.folds is {fold.of}, but fold {sizes.index(0) + 1} has none of the "
+            f"{len(ids)} training examples; lower it"
+        )
+    return train.filter(pa.array(~fold.holds(ids)))
 
 
 def _without_adapter(base: Path, key: str) -> Path:
@@ -319,9 +348,10 @@ def _train(
     else:
         result = [log["eval_accuracy"] for log in history if "eval_accuracy" in log][-1]
     if process_index() == 0:
-        if params.lora is None:
-            model.save_pretrained(folder)
-        else:
-            save_adapter(model, base, folder, fits=fits)
-        tokenizer.save_pretrained(folder)
+        with replaced_folder(folder) as new_folder:
+            if params.lora is None:
+                model.save_pretrained(new_folder)
+            else:
+                save_adapter(model, base, new_folder, fits=fits)
+            tokenizer.save_pretrained(new_folder)
     return float(result)

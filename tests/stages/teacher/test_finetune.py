@@ -68,6 +68,37 @@ def test_the_weights_of_the_best_epoch_are_kept_without_a_checkpoint(
     assert file_digest(kept) == best
 
 
+def test_finished_models_of_a_killed_run_are_not_trained_again(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = tiny_params()
+    params["teachers"]["de"] |= {"folds": 2, "more": [{"base": "scratch"}]}
+    write_params(params)
+    whole = run(*FINETUNE)
+    models = sorted(WEIGHTS.parent.rglob("*fold-*/model.safetensors"))
+    assert len(models) == 4
+    before = [file_digest(path) for path in models]
+    trained: list[str] = []
+    train = TextTrainer.train
+
+    def fourth_is_killed(self: TextTrainer, *args: Any, **kwargs: Any) -> Any:
+        if "/steps" in str(self.args.output_dir):  # not while a base is pre-trained
+            trained.append(str(self.args.output_dir))
+            if len(trained) == 4:
+                raise KeyboardInterrupt
+        return train(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextTrainer, "train", fourth_is_killed)
+        assert run(*FINETUNE).code == 130
+        again = run(*FINETUNE)
+    assert trained[4:] == trained[3:4]
+    assert again.out == whole.out
+    assert [file_digest(path) for path in models] == before
+    assert {path.stat().st_nlink for path in models} == {1}
+    assert not list(Path(".checkpoints").glob("teacher-finetune-de/*"))
+
+
 def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(
     accuracies: list[float], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
