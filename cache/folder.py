@@ -116,7 +116,7 @@ class Folder:
             else:
                 data = self._read_remote(self._join(name), limit)
         if len(data) > limit:
-            raise ValueError(f"it is larger than {limit:,} bytes")
+            raise ValueError(_too_large(limit))
         return data
 
     def exists(self, name: str) -> bool:
@@ -241,13 +241,20 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def _too_large(limit: int) -> str:
+    return f"it is larger than {limit:,} bytes"
+
+
 def _read_local(path: str, limit: int) -> bytes:
     try:
         # Not blocking: opening a pipe that has a file's name would wait for a writer for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
                 raise ValueError("it is no plain file")
+            if found.st_size > limit:  # a terabyte of holes costs nothing to make
+                raise ValueError(_too_large(limit))
             with open(descriptor, "rb", closefd=False) as file:
                 return file.read(limit + 1)
         finally:

@@ -20,7 +20,7 @@ import torch
 import typer
 from clone import DVC_STAGES, NO_NETWORK, clone, commit_all, make
 from ruamel.yaml import YAML
-from tiny import COMMANDS, VARIANTS, Ran, Run, may_unshare, tiny_params, write_input, write_params
+from tiny import COMMANDS, ROOT, VARIANTS, Ran, Run, may_unshare, tiny_params, write_input, write_params
 from warm import make_once
 
 from cache import SoftLabels, SoftLabelSet
@@ -186,6 +186,36 @@ def compared(compared_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shutil.copytree(compared_once, folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported_once(finished_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student whose branches differ, calibrated, in ``student``; its export, with ONNX, in ``served``."""
+
+    def export_it(folder: Path) -> None:
+        from families import perturbed  # these take seconds
+        from transformers import AutoTokenizer
+
+        from stages.models.modeling_mblm import MBLMForSequenceClassification
+        from stages.student.export import export
+
+        finished = finished_once / "artifacts/student"
+        model = perturbed(MBLMForSequenceClassification.from_pretrained(finished))
+        model.config.own_temperature, model.config.mixture_temperature = 0.5, 2.0
+        model.save_pretrained(folder / "student")
+        AutoTokenizer.from_pretrained(finished).save_pretrained(folder / "student")
+        params = load_params(ROOT / "params.yaml")
+        distill = params.student.distill.model_copy(update={"max_tokens": 48})
+        pairs = params.task.model_copy(update={"text_fields": ["premise", "hypothesis"]})
+        chosen = (distill, params.student.evaluate, pairs)
+        done = export(folder / "served", *chosen, model=folder / "student", onnx=True, int8=True)
+        assert done.largest_difference is not None
+        assert done.largest_difference < 1e-4
+        first, second = done.line().splitlines()
+        assert first.startswith(f"{folder}/served: plain models of de, en; ONNX of all branches, within ")
+        assert second.endswith("not measured: the student is of other classes than params.yaml names")
+
+    return made_once(tmp_path_factory, "exported", export_it)
 
 
 @pytest.fixture(scope="session")

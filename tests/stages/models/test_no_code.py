@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import ROOT, Run
+from warm import warm_python
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_folder_with_code_is_refused_and_its_code_does_not_run(finished: Path,
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((finished / "artifacts/student" / name).read_bytes())
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *command],
+        [warm_python(), "-m", "pipeline", *command],
         input="y\n" * 100_000,  # longer than what the command reads ahead
         cwd=finished,
         env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(finished), "HF_HOME": str(finished / "hf")},

@@ -23,13 +23,10 @@ import numpy as np
 import pytest
 import torch
 from chromium import BROWSER, opened
-from families import perturbed
 from tiny import CLASSES, ROOT, Run
 from transformers import AutoTokenizer
 
-from pipeline.params import load_params
 from stages.models.modeling_mblm import MBLMForSequenceClassification
-from stages.student.export import export
 from stages.student.serving.metrics import Metrics
 from stages.student.serving.model import ServedModel, batches
 
@@ -83,24 +80,14 @@ def serving(
 
 
 @pytest.fixture(scope="module")
-def student(finished_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student whose branches differ, calibrated, in ``student``, and its export in ``exported``."""
-    folder = tmp_path_factory.mktemp("serve")
-    finished = finished_once / "artifacts/student"
-    model = perturbed(MBLMForSequenceClassification.from_pretrained(finished))
-    model.config.own_temperature, model.config.mixture_temperature = 0.5, 2.0
-    model.save_pretrained(folder / "student")
-    AutoTokenizer.from_pretrained(finished).save_pretrained(folder / "student")
-    params = load_params(ROOT / "params.yaml")
-    distill = params.student.distill.model_copy(update={"max_tokens": 48})
-    chosen = (distill, params.student.evaluate, params.task)
-    export(folder / "exported", *chosen, model=folder / "student", onnx=True)
-    return folder
+def student(exported_once: Path) -> Path:
+    return exported_once
 
 
 @pytest.fixture(scope="module")
-def onnx(student: Path) -> Path:
-    return student / "exported/onnx"
+def onnx(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serve") / "onnx"
+    return shutil.copytree(student / "served/onnx", folder, ignore=lambda *_: ["student.int8.onnx"])
 
 
 @pytest.fixture(scope="module")
