@@ -15,10 +15,12 @@ from pipeline.options import Changes, ParamsFile, load
 from pipeline.terminal import bytes_bar, counted, in_bytes, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from cache import CacheError, UnreadableError
+    from cache import CacheError, Producer, UnreadableError
     from cache.commands.ls import Listed
     from cache.commands.repair import Repaired
+    from cache.commands.show import Shown
     from cache.commands.verify import Verified
+    from pipeline.params import PipelineParams
     from stages.teacher.labelling.audit import Rechecked
 
 app = typer.Typer(no_args_is_help=True, help="The store of soft labels, shared by all experiments.")
@@ -75,32 +77,20 @@ def show(
     from cache.store import Store
     from stages.teacher.labelling.audit import coverage
 
-    loaded = load(params, changes)
+    loaded = _loaded(store, params, changes)
     root = _root(store, params, changes)
     found = run(root, find_producer(root, producer))
     name = name_of(root, found.producer)
     opened = Store.open(root, found.producer)
-    covered = coverage(loaded.task, opened)
+    covered = coverage(loaded.task, opened) if loaded else []
     damaged = {name: error.reason for name, error in opened.damaged.items()}
     unreadable = {name: error.reason for name, error in opened.unreadable.items()}
     if as_json:
         told = {"name": name, "coverage": covered, "damaged": damaged, "unreadable": unreadable}
         print_json({**dataclasses.asdict(found), **told})
         return
-    hidden = ("config", "tokenizer", "imported")
-    facts = {key: value for key, value in found.facts.items() if key not in hidden}
     print_line(f"producer {found.producer}{f', {name}' if name else ''}")
-    print_line(f"classes  {', '.join(found.classes[:20])}{' …' if len(found.classes) > 20 else ''}")
-    for key, value in sorted(facts.items()):
-        print_line(f"{key:<12} {json.dumps(value)}")
-    if opened.producer.imported is not None:
-        made = found.facts["imported"]
-        print_line(f"{'imported':<12} {json.dumps({key: made[key] for key in made if key != 'facts'})}")
-        for key, value in opened.producer.imported.items():
-            print_line(f"  {key:<10} {value}")
-    elif opened.producer.endpoint is None:
-        kind = found.facts["config"].get("model_type")
-        print_line(f"{'model':<12} {kind}; all of its configuration: --json")
+    _print_facts(found, opened.producer)
     shards = [
         [name, str(rows), format_, in_bytes(size)] for name, (rows, format_, size) in found.shards.items()
     ]
@@ -116,7 +106,7 @@ def show(
     ]
     if rows:
         print_table(["language", "split", "labelled>", "examples>"], rows)
-    else:
+    elif loaded:
         typer.echo("it has labelled none of the current data")
 
 
@@ -138,13 +128,13 @@ def verify(
     """
     from cache.commands.verify import verify as run
 
-    loaded = load(params, changes)
+    loaded = load(params, changes) if sample else None
     root = _root(store, params, changes)
     ids = _chosen(root, producers)
     with bytes_bar("verify", _total_size(root, ids)) as on_bytes:
         found = [run(root, one, on_bytes=on_bytes) for one in ids]
     again = []
-    if sample:
+    if loaded is not None:
         from stages.teacher.labelling.audit import current_teachers, recheck
 
         task, label = loaded.task, loaded.teacher.label
@@ -169,7 +159,7 @@ def repair(
 
     A producer with files that cannot be read is left as it is, and the exit code is 1.
     """
-    loaded = load(params, changes)
+    loaded = _loaded(store, params, changes)
     root = _root(store, params, changes)
     found, unreadable = _repair_each(root, _chosen(root, producers))
     if not as_json:
@@ -178,7 +168,7 @@ def repair(
                 print_line(f"set aside: {root}/{done.producer}/damaged/{name} ({reason})")
         print_line(f"{counted(sum(len(done.damaged) for done in found), 'file')} set aside")
     labelled: dict[str, int] = {}
-    if found:
+    if found and loaded:
         from stages.teacher.labelling.audit import relabel
 
         sections = (loaded.task, loaded.teachers, loaded.teacher.label)
@@ -320,12 +310,12 @@ def export(
     from cache.names import find_producer
     from stages.data.examples import all_examples
 
-    loaded = load(params, changes)
+    loaded = _loaded(store, params, changes)
     root = _root(store, params, changes)
     found = find_producer(root, producer)
     language = describe(root, found).language  # whose rows count where languages have a text in common
     with bytes_bar("export", 2 * _total_size(root, [found])) as on_bytes:
-        examples = all_examples(loaded.task, first=language)
+        examples = all_examples(loaded.task, first=language) if loaded else None
         count = run(root, found, file, examples=examples, overwrite=overwrite, on_bytes=on_bytes)
     if as_json:
         print_json({"producer": found, "file": str(file), "examples": count})
@@ -441,12 +431,14 @@ def compact(
 ) -> None:
     """Merge small shards into large ones, while others use the store."""
     from cache.commands.compact import compact as run
+    from stages.teacher.params import LabelParams
 
-    loaded = load(params, changes)
+    loaded = _loaded(store, params, changes)
+    format_ = loaded.teacher.label.format if loaded else LabelParams().format
     root = _root(store, params, changes)
     ids = _chosen(root, producers)
     with bytes_bar("compact", _total_size(root, ids)) as on_bytes:
-        found = [run(root, one, format_=loaded.teacher.label.format, on_bytes=on_bytes) for one in ids]
+        found = [run(root, one, format_=format_, on_bytes=on_bytes) for one in ids]
     if as_json:
         print_json(found)
         return
@@ -484,6 +476,22 @@ def _describe(one: "Listed") -> list[str]:
     counts = [f"{one.examples:,}", f"{one.shards:,}", in_bytes(one.size)]
     names = [one.producer[:12], one.name or "–", one.teacher or "?", one.language or "?"]
     return [*names, *counts, f"{one.last_use:%Y-%m-%d %H:%M}"]
+
+
+def _print_facts(found: "Shown", producer: "Producer") -> None:
+    hidden = ("config", "tokenizer", "imported")
+    facts = {key: value for key, value in found.facts.items() if key not in hidden}
+    print_line(f"classes  {', '.join(found.classes[:20])}{' …' if len(found.classes) > 20 else ''}")
+    for key, value in sorted(facts.items()):
+        print_line(f"{key:<12} {json.dumps(value)}")
+    if producer.imported is not None:
+        made = found.facts["imported"]
+        print_line(f"{'imported':<12} {json.dumps({key: made[key] for key in made if key != 'facts'})}")
+        for key, value in producer.imported.items():
+            print_line(f"  {key:<10} {value}")
+    elif producer.endpoint is None:
+        kind = found.facts["config"].get("model_type")
+        print_line(f"{'model':<12} {kind}; all of its configuration: --json")
 
 
 def _print_verified(root: str, found: "list[Verified]", again: "list[Rechecked]", *, sample: int) -> None:
@@ -601,6 +609,13 @@ def _root(store: str | None, params: Path, changes: list[str]) -> str:
     from cache import store_root
 
     return store_root(load(params, changes).cache.root) if store is None else store
+
+
+def _loaded(store: str | None, params: Path, changes: list[str]) -> "PipelineParams | None":
+    """Read the parameters, which a store that is named can do without where there are none."""
+    if store is not None and params == _DEFAULT and not changes and not params.exists():
+        return None
+    return load(params, changes)
 
 
 def _chosen(root: str, prefixes: Sequence[str] | None) -> list[str]:

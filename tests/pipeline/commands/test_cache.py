@@ -109,10 +109,28 @@ def test_names_that_would_command_a_terminal_are_escaped(
 def test_a_store_elsewhere_is_looked_at_without_params(
     finished: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = str(finished / "store")
-    monkeypatch.chdir(tmp_path)
+    store, one = str(finished / "store"), producer_of("de")
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     assert len(read_json(run, "ls", "--store", store)) == 2
     assert run("cache", "ls", "--store", "").code == 1
+    shown = read_json(run, "show", one, "--store", store)
+    assert (shown["producer"], shown["coverage"]) == (one, [])
+    assert "current data" not in run("cache", "show", one, "--store", store).out
+    assert [found["examples"] for found in read_json(run, "verify", "--store", store)["producers"]] == [
+        57,
+        57,
+    ]
+    assert read_json(run, "compact", "--store", store)[0]["before"] == 1
+    assert read_json(run, "export", one, "de.parquet", "--store", store)["examples"] == 57
+    assert "text" not in pq.read_schema("de.parquet").names
+    flip_a_bit(only_shard(finished / "store" / one))
+    repaired = read_json(run, "repair", "--store", store)
+    assert [found["producer"] for found in repaired["set_aside"] if found["damaged"]] == [one]
+    assert repaired["labelled"] == {}
+    needs = run("cache", "verify", "--sample", "1", "--store", store)
+    assert (needs.code, "params.yaml" in needs.err) == (1, True)
 
 
 def test_show_tells_facts_shards_and_coverage(finished: Path, run: Run) -> None:
