@@ -226,8 +226,7 @@ class _Work(NamedTuple):
                 yield table
         if start:
             self.n_rows[language][source] = start
-        if split == "train":
-            labels.require_zero(language)
+        labels.require_zero(language)
 
     def _write_unlabelled(self, language: str) -> None:
         """Write a language's texts without labels, but for those out of its training split."""

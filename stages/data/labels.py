@@ -17,10 +17,12 @@ class Numbering:
     Attributes:
         by_position: One with bare numbers, which are positions in `task.classes`.
         otherwise: One that notes names for its numbers, in another order than `task.classes`.
+        has_zero: Whether a split with bare numbers has a 0, so that they do not begin with 1.
     """
 
     by_position: str | None = None
     otherwise: str | None = None
+    has_zero: bool = False
 
 
 class LabelReader:
@@ -80,15 +82,22 @@ class LabelReader:
             )
 
     def require_zero(self, language: str) -> None:
-        """Refuse training labels that are numbers and may begin with another than 0.
+        """Refuse labels that are numbers and may begin with another than 0.
+
+        Other than training labels need no 0 where labels that were read before have one.
 
         Raises:
             StageError: They are, and `first_class_number` does not say.
         """
         used = self._used - self._by_name.keys()
-        if self._first is None and used and "0" not in used:
+        has_zero = "0" in used
+        self._numbering.has_zero |= has_zero
+        if self._split != "train":
+            has_zero = self._numbering.has_zero
+        if self._first is None and used and not has_zero:
+            kind = "training" if self._split == "train" else self._split
             raise StageError(
-                f"the training labels of '{language}' are the numbers {', '.join(sorted(used))} and never 0; "
+                f"the {kind} labels of '{language}' are the numbers {', '.join(sorted(used))} and never 0; "
                 "say task.source.first_class_number: 0 or 1"
             )
 

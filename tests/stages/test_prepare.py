@@ -384,6 +384,19 @@ def test_numbers_that_never_are_0_are_asked_about(folder: Path) -> None:
         prepare(nli_task(pattern))
 
 
+def test_numbers_of_a_test_split_alone_are_asked_about_unless_there_is_a_0(folder: Path) -> None:
+    pattern = write_all(folder, suffix="csv")
+    task = nli_task(pattern, classes=["yes", "no", "maybe"])
+    for numbers in ((1, 2, 1), (0, 1, 0)):
+        rows = [{**row, "label": number} for row, number in zip(ROWS, numbers, strict=True)]
+        write(folder / "data/de/test.csv", rows)
+        if 0 in numbers:
+            prepare(task)
+            continue
+        with pytest.raises(StageError, match=r"the test labels of 'de' are the numbers 1, 2 and never 0"):
+            prepare(task)
+
+
 def test_prepare_says_what_people_want_to_know_of_their_data(folder: Path) -> None:
     pattern = write_all(folder)
     table = prepare(nli_task(pattern, classes=["maybe", "no", "yes"])).table().splitlines()
