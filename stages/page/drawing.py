@@ -34,6 +34,7 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "xtick.color": GRID,
     "xtick.labelcolor": MUTED,
+    "xtick.major.pad": 6,  # clear of the labels of the other axis, also in fonts with tall lines
     "ytick.color": GRID,
     "ytick.labelcolor": INK,
     "ytick.major.size": 0,
