@@ -67,8 +67,8 @@ def interval(
         entities: For each language, the entity of each example, at least 0, shape ``(N,)``.
 
     Returns:
-        Lower and upper bound. Both are 0 where the models answer alike. They are -1 and 1 where there is one
-        text, or all of a handful differ in the same way: these say nothing of others.
+        Lower and upper bound. Both are 0 where the models answer alike. They are -1 and 1 where a language
+        has one text, or all of a handful differ in the same way: these say nothing of others.
     """
     by_seed = np.mean([part.mean(axis=1) for part in differences], axis=0)  # (S,)
     mean, n_seeds = float(by_seed.mean()), len(by_seed)
@@ -78,11 +78,13 @@ def interval(
     if n_seeds > 1:
         of_both = float(deviations.var(axis=0, ddof=1).sum()) / n_seeds
         of_seeds = float(by_seed.var(ddof=1)) / n_seeds
-        if of_seeds or of_both < of_entities:  # something is left
+        if of_seeds > _ROUNDING or of_both < of_entities:  # something is left
             of_entities = max(0.0, of_entities - of_both)
     variance = of_seeds + of_entities
+    if min(n_entities) == 1 or (variance < _ROUNDING and mean):
+        return -1.0, 1.0
     if variance < _ROUNDING:
-        return (-1.0, 1.0) if mean or max(n_entities) == 1 else (0.0, 0.0)
+        return 0.0, 0.0
     # The smallest language: where sizes differ, its variance is most of that of their average.
     degrees = (max(1, n_seeds - 1), max(1, min(n_entities) - 1))
     quantile = np.average(stdtrit(degrees, 0.975), weights=(of_seeds, of_entities))

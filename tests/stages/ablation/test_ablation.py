@@ -58,6 +58,21 @@ def test_one_text_with_several_examples_says_nothing_of_others() -> None:
     assert interval([np.array([[0, 0, 1]])], [np.zeros(3, np.int64)]) == (-1, 1)
 
 
+def test_one_text_of_a_language_says_nothing_of_the_average() -> None:
+    differences = [np.array([[1]]), random_differences(1000, n_seeds=1)[0]]
+    assert interval(differences, different_texts(differences)) == (-1, 1)
+
+
+def test_seeds_that_differ_by_rounding_alone_are_alike() -> None:
+    # Both seeds have the same mean, of languages that add up in another order, on other texts.
+    differences = [np.zeros((2, 10), np.int64) for _ in range(3)]
+    for part, first, second in zip(differences, (1, 2, 3), (3, 2, 1), strict=True):
+        part[0, :first], part[1, -second:] = 1, 1
+    assert np.ptp(np.mean([part.mean(axis=1) for part in differences], axis=0)) > 0
+    low, high = interval(differences, different_texts(differences))
+    assert 0 < low < 0.2 < high < 0.4
+
+
 def test_where_all_texts_are_alike_the_interval_is_that_of_a_t_test_of_the_seeds() -> None:
     by_seed = np.array([1, 0, 1, -1, 1])
     differences = [np.repeat(by_seed[:, None], n, axis=1) for n in (7, 4)]
