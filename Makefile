@@ -98,7 +98,8 @@ sweep: ablation-parameters stage-one
 
 all-settings:
 	dvc --cd ablation repro plan
-	$(call each,ablation,pretrain)
+	set -o pipefail; dvc --cd ablation stage list --name-only | sed -n 's/^train-sweep@.*-/pretrain@/p' | sort -u | \
+		$(call side-by-side,$(JOBS),ablation)
 	$(call each,ablation,train-sweep)
 	dvc --cd ablation repro compare-sweep
 

@@ -113,6 +113,8 @@ def read_kept(
         StageError: One of them was not kept, was made of something else than was wanted or than the others,
             or is of other examples.
     """
+    if sweep and not (folder / kind_of(sweep)).is_dir():
+        raise StageError(f"{folder} has no runs of a sweep; run some, and keep them: make sweep")
     entities, facts = read_column(folder / ENTITIES, "entity", write_again=_KEEP)
     found, labelled = {}, {}
     same = Comparable(wanted)
@@ -122,8 +124,9 @@ def read_kept(
         same.require(path, of_run["made_of"], run, seed)
         labelled[path] = of_run["made_of"].get("soft_labels")
         splits = {split for _, split in right}
-        for by, digest in facts["examples"].items():
-            if by.partition("/")[2] in splits and of_run["examples"].get(by) != digest:
+        for by in sorted({*facts["examples"], *of_run["examples"]}):
+            digests = {one["examples"].get(by) for one in (facts, of_run)}
+            if by.partition("/")[2] in splits and len(digests) > 1:
                 raise StageError(f"{path} is of other examples of {by} than {folder / ENTITIES}; {_KEEP}")
         found[f"{run}-{seed}"] = right
     for path, digest in labelled.items():
@@ -194,7 +197,7 @@ def read_run(
         made_of = (file.schema.metadata or {}).get(b"made_of")
         return {by: one.predicted == one.labels for by, one in said.items()}, made_of and json.loads(made_of)
     right, facts = read_column(path, "right", write_again=write_again)
-    right = {by: values for by, values in right.items() if by[0] in task.languages}
+    right = {by: values for by, values in right.items() if by in evaluated(task)}
     for of, digest in digests_of(task, right).items():
         if facts["examples"].get(of) != digest:
             raise StageError(f"{path} is of other examples of {of} than artifacts/data; {write_again}")
@@ -214,6 +217,8 @@ def read_column(
         facts = json.loads(file.schema.metadata[b"mblm"])
         values = file.read_all()[column].to_numpy()
         parts = [(language, split, int(size)) for language, split, size in facts["parts"]]
+        if not parts or {"examples", "made_of" if column == "right" else "teachers"} - facts.keys():
+            raise ValueError("it does not say what it is of")
     except FileNotFoundError:
         raise StageError(f"{path} is not there; {write_again}") from None
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:

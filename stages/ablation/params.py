@@ -39,7 +39,7 @@ class AblationParams(Params):
     changes: dict[_Name, dict[str, Any]] = {}
     """By the name of a variant: parameters below `student.distill` that it has for itself, by their dotted
     keys. A name that is none of ``linear``, ``finetune``, … changes ``variant`` to one of them."""
-    kept: str | None = None
+    kept: Annotated[str, Field(min_length=1)] | None = None
     """Folder with finished runs, which `ablation keep` writes. `ablation train` takes a run from there that
     is made of the same parameters, soft labels, encoder and texts, and does not train it again."""
     sweep: SweepParams = SweepParams()

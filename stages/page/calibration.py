@@ -68,7 +68,8 @@ def _abstaining(found: Findings) -> Figure:
         sure = -np.sort(-probs.max(axis=1))
         n = len(accuracies)
         counts = np.maximum(1, np.round(n * np.array(_SHARES))).astype(np.int64)
-        columns.append([f"{sure[count - 1]:.2f}" for count in counts])
+        least = np.floor(sure[counts - 1] * 1e4) / 1e4  # rounded up, it would leave out that very text
+        columns.append([f"{one:.4f}" for one in least])
         columns.append([percent(accuracies[count - 1]) for count in counts])
         # Of a handful of answers, accuracy says nothing.
         shown = np.unique(np.linspace(max(1, n // 20), n, 200).astype(np.int64))

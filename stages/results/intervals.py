@@ -81,10 +81,10 @@ def interval(
         if of_seeds > _ROUNDING or of_both < of_entities:  # something is left
             of_entities = max(0.0, of_entities - of_both)
     variance = of_seeds + of_entities
-    if min(n_entities) == 1 or (variance < _ROUNDING and mean):
-        return -1.0, 1.0
-    if variance < _ROUNDING:
+    if variance < _ROUNDING and not mean and max(n_entities) > 1:
         return 0.0, 0.0
+    if variance < _ROUNDING or min(n_entities) == 1:
+        return -1.0, 1.0
     # The smallest language: where sizes differ, its variance is most of that of their average.
     degrees = (max(1, n_seeds - 1), max(1, min(n_entities) - 1))
     quantile = np.average(stdtrit(degrees, 0.975), weights=(of_seeds, of_entities))

@@ -248,6 +248,50 @@ def test_a_run_that_was_taken_is_of_its_examples(kept: Path, run: Run) -> None:
     assert "is of other examples of nl/test than artifacts/data; write it with: python -m" in done.err
 
 
+def test_a_language_may_lose_its_test_file(kept: Path, run: Run) -> None:
+    Path("data/nl/test.jsonl").unlink()
+    assert run("prepare").code == 0
+    assert "taken" in run(*TRAIN, *KEPT).out
+    one = (
+        "--set",
+        "ablation.variants=[mblm]",
+        "--set",
+        "ablation.seeds=[1]",
+        "--set",
+        "ablation.sweep.seeds=[1]",
+    )
+    assert run("ablation", "compare", *KEPT, *one).code == 0
+    assert "nl" not in (ABLATION / "test.md").read_text()
+    assert "nl" in (ABLATION / "validation.md").read_text()
+    shutil.rmtree(ABLATION / "sweep")
+    for path in (ABLATION / "predictions").iterdir():
+        if path != PREDICTIONS:
+            path.unlink()
+    assert run("ablation", "keep", *KEPT).code == 0
+    assert run("ablation", "compare", "--kept", *KEPT, *one).code == 0
+    done = run("ablation", "compare", "--kept", *KEPT)
+    assert done.code == 1
+    assert (
+        "kept/predictions/finetune-0.arrow is of other examples of nl/test than kept/entities.arrow"
+        in done.err
+    )
+
+
+@pytest.mark.parametrize("without", ["parts", "made_of", "examples"])
+def test_a_kept_run_that_does_not_say_what_it_is_of_is_broken(kept: Path, run: Run, without: str) -> None:
+    path = Path("kept/predictions/mblm-1.arrow")
+    file = pa.ipc.open_file(path.read_bytes())
+    facts = json.loads(file.schema.metadata[b"mblm"])
+    facts |= {"parts": []} if without == "parts" else {}
+    facts = {name: value for name, value in facts.items() if name != without or without == "parts"}
+    table = file.read_all().slice(0, 0 if without == "parts" else None)
+    with pa.ipc.new_file(path, table.schema.with_metadata({"mblm": json.dumps(facts)})) as new:
+        new.write_table(table)
+    done = run("ablation", "compare", "--kept", *KEPT)
+    assert done.code == 1
+    assert f"{path} is broken (it does not say what it is of)" in done.err
+
+
 @pytest.mark.parametrize("broken", [b"", b"ARROW1 and nothing more"])
 def test_a_kept_run_that_is_broken_is_named(kept: Path, run: Run, broken: bytes) -> None:
     path = Path("kept/predictions/mblm-1.arrow")
@@ -265,6 +309,11 @@ def test_a_folder_must_be_named_and_runs_be_finished(kept: Path, run: Run) -> No
         "error: ablation.kept is null; name a folder, such as recipes/mine",
     )
     assert "ablation.kept is null" in run("ablation", "compare", "--kept").err
+    shutil.rmtree("kept/sweep")
+    assert (
+        "kept has no runs of a sweep; run some" in run("ablation", "compare", "--kept", "--sweep", *KEPT).err
+    )
+    assert "ablation.kept is ''" in run("ablation", "keep", "--set", "ablation.kept=''").err
     shutil.rmtree(ABLATION / "predictions")
     shutil.rmtree(ABLATION / "sweep")
     assert "is finished; run them with: make ablation" in run("ablation", "keep", *KEPT).err

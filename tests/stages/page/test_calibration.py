@@ -63,4 +63,5 @@ def test_the_surest_answers_come_first(varied: Path) -> None:
             order = np.argsort(-sure.max(axis=1))[:count]
             row = rows[percent(share)]
             assert row[f"{kind}: accuracy"] == percent(right[order].mean())
-            assert row[f"{kind}: --abstain-below"] == f"{sure.max(axis=1)[order].min():.2f}"
+            least = float(row[f"{kind}: --abstain-below"])
+            assert least <= sure.max(axis=1)[order].min() < least + 1e-4
