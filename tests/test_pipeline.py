@@ -70,6 +70,18 @@ def test_the_metrics_of_a_language_are_those_of_its_path(finished: Path) -> None
     assert all(row["accuracy"] in [r["accuracy"] for r in by_branch] for row in by_language[:3])
 
 
+def test_the_plot_of_calibration_is_of_calibrated_confidences(finished: Path, run: Run) -> None:
+    path = Path("artifacts/student/config.json")
+    config = json.loads(path.read_text())
+    for temperature, least, most in ((1e-6, 0.95, 1.0), (1e6, 0.3, 0.4)):  # of three classes
+        config |= dict.fromkeys(("own_temperature", "mixture_temperature"), temperature)
+        path.write_text(json.dumps(config))
+        assert run("student", "evaluate").code == 0
+        bins = json.loads(Path("artifacts/plots/calibration.json").read_text())
+        found = [one["confidence"] for one in bins if one["supervised"] is not None]
+        assert least < min(found) <= max(found) < most
+
+
 def test_every_command_that_reads_texts_says_how_many_it_cuts(finished: Path, run: Run) -> None:
     rows = [json.loads(line) for line in Path("data/de/test.jsonl").read_text().splitlines()]
     for row in rows[:5]:

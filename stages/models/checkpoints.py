@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,38 +144,49 @@ class BestInMemory(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: Any, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Log the best validation again where it came after the checkpoint, at the same step."""
+        """Log the best validation again where it came after the checkpoint, at the same step.
+
+        Patience may have ended the training there, which the Trainer does not note.
+        """
         logged = any(log["step"] == self.step and self._keys[-1] in log for log in state.log_history)
         if self._seen and self.step <= state.global_step and not logged:
             state.log_history.append({**self._seen, "step": self.step})
+        if self._seen and self._is_out_of_patience(self._validations(state)):
+            control.should_training_stop = True
 
     def on_evaluate(
         self, args: TrainingArguments, state: Any, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Compare with the best so far; ask for a checkpoint where the last one is old."""
-        seen: dict[int, dict[str, float]] = {}
-        for log in state.log_history:
-            its = seen.setdefault(log["step"], {})
-            its |= {key: log[key] for key in self._keys if key in log}
-        accuracies = {
-            step: sum(its.values()) / len(its) for step, its in seen.items() if len(its) == len(self._keys)
-        }
-        if state.global_step not in accuracies:  # other validation sets follow
+        seen = self._validations(state)
+        if state.global_step not in seen:  # other validation sets follow
             return
-        if accuracies[state.global_step] > self.accuracy:
-            self.step, self.accuracy = state.global_step, accuracies[state.global_step]
+        accuracy = sum(seen[state.global_step].values()) / len(self._keys)
+        if accuracy > self.accuracy:
+            self.step, self.accuracy = state.global_step, accuracy
             self._seen = seen[state.global_step]
             self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
             if args.save_strategy != "no":  # checkpoints follow that are only what they are with these
                 self._write()
-        if self._patience and sum(step > self.step for step in accuracies) >= self._patience:
-            control.should_training_stop = True
+        is_over = self._is_out_of_patience(seen)
+        control.should_training_stop |= is_over
         # The processes of a training ask their own clocks, and must save together.
         (is_time,) = broadcast_object_list([time.monotonic() - self._saved >= _SECONDS])
-        if is_time:
+        if is_time or (is_over and args.save_strategy != "no"):  # one of several trainings is not done again
             self._saved = time.monotonic()
             control.should_save = True
             self._write()
+
+    def _validations(self, state: Any) -> dict[int, dict[str, float]]:
+        """Give the accuracies on all validation sets, by the step at which all of them were seen."""
+        seen: dict[int, dict[str, float]] = {}
+        for log in state.log_history:
+            its = seen.setdefault(log["step"], {})
+            its |= {key: log[key] for key in self._keys if key in log}
+        return {step: its for step, its in seen.items() if len(its) == len(self._keys)}
+
+    def _is_out_of_patience(self, seen: Iterable[int]) -> bool:
+        return self._patience is not None and sum(step > self.step for step in seen) >= self._patience
 
     def _write(self) -> None:
         if process_index() == 0 and self._weights:

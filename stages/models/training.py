@@ -203,6 +203,13 @@ class TextTrainer(Trainer):
         self._rows, self.share = None, 1.0
         return total
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Begin no epoch where the training had ended before an interruption; the Trainer does a step."""
+        if self.state.global_step >= self.args.max_steps:
+            self.control.should_training_stop = True
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # the file after which a checkpoint counts is written next

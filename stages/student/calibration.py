@@ -104,7 +104,8 @@ def fitted_temperatures(
             own.append(say(language, "validation", its))
             noisy.append(say(language, "validation", without, noise=True))
         else:
-            split: SplitName = UNLABELLED if has_only_texts(task, language) else "validation"
+            is_labelled = has_split(language, "validation") or not has_only_texts(task, language)
+            split: SplitName = "validation" if is_labelled else UNLABELLED
             if has_split(language, split):
                 position = model.config.language_id(language)  # a variety goes through its language's branch
                 alike = torch.full((n_branches,), 1 / n_branches)

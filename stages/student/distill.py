@@ -107,6 +107,7 @@ def distill(
             finetune = params.model_copy(update={"variant": "finetune", "runs": 1})
             start = _fit(task, teachers, finetune, encoder, name=f"{name}-start", resume=resume)
         fitted = _fit_all(task, teachers, params, encoder, name, resume=resume, start=start)
+        checkpoints = [*fitted.checkpoints, *(start.checkpoints if start else [])]
         end_all_but_the_first()
         temperatures = fitted_temperatures(fitted.model.eval(), fitted.tokenizer, task, params)
         fitted.model.config.own_temperature = temperatures.own
@@ -128,11 +129,11 @@ def distill(
             teachers=fitted.teachers,
             data=data_source(task),
             translations=list(inherited(task, teachers).tables),
-            went_on_over=list(dict.fromkeys(o for one in fitted.checkpoints for o in one.went_on_over)),
+            went_on_over=list(dict.fromkeys(over for one in checkpoints for over in one.went_on_over)),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
-    for checkpoints in [*fitted.checkpoints, *(start.checkpoints if start else [])]:
-        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    for one in checkpoints:
+        shutil.rmtree(one.folder, ignore_errors=True)
     return Trained(params.variant, params.runs, fitted.steps, last)
 
 
@@ -417,6 +418,7 @@ def _write_curves(
         for step, values in by_step.items()
     ]
     last = by_step[max(by_step) if kept is None else kept]
-    (folder / "losses.json").write_text(json.dumps(losses, indent=1), encoding="utf-8")
+    text = json.dumps(losses, indent=1, sort_keys=True)  # as the Trainer sorts them in a checkpoint
+    (folder / "losses.json").write_text(text, encoding="utf-8")
     (folder / "validation.json").write_text(json.dumps(curves, indent=1), encoding="utf-8")
     return last

@@ -61,7 +61,12 @@ def evaluate(task: TaskParams, distill: DistillParams, params: EvaluateParams) -
         if name == "student":
             tested = [one for one in used if one.split == "test"]
             _write_json(PLOTS / "confusion.json", _confusion(task, tested))
-            _write_json(PLOTS / "calibration.json", _calibration(task, tested))
+            calibrated = [
+                one._replace(logits=one.logits / answer.temperature)
+                for one, answer in zip(used, answered, strict=True)
+                if one.split == "test"
+            ]
+            _write_json(PLOTS / "calibration.json", _calibration(task, calibrated))
             by_branch = [
                 {**_row(task, answer.of(branch)), "used": answer.used}
                 for answer in answered
@@ -235,7 +240,7 @@ def _confusion(task: TaskParams, predictions: list[Predictions]) -> list[dict[st
 
 
 def _calibration(task: TaskParams, predictions: list[Predictions]) -> list[dict[str, float | None]]:
-    """Give a row per bin of confidence: how often the predictions in it are right, by kind of language.
+    """Give a row per bin of calibrated confidence: how often predictions are right, by kind of language.
 
     None stands for a bin without predictions; `ideal` is what their accuracy should be.
     """

@@ -141,7 +141,9 @@ def predict(
             n_abstained += int(unsure.sum())
             write(examples, pa.table(_columns(student.classes, probabilities, unsure, used), names=names))
             branches.update(used)
-            without_branch.update(one for one, i in zip(languages, ids, strict=True) if one and i < 0)
+            without_branch.update(
+                one for one, i in zip(languages, ids, strict=True) if one and one.strip() and i < 0
+            )
     return Predicted(
         branches.total(),
         None if abstain_below is None else n_abstained,

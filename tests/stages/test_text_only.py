@@ -1,6 +1,7 @@
 """Languages of which there are texts alone: nobody knows how good the student is there, and it says so."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tiny import Run, tiny_params, write_jsonl, write_params
 
 from pipeline.params import load_params
 from stages.data.examples import has_only_texts, pretraining_texts, read_examples
+from stages.data.task import SplitName, TaskParams
 from stages.models.students import load_student
 from stages.student.estimates import estimate
 
@@ -35,6 +37,23 @@ def test_its_texts_are_examples_without_labels_and_serve_pre_training(params: di
     assert table["text"].to_pylist() == TEXTS  # each once
     assert table["label"].null_count == 4
     assert list(pretraining_texts(task, "hu").values()) == TEXTS
+
+
+def test_validation_texts_calibrate_where_there_are_some(
+    params: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile("data/nl/validation.jsonl", "data/hu/validation.jsonl")
+    assert run("prepare").code == 0
+    read = []
+
+    def note(task: TaskParams, language: str, split: SplitName) -> Any:
+        read.append((language, split))
+        return read_examples(task, language, split)
+
+    monkeypatch.setattr("stages.student.calibration.read_examples", note)
+    assert run("student", "distill").code == 0
+    assert {split for language, split in read if language == "hu"} == {"validation"}
+    assert "\n| hu " in Path("artifacts/student/README.md").read_text()
 
 
 def test_the_guess_is_what_the_student_says_of_them(params: dict[str, Any], run: Run) -> None:

@@ -366,6 +366,38 @@ def test_a_killed_training_that_keeps_its_best_epoch_ends_as_if_it_had_not(
     assert_close(weights(), alone)
 
 
+@pytest.mark.parametrize("why", ["patience", "steps"])
+def test_a_training_that_was_killed_after_its_end_trains_no_more(
+    finished: Path, run: Run, told: list[float], monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    if why == "patience":
+        options = changes("student.distill", patience=1, epochs=5, save_steps=1000)
+    else:  # which end within an epoch of the texts with labels: others have more
+        options = changes("task", unlabelled="true", max_labels=20)
+        assert run("prepare", *options).code == 0
+        options += changes("student.distill", variant="finetune", batch_size=7, save_steps=1000)
+        options += changes("student.distill", patience=4, epochs=2)
+    accuracies = [0.9, 0.9, 0.3, 0.3]
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    told[:] = accuracies
+    whole = run(*DISTILL, *options)
+    assert (whole.code, told) == (0, [])
+    alone, curves = weights(), [Path(f"artifacts/student/{name}.json") for name in ("validation", "losses")]
+    drawn = [path.read_bytes() for path in curves]
+    told[:] = accuracies
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.student.distill.fitted_temperatures", stop)
+        assert run(*DISTILL, *options).code == 130
+    done = run(*DISTILL, *options)  # nothing more is told: a validation would end in an error
+    assert "going on from" in done.err
+    assert done.out == whole.out
+    assert_close(weights(), alone)
+    assert [path.read_bytes() for path in curves] == drawn
+
+
 def test_what_begins_anew_knows_no_best(tmp_path: Path) -> None:
     """A training that was killed before its first checkpoint begins anew, perhaps with other code."""
     save_file({"weight": torch.ones(1)}, tmp_path / "best.safetensors", {"accuracy": "0.9", "step": "3"})

@@ -243,12 +243,12 @@ def test_columns_and_emptiness_are_looked_at_before_a_model_is_loaded(
 def test_a_language_without_a_branch_is_counted_and_what_is_no_language_refused(
     finished: Path, run: Run
 ) -> None:
-    languages = ["nl", "de", "nl-BE", "fr", "nl", None, "it", "es", "pt", "quz"]
+    languages = ["nl", "de", "nl-BE", "fr", "nl", None, " ", "it", "es", "pt", "quz"]
     rows = [{"text": "Hund", "lang": one} for one in languages]
     write_jsonl(Path("in.jsonl"), rows)
     done = run(*PREDICT, "in.jsonl", "--language-field", "lang")
     said = "without a branch of their own: nl 2, nl-BE 1, fr 1, it 1, es 1, 2 more languages"
-    assert done.err.splitlines()[-1] == f"10 examples; by branch: de 1, mixture 9; {said}"
+    assert done.err.splitlines()[-1] == f"11 examples; by branch: de 1, mixture 10; {said}"
     for name, message in (
         ("German", "'German' is no language tag; did you mean de?"),
         ("deutsch", "'deutsch' is no language tag; did you mean de?"),
@@ -260,7 +260,7 @@ def test_a_language_without_a_branch_is_counted_and_what_is_no_language_refused(
         assert refused(run, "in.jsonl", "--language", name) == f"error: --language: {message}"
         write_jsonl(Path("bad.jsonl"), [*rows, {"text": "Hund", "lang": name}])
         line = refused(run, "bad.jsonl", "--language-field", "lang", "--output", "out.jsonl")
-        assert line == f"error: bad.jsonl, example 11: lang: {message}"
+        assert line == f"error: bad.jsonl, example 12: lang: {message}"
 
 
 @pytest.mark.parametrize("fields", [["text"] * 2, ["a", "b", "c"]])
