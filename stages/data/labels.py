@@ -84,7 +84,7 @@ class LabelReader:
     def require_zero(self, language: str) -> None:
         """Refuse labels that are numbers and may begin with another than 0.
 
-        Other than training labels need no 0 where labels that were read before have one.
+        Those of other splits need no 0 where some that were read before have one.
 
         Raises:
             StageError: They are, and `first_class_number` does not say.

@@ -204,7 +204,7 @@ class TextTrainer(Trainer):
         return total
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Begin no epoch where the training had ended before an interruption; the Trainer does a step."""
+        """Begin no epoch where a training has ended: after an interruption, the Trainer would do a step."""
         if self.state.global_step >= self.args.max_steps:
             self.control.should_training_stop = True
         if not self.control.should_training_stop:
