@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -49,6 +50,9 @@ _BLOCKS_PER_ACTOR = 4
 
 _CODE = [Path(__file__).parents[2], Path(__file__).parents[3] / "cache"]
 """The packages that an actor on another machine needs."""
+
+_THREADS = ("iter_threaded", "StreamingExecutor-", "ray-data-metadata-prefetch")
+"""How names of Ray Data's threads begin that ask Ray on for a while after an iteration is closed."""
 
 
 class OnRay:
@@ -135,7 +139,6 @@ class OnRay:
                 place = _place(store.root)
                 share = share_to_measure(len(misses))
                 teacher = (str(folder), files, params, examples.task, store.producer.facts, place, share)
-                # Closed, whatever ends it: a thread of Ray's that asks a Ray that is gone ends the process.
                 with closing(self._labelled(blocks, teacher, batch_size=at_most)) as rows:
                     for done in rows:
                         if done["error"]:
@@ -171,6 +174,10 @@ class OnRay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # A thread that asks a Ray that is gone ends the process, before it has said what went wrong.
+        for thread in threading.enumerate():
+            if thread.name.startswith(_THREADS):
+                thread.join(timeout=10)
         ray.shutdown()
 
 

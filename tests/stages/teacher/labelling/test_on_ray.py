@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,10 @@ def many(finished: Path, run: Run) -> Alone:
     return alone
 
 
-def start(address: str, root: Path | str, *options: str) -> subprocess.Popen[str]:
-    command = [warm_python(), "-m", "pipeline", *LABEL, "--engine", "ray", "--address", address, *options]
+def start(
+    address: str, root: Path | str, *options: str, program: Sequence[str] = ("-m", "pipeline")
+) -> subprocess.Popen[str]:
+    command = [warm_python(), *program, *LABEL, "--engine", "ray", "--address", address, *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MBLM_TEACHER_CACHE": str(root)}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -165,6 +167,29 @@ def test_what_goes_wrong_is_said_in_one_line(cluster: TwoNodes, many: Alone, tmp
     assert process.returncode == 1
     assert "error: the teacher in artifacts/teachers/de gives NaN or infinite logits" in err, err
     assert "Traceback" not in err
+
+
+WITH_THREADS = """
+import runpy, threading, ray
+
+def shutdown(end=ray.shutdown):
+    print("threads:", *(thread.name for thread in threading.enumerate()))
+    end()
+
+ray.shutdown = shutdown
+runpy.run_module("pipeline", run_name="__main__")
+"""
+
+
+def test_no_thread_asks_a_ray_that_is_gone(cluster: TwoNodes, finished: Path) -> None:
+    set_bias(Path("artifacts/teachers/de"), [float("nan"), 0.0, 0.0])
+    process = start(cluster.address, finished / "new", "--actors", "1", program=("-c", WITH_THREADS))
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 1
+    assert "NaN or infinite logits" in err, err
+    assert "threads: MainThread" in out
+    assert "iter_threaded" not in out
+    assert "StreamingExecutor" not in out
 
 
 def test_actors_measure_what_top_k_changes(cluster: TwoNodes, finished: Path) -> None:
