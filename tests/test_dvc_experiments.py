@@ -1,4 +1,4 @@
-"""Experiments, metrics, plots and the ablation under real DVC; test_readme.py has one in place."""
+"""Metrics, plots and the ablation under real DVC; test_readme.py runs experiments."""
 
 import json
 import re
@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clone import change, dvc, make, require_what_an_experiment_runs, stages_run
+from clone import change, dvc, make, stages_run
 from ruamel.yaml import YAML
 
 pytestmark = pytest.mark.slow
-
-
-def test_experiments_run_apart(reproduced: Path) -> None:
-    output = dvc(reproduced, "exp", "run", "--temp", "-S", "student.distill.variant=distill")
-    require_what_an_experiment_runs(stages_run(output))
-    assert "distill" in dvc(reproduced, "exp", "show", "--csv")
 
 
 def test_metrics_and_plots_say_something(reproduced: Path) -> None:

@@ -134,7 +134,7 @@ def test_every_command_of_the_readme_runs(
         program = ["bash", "-euo", "pipefail", "-c"] if command.language == "shell" else ["python", "-c"]
         done = subprocess.run([*program, script], env=seen, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command.text}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
-        if script == "dvc exp run -S ++student.distill.variant=branches":
+        if script.startswith("dvc exp run") and "--queue" not in script:
             require_what_an_experiment_runs(stages_run(done.stdout))
         if script.startswith("dvc exp show"):
             assert "branches" in done.stdout
