@@ -275,6 +275,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     """List the keys that may stand where the last key of a location stands."""
     models: list[type[BaseModel]] = [PipelineParams]
     for part in location[:-1]:
+        models = [model for model in models if _is_of_kind(model, part)] or models
         inner = [
             found
             for model in models
@@ -283,6 +284,11 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         ]
         models = inner or models  # a language, or the kind of a source: no level of its own
     return sorted({name for model in models for name in model.model_fields})
+
+
+def _is_of_kind(model: type[BaseModel], kind: int | str) -> bool:
+    """Tell whether a model is the one of several that key `kind` chooses with this value."""
+    return "kind" in model.model_fields and kind in get_args(model.model_fields["kind"].annotation)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

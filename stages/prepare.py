@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from cache import file_digest, write_atomically
@@ -20,10 +21,19 @@ from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, data_file
 from stages.data.files import MissingColumnError
 from stages.data.labels import LabelReader, Numbering
 from stages.data.remarks import Prepared
-from stages.data.sources import Revision, Rows, hint_of, place_of, read_unlabelled, reader_of, revision_of
-from stages.data.tables import keys_of, laid_out, mapped, some_of, write_batches
-from stages.data.task import Split, TableSource, TaskParams
-from stages.data.unlabelled import Named, separate, write_zero_shot
+from stages.data.sources import (
+    Revision,
+    Rows,
+    hint_of,
+    is_for_all,
+    place_of,
+    read_unlabelled,
+    reader_of,
+    revision_of,
+)
+from stages.data.tables import laid_out, mapped, some_of, write_batches
+from stages.data.task import Split, SplitName, TableSource, TaskParams
+from stages.data.unlabelled import HeldOut, Named, may_lack_column, separate, write_zero_shot
 from stages.errors import StageError
 from stages.progress import Bar
 
@@ -79,16 +89,20 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
     revision = revision_of(task)
     others: Counter[str] = Counter()
     aligned = _is_aligned(task)
+    read = reader_of(task, revision, others)
+    shares = {language: _validation_share(task, read, language) for language in task.supervised}
     work = _Work(
         task,
         folder,
         revision,
         others,
-        reader_of(task, revision, others),
+        read,
         Prepared(task.classes, aligned),
         {},
         {split: set() for split in SPLITS},
         Numbering(),
+        shares,
+        HeldOut(max((share for share in shares.values() if share is not None), default=None)),
     )
     for language in Bar(task.languages, desc="prepare", unit="language"):
         work.write(language)
@@ -150,13 +164,17 @@ class _Work(NamedTuple):
     """Rows of each language's splits in the source, of which some may be left out or become another split."""
     named: Named
     numbering: Numbering
+    shares: Mapping[str, float | None]
+    """Of each supervised language's training examples, the share that is its validation split."""
+    held_out: HeldOut
 
     def write(self, language: str) -> None:
         """Write a language's files."""
         task, done = self.task, self.done
         self.n_rows[language] = {}
         supervised = language in task.supervised
-        share = _validation_share(task, self.read, language) if supervised else None
+        share = self.shares.get(language)
+        n_held_out = self.held_out.n
         if share is not None:
             done.notes.append(f"{language}: {share:.0%} of train, by hash, are the validation split")
         missing: StageError | None = None
@@ -170,28 +188,43 @@ class _Work(NamedTuple):
             else:
                 n_rows = found.num_rows
                 if split == "train" and task.unlabelled:
-                    found = separate(task, self.revision, language, self.folder, found, self.named)
+                    found = separate(
+                        task, self.revision, language, self.folder, found, self.named, self.held_out
+                    )
                 whole = n_rows == found.num_rows
                 kinds = self.named[_source_split(split, share)]
                 numbered = _is_numbered(task, kinds)
                 done.add(language, split, found, task.text_fields, is_whole=whole, is_numbered=numbered)
-            if language == task.languages[0]:
-                strangers = {name: n for name, n in self.others.items() if name not in task.languages}
-                done.note_left_out(split, strangers)
+            self._note_strangers(language, split)
         self._write_unlabelled(language)
+        if n := self.held_out.n - n_held_out:
+            done.notes.append(
+                f"{language}: {n:,} texts without labels are left out: they are about the same as validation "
+                "examples, as translations are"
+            )
         if missing and has_split(language, UNLABELLED, self.folder):
             done.notes.append(f"{language}: no test split; student evaluate estimates from its other texts")
         elif missing:
             raise StageError(f"{missing}; or give its split unlabelled, whose texts serve for an estimate")
+
+    def _note_strangers(self, language: str, split: SplitName) -> None:
+        """Note rows of other languages: of a file for all languages once, and there not the task's."""
+        if not is_for_all(self.task.source):
+            self.done.note_left_out(f"{language}, {split}", self.others)
+        elif language == self.task.languages[0]:
+            strangers = {name: n for name, n in self.others.items() if name not in self.task.languages}
+            self.done.note_left_out(split, strangers)
 
     def _examples(self, language: str, split: Split, share: float | None) -> pa.Table | StageError:
         """Write the examples of a split, and give them; or say why there are none."""
         windows = self._windows(language, split, share)
         try:
             table = _write(windows, data_file(language, split, self.folder), self.task)
-        except MissingColumnError as error:  # a zero-shot language needs no column in another's file
+        except MissingColumnError as error:
             if language in self.task.supervised or split == "test":
                 raise
+            if not may_lack_column(self.task):  # the file is its own, and not for all languages
+                self.done.notes.append(f"warning: {language}: no validation split, since {error}")
             return error
         return StageError(self._empty(language, split, share)) if table is None else table
 
@@ -218,10 +251,11 @@ class _Work(NamedTuple):
                 rows = replace(rows, entities=[str(start + row) for row in range(len(rows.labels))])
             start += len(rows.labels)
             table = laid_out(task, rows, labels.positions(rows))
-            if share is not None and split != "test":
-                is_validation = keys_of(table["example_id"], rows.entities, b"validation") < share * 2.0**64
-                is_validation &= table["label"].is_valid().to_numpy()
-                table = table.filter(pa.array(is_validation == (split == "validation")))
+            if source == "train":
+                taken = np.zeros(table.num_rows, bool) if share is None else self.held_out.has(table)
+                taken &= table["label"].is_valid().to_numpy()
+                wanted = taken if split == "validation" else ~taken & self.held_out.may_teach(table)
+                table = table.filter(pa.array(wanted))
             if table.num_rows:
                 yield table
         if start:
@@ -236,7 +270,8 @@ class _Work(NamedTuple):
         if not (is_taught or is_only):
             write_batches(read_unlabelled(self.task, language), path)
         elif language not in self.task.supervised:
-            n_rows = write_zero_shot(self.task, self.revision, language, self.folder, named)
+            held_out = self.held_out if is_taught else HeldOut(None)
+            n_rows = write_zero_shot(self.task, self.revision, language, self.folder, named, held_out)
             if n_rows and is_taught:
                 self.n_rows[language]["train"] = n_rows
         if path.exists():
@@ -244,7 +279,7 @@ class _Work(NamedTuple):
                 language,
                 mapped(path),
                 self.task.text_fields if is_taught or is_only else ["text"],
-                is_taught=is_taught or is_only,
+                is_taught=is_taught,
                 is_numbered=_is_numbered(self.task, named["train"]),
             )
 
@@ -253,9 +288,10 @@ class _Work(NamedTuple):
         if n and split != "test":
             taken = f"none of the {n:,} rows" if split == "validation" else f"all {n:,} rows"
             how = "raise" if split == "validation" else "lower"
+            together = " (rows with the same entity go together)" if True in self.named["train"] else ""
             return (
                 f"the {split} split of '{language}' is empty: task.validation_share is {share}, which takes "
-                f"{taken} of train; {how} it"
+                f"{taken} of train; {how} it{together}"
             )
         hint = "; task.validation_share takes a part of train" * (split == "validation" and not share)
         why = hint_of(self.task, language, split, self.others)

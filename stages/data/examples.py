@@ -202,7 +202,13 @@ def pretraining_texts(task: TaskParams, language: str) -> dict[str, str]:
     """
     splits = [UNLABELLED] if has_only_texts(task, language) else taught_splits(task, language)
     if has_split(language, UNLABELLED) and UNLABELLED not in splits:
-        table = _open(data_file(language, UNLABELLED))
+        path = data_file(language, UNLABELLED)
+        table = _open(path)
+        if not {"text", ENTITY} <= set(table.column_names):
+            raise StageError(
+                f"{path} was written with task.unlabelled: true; write it again with: "
+                "python -m pipeline prepare"
+            )
         texts, entities = table["text"].to_pylist(), table[ENTITY].to_pylist()
     else:
         tables = [read_examples(task, language, split) for split in splits]

@@ -38,6 +38,7 @@ class LabelReader:
         self._first = task.source.first_class_number if isinstance(task.source, TableSource) else None
         self._by_number = {str(number + (self._first or 0)): number for number in range(len(task.classes))}
         self._used: set[str] = set()
+        self._has_minus_one = False
 
     def positions(self, rows: Rows) -> list[int | None]:
         """Give the labels of a window; None: a training row has none, where the task allows it.
@@ -54,6 +55,7 @@ class LabelReader:
                 self._used.add(name)
                 positions.append(index[name])
             elif self._may_lack and _is_missing(label):
+                self._has_minus_one |= without_zeros(str(label)) == "-1"
                 positions.append(None)
             else:
                 raise StageError(
@@ -96,6 +98,12 @@ class LabelReader:
             has_zero = self._numbering.has_zero
         if self._first is None and used and not has_zero:
             kind = "training" if self._split == "train" else self._split
+            if self._has_minus_one:
+                raise StageError(
+                    f"the {kind} labels of '{language}' are the numbers {', '.join(sorted(used))} and -1, "
+                    "which stands for none; write the names of classes in their place, or say "
+                    "task.source.first_class_number: 0 or 1 if it does"
+                )
             raise StageError(
                 f"the {kind} labels of '{language}' are the numbers {', '.join(sorted(used))} and never 0; "
                 "say task.source.first_class_number: 0 or 1"

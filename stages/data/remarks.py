@@ -16,6 +16,9 @@ from stages.data.task import Split, SplitName
 _NAMED = 5
 """Languages of which rows are left out that are named."""
 
+_FEW = 10
+"""Examples with the same value of ``entity``, on average, from which on a column may mean something else."""
+
 
 @dataclass
 class Prepared:
@@ -72,6 +75,12 @@ class Prepared:
             self.notes.append(f"{language}: {n:,} of {table.num_rows:,} {split} examples have no {ENTITY}")
         labels = table["label"].to_numpy()
         if split == "train":
+            n = len(np.unique(entities[entities != 0]))
+            if 0 < n <= table.num_rows // _FEW:
+                self.notes.append(
+                    f"{language}: the {table.num_rows:,} training examples have {n:,} values of {ENTITY}; "
+                    "where some are chosen, those with the same value go together"
+                )
             self._note_classes(language, labels, seen.texts)
             self._labels[language] = labels
         if self.aligned and is_whole:
@@ -107,12 +116,12 @@ class Prepared:
         if n:
             self.notes.append(f"{language}: {n:,} {what} have an empty text")
 
-    def note_left_out(self, split: Split, strangers: Mapping[str, int]) -> None:
-        """Note rows of languages that the task has not: how many each has, of a split's file for all."""
+    def note_left_out(self, where: str, strangers: Mapping[str, int]) -> None:
+        """Note rows of languages that are not read there: how many each has."""
         named = sorted(strangers, key=lambda name: -strangers[name])[:_NAMED]
-        self.notes += [f"{split}: {strangers[name]:,} rows of '{name}' are left out" for name in named]
+        self.notes += [f"{where}: {strangers[name]:,} rows of '{name}' are left out" for name in named]
         if more := len(strangers) - len(named):
-            self.notes.append(f"{split}: so are rows of {more:,} other languages")
+            self.notes.append(f"{where}: so are rows of {more:,} other languages")
 
     def _note_classes(self, language: str, labels: NDArray[np.int32], texts: NDArray[np.uint64]) -> None:
         """Count the classes of a training split, and note missing ones and labels that contradict."""
@@ -159,10 +168,14 @@ class Prepared:
         """Note, once all splits are there, which texts are training texts of any language as well."""
         train = {language: seen for (language, split), seen in self._seen.items() if split == "train"}
         self._note_translations(train)
+        self._note_missing_entities(train)
         for (language, split), seen in self._seen.items():
             if split in ("train", "unlabelled"):
                 continue
             self._note_taught(language, split, seen)
+            if split == "validation" and (test := self._seen.get((language, "test"))):
+                n = among(seen.texts, test.texts).sum()
+                self.notes += [f"{language}: {n:,} validation texts are test texts"] if n else []
             own, foreign, translated = np.zeros((3, len(seen.texts)), bool)
             for other, there in train.items():
                 found = among(seen.texts, there.texts)
@@ -185,15 +198,31 @@ class Prepared:
                     "as translations are"
                 )
 
+    def _note_missing_entities(self, train: Mapping[str, "_Seen"]) -> None:
+        """Note languages whose training examples say nothing of what they are about, as others' do."""
+        silent = [language for language, seen in train.items() if not len(seen.entities)]
+        if not self.aligned and 0 < len(silent) < len(train):
+            self.notes.append(
+                f"{', '.join(silent)}: no training example has an {ENTITY}, as those of other languages have"
+            )
+
     def _note_taught(self, language: str, split: SplitName, seen: "_Seen") -> None:
-        """Note which texts of a split are among those without labels that the student learns."""
-        found = np.zeros(len(seen.texts), bool)
+        """Note which texts of a split the student learns without labels, or texts about the same."""
+        found, translated = np.zeros((2, len(seen.texts)), bool)
         for (_, other), there in self._seen.items():
             if other == "unlabelled":
                 found |= among(seen.texts, there.texts)
+                if len(seen.entities) and len(there.entities):
+                    translated |= among(seen.entities, there.entities) & (seen.entities != 0)
         if found.any():
             self.notes.append(
                 f"{language}: the unlabelled texts that are taught hold {found.sum():,} of the {split} texts"
+            )
+        translated &= ~found
+        if translated.any():
+            self.notes.append(
+                f"{language}: {translated.sum():,} {split} texts are about the same as an unlabelled text "
+                "that is taught, as translations are"
             )
 
     def table(self) -> str:

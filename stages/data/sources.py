@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -230,6 +230,13 @@ def _pattern_of(source: FilesSource, language: str, split: SplitName) -> str:
     return source.pattern.replace("{language}", language).replace("{split}", called)
 
 
+def is_for_all(source: TableSource | NamesSource) -> bool:
+    """Tell whether all languages stand in the same files."""
+    if isinstance(source, HubSource):
+        return "{language}" not in f"{source.dataset} {source.config}"
+    return not isinstance(source, FilesSource) or "{language}" not in source.pattern
+
+
 def place_of(task: TaskParams, split: SplitName) -> str:
     """Say where a split of all languages stands, for messages."""
     source = task.source
@@ -313,23 +320,46 @@ def read_corpus(pattern: str, columns: Sequence[str]) -> Iterator[list[str]]:
 
 
 def read_unlabelled(task: TaskParams, language: str) -> Iterator[pa.Table]:
-    """Read a language's texts for pre-training, if it has any: columns ``text`` and ``entity``."""
+    """Read a language's texts for pre-training, if it has any: columns ``text`` and ``entity``.
+
+    Files may have them in a column ``text``, and with `task.unlabelled` also in the task's text field.
+    """
     source = task.source
     if isinstance(source, NamesSource):
         names = [name for name in read_names(language) if split_of(name.entity) == "train"]
         yield pa.table({"text": [n.text for n in names], ENTITY: [n.entity for n in names]})
     if not isinstance(source, FilesSource):
         return
+    places = ["text"]
     if source.columns is not None:  # there is no label in it to have a column
         source = source.model_copy(update={"columns": ["text"]})
+    elif task.unlabelled:
+        own = [name.replace("{language}", language) for name in source.text_fields or task.text_fields]
+        places = [*(own if len(own) == 1 else []), "text"]
+    for place in dict.fromkeys(places):
+        tables = _texts_alone(source, place, language)
+        try:
+            first = next(tables, None)
+        except MissingColumnError:
+            if place == "text" and not (task.unlabelled and is_for_all(source)):
+                raise
+            continue  # of a file for all languages, no row is of this one
+        if first is not None:
+            yield from chain([first], tables)
+        return
+
+
+def _texts_alone(source: FilesSource, text: str, language: str) -> Iterator[pa.Table]:
+    """Give the column `text` of a language's split ``unlabelled``, with what the texts are about."""
     entity = (source.entity_field or ENTITY).replace("{language}", language)
     of = source.language_field
-    fields = _Fields(["text"], None, entity, of, [of] if of else [])
+    fields = _Fields([text], None, entity, of, [of] if of else [])
     start = 0
     has_entities: bool | None = None
     for rows in _read_files(source, fields, language, UNLABELLED, Counter()):
-        _require_language(source, rows)
-        rows.require_texts(["text"])
+        if text == "text" or "{language}" not in f"{source.text_fields}":
+            _require_language(source, rows)
+        rows.require_texts([text])
         entities = rows.entities
         has_entities = any(entities) if has_entities is None else has_entities
         for row, one in enumerate(entities):
@@ -402,7 +432,7 @@ def _read_files(
         kind = kind_of(path)
         if kind is None or (kind == "plain" and fields.label is not None):
             raise StageError(f"cannot read {path}: it is not one of .csv, .tsv, .jsonl, .json, .parquet")
-        columns = None if kind == "plain" else source.columns
+        columns, needed = (None, []) if kind == "plain" else (source.columns, fields.needed)
         is_mixed = kind != "plain" and fields.language is not None  # texts of other languages may be anything
         found = Input(
             path,
@@ -412,7 +442,7 @@ def _read_files(
             source.quoting,
             source.delimiter,
             columns,
-            [*fields.texts, *fields.needed] if is_mixed else fields.needed,
+            [*fields.texts, *needed] if is_mixed else needed,
             only=fields.columns(),
             skip_blank=True,
         )

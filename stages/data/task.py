@@ -154,6 +154,15 @@ class TaskParams(Params):
         return self
 
     @model_validator(mode="after")
+    def _languages_are_told_apart_however_they_are_written(self) -> Self:
+        tags: dict[str, str] = {}
+        for name in self.languages:
+            other = tags.setdefault(name.replace("_", "-").casefold(), name)
+            if other != name:
+                raise ValueError(f"'{other}' and '{name}' are the same language; leave one out")
+        return self
+
+    @model_validator(mode="after")
     def _no_duplicates(self) -> Self:
         for what, names in (
             ("text field", self.text_fields),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
@@ -23,8 +23,42 @@ Named: TypeAlias = Mapping[Split, set[bool]]
 """By split, whether some rows say what they are about, and whether some do not; what teaches is ``train``."""
 
 
+@dataclass
+class HeldOut:
+    """The validation examples that `task.validation_share` takes: texts about the same must teach nobody.
+
+    Attributes:
+        share: See there; None: each supervised language has a validation split of its own.
+        n: Texts without labels that were left out.
+    """
+
+    share: float | None
+    n: int = 0
+
+    def has(self, table: pa.Table) -> NDArray[np.bool_]:
+        """Tell which examples `share` takes out of a training split: ``(N,)``."""
+        keys = keys_of(table["example_id"], entities_of(table), b"validation")
+        taken: NDArray[np.bool_] = keys < (self.share or 0) * 2.0**64
+        return taken
+
+    def may_teach(self, table: pa.Table) -> NDArray[np.bool_]:
+        """Tell which examples have a label, or are about no validation example: ``(N,)``."""
+        named = np.fromiter((entity is not None for entity in entities_of(table)), bool)
+        if self.share is None or not named.any():
+            return np.ones(table.num_rows, bool)
+        may: NDArray[np.bool_] = ~(self.has(table) & named & table["label"].is_null().to_numpy())
+        self.n += int((~may).sum())
+        return may
+
+
 def separate(
-    task: TaskParams, revision: Revision, language: str, folder: Path, table: pa.Table, named: Named
+    task: TaskParams,
+    revision: Revision,
+    language: str,
+    folder: Path,
+    table: pa.Table,
+    named: Named,
+    held_out: HeldOut,
 ) -> pa.Table:
     """Leave the labelled examples in a training split, and write what else teaches into ``unlabelled``.
 
@@ -38,6 +72,7 @@ def separate(
         folder: Where the examples are written.
         table: All rows of the training split.
         named: See `Named`.
+        held_out: What does not teach.
 
     Returns:
         The training split as it is now, mapped into memory.
@@ -50,8 +85,10 @@ def separate(
     if task.max_labels is not None:
         n = int(labelled.sum())
         if task.max_labels > n:
+            limit = task.max_examples
+            where = f" among the {limit} examples that task.max_examples keeps" if limit else ""
             raise StageError(
-                f"task.max_labels is {task.max_labels}, but '{language}' has {n} training labels"
+                f"task.max_labels is {task.max_labels}, but '{language}' has {n} training labels{where}"
             )
         keys = np.where(labelled, keys_of(table["example_id"], entities_of(table), b""), 2**64 - 1)
         labelled = np.zeros(len(keys), bool)
@@ -59,7 +96,8 @@ def separate(
     kept, drafts = train.with_suffix(".kept"), unlabelled.with_suffix(".draft")
     write_batches(filtered(table, labelled), kept)
     without = (_without_labels(task, part) for part in filtered(table, ~labelled))
-    write_batches(chain(without, _of_source(task, revision, language, UNLABELLED, named)), drafts)
+    more = _of_source(task, revision, language, UNLABELLED, named, held_out)
+    write_batches(chain(without, more), drafts)
     train.unlink()
     if drafts.exists():
         labelled_texts = first_words(mapped(kept)["example_id"]) if kept.exists() else np.empty(0, np.uint64)
@@ -70,10 +108,13 @@ def separate(
     return mapped(train)
 
 
-def write_zero_shot(task: TaskParams, revision: Revision, language: str, folder: Path, named: Named) -> int:
-    """Write the texts of a zero-shot language that may teach into ``unlabelled``, each once.
+def write_zero_shot(
+    task: TaskParams, revision: Revision, language: str, folder: Path, named: Named, held_out: HeldOut
+) -> int:
+    """Write the texts of a zero-shot language without labels into ``unlabelled``, each once.
 
-    These are its training texts, whose labels are not read, and the source's split ``unlabelled``.
+    These are the source's split ``unlabelled``, and its training texts, whose labels are not read, where
+    `task.zero_shot_texts` lets them teach.
 
     Args:
         task: Section `task`.
@@ -81,18 +122,25 @@ def write_zero_shot(task: TaskParams, revision: Revision, language: str, folder:
         language: A zero-shot language.
         folder: Where the examples are written.
         named: See `Named`.
+        held_out: What does not teach.
 
     Returns:
-        The rows of the source's training split; 0: it has none.
+        The rows of the source's training split that were read.
 
     Raises:
         StageError: An example is not what it has to be.
     """
     path = data_file(language, UNLABELLED, folder)
     drafts = [path.with_suffix(f".{split}") for split in ("train", "more")]
+    n_rows = 0
     for split, draft in zip(("train", UNLABELLED), drafts, strict=True):
-        with suppress(*([MissingColumnError] if _may_lack_column(task) else [])):
-            write_batches(_of_source(task, revision, language, split, named), draft)
+        if split == "train" and not task.zero_shot_texts:
+            continue
+        before = held_out.n
+        with suppress(*([MissingColumnError] if may_lack_column(task) else [])):
+            write_batches(_of_source(task, revision, language, split, named, held_out), draft)
+        if split == "train":
+            n_rows = held_out.n - before + (mapped(draft).num_rows if draft.exists() else 0)
     there = [mapped(draft) for draft in drafts if draft.exists()]
     if there:
         n = task.max_examples
@@ -102,13 +150,12 @@ def write_zero_shot(task: TaskParams, revision: Revision, language: str, folder:
         _write_once(
             task.model_copy(update={"max_examples": None}), both, path, besides=np.empty(0, np.uint64)
         )
-    n_rows = mapped(drafts[0]).num_rows if drafts[0].exists() else 0
     for draft in drafts:
         draft.unlink(missing_ok=True)
     return n_rows
 
 
-def _may_lack_column(task: TaskParams) -> bool:
+def may_lack_column(task: TaskParams) -> bool:
     """Tell whether a file for all languages may have no column with the texts of one of them."""
     names = getattr(task.source, "text_fields", None) or []
     return any("{language}" in name for name in names)
@@ -139,7 +186,7 @@ def _write_once(task: TaskParams, drafts: Path, path: Path, *, besides: NDArray[
 
 
 def _of_source(
-    task: TaskParams, revision: Revision, language: str, split: SplitName, named: Named
+    task: TaskParams, revision: Revision, language: str, split: SplitName, named: Named, held_out: HeldOut
 ) -> Iterator[pa.Table]:
     """Give a split's texts without labels; where rows are aligned, those of ``train`` by their number."""
     aligned = split == "train" and isinstance(task.source, TableSource) and task.source.aligned
@@ -152,7 +199,8 @@ def _of_source(
         if aligned and not any(rows.entities):
             rows = replace(rows, entities=[str(start + row) for row in range(n)])
         start += n
-        yield laid_out(task, rows, [None] * n)
+        table = laid_out(task, rows, [None] * n)
+        yield table.filter(pa.array(held_out.may_teach(table)))
 
 
 def _without_labels(task: TaskParams, table: pa.Table) -> pa.Table:

@@ -32,6 +32,9 @@ def test_an_unknown_key_gets_the_nearest_known_one() -> None:
     assert "did you mean merges?" in message_of("teacher.finetune.scratch.merge=3")
     assert "did you mean base?" in message_of("teachers.de.bas=x")
     assert "did you mean student?" in message_of("studnt.x=1")
+    assert "did you mean max_examples?" in message_of("task.max_exampels=1")
+    assert "there are: aligned" in (said := message_of("task.source={kind: hub, dataset: d, pattern: p}"))
+    assert "did you mean" not in said
 
 
 def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:

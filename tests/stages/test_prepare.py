@@ -411,11 +411,63 @@ def test_prepare_says_what_people_want_to_know_of_their_data(folder: Path) -> No
         "warning: de: no training example of maybe",
         *(f"de: 1 {split} examples have an empty text" for split in SPLITS[1:]),
         "fr: 1 test examples have an empty text",
+        "de: 3 validation texts are test texts",
         "de: 3 validation texts are training texts",
         "fr: 3 test texts are another language's training texts",
     ]
     write(folder / "data/de/train.jsonl", [*ROWS, {**ROWS[0], "label": "no"}])
     assert "de: 1 training texts stand there with several labels" in prepare(nli_task(pattern)).notes
+
+
+def test_rows_of_other_languages_in_a_languages_own_file_are_noted(folder: Path) -> None:
+    for language, split in (("de", "train"), ("de", "validation"), ("de", "test"), ("fr", "test")):
+        said = [language, language, "FR" if language == "fr" else language]
+        each = [{**row, "lang": one} for row, one in zip(ROWS, said, strict=True)]
+        write(folder / f"data/{language}/{split}.jsonl", each)
+    source = FilesSource(kind="files", pattern="data/{language}/{split}.jsonl", language_field="lang")
+    notes = prepare(nli_task("", source=source)).notes
+    assert [note for note in notes if "left out" in note] == ["fr, test: 1 rows of 'FR' are left out"]
+
+
+def test_a_validation_file_that_cannot_be_used_is_noted(folder: Path) -> None:
+    pattern = write_all(folder)
+    write(folder / "data/fr/validation.jsonl", [{**row, "label": None, "gold": "yes"} for row in ROWS])
+    lines = (folder / "data/fr/validation.jsonl").read_text().replace('"label": null, ', "")
+    (folder / "data/fr/validation.jsonl").write_text(lines)
+    (note,) = [note for note in prepare(nli_task(pattern)).notes if "no validation split" in note]
+    assert note.startswith("warning: fr: no validation split, since data/fr/validation.jsonl")
+
+
+def test_a_column_that_names_few_things_is_noted(folder: Path) -> None:
+    for language, split in (("de", "train"), ("de", "validation"), ("de", "test"), ("fr", "test")):
+        each = [
+            {"premise": f"{split} {i}", "hypothesis": "h", "label": "yes", "entity": "Microsoft"}
+            for i in range(20)
+        ]
+        write(folder / f"data/{language}/{split}.jsonl", each)
+    pattern = "data/{language}/{split}.jsonl"
+    notes = prepare(nli_task(pattern)).notes
+    assert any(note.startswith("de: the 20 training examples have 1 values of entity; ") for note in notes)
+    (folder / "data/de/validation.jsonl").unlink()
+    with pytest.raises(StageError, match=r"rows of train; (raise|lower) it \(rows with the same entity go"):
+        prepare(nli_task(pattern, validation_share=0.5))
+
+
+def test_languages_that_differ_in_spelling_alone_are_refused() -> None:
+    for one, other in (("de", "DE"), ("zh_Hans", "zh-Hans")):
+        with pytest.raises(ValidationError, match=f"'{one}' and '{other}' are the same language"):
+            names_task(supervised=[one], zero_shot=[other])
+
+
+def test_a_language_without_entities_beside_others_is_noted(folder: Path) -> None:
+    for language in ("de", "en", "fr"):
+        for split in SPLITS:
+            each = [{**row, "entity": f"{split} {i}"} for i, row in enumerate(ROWS)]
+            if language == "en":
+                each = [{("Entity" if key == "entity" else key): row[key] for key in row} for row in each]
+            write(folder / f"data/{language}/{split}.jsonl", each)
+    task = nli_task("data/{language}/{split}.jsonl", supervised=["de", "en"])
+    assert "en: no training example has an entity, as those of other languages have" in prepare(task).notes
 
 
 def test_a_folder_into_which_dvc_does_not_look_is_named(folder: Path) -> None:

@@ -122,3 +122,10 @@ def test_prepare_says_that_there_is_no_test_split(params: dict[str, Any], run: R
     assert "hu: no test split; student evaluate estimates from its other texts" in done.out + done.err
     (row,) = [line.split() for line in done.out.splitlines() if line.startswith("hu ")]
     assert row == ["hu", "–", "–", "–", "–", "4"]
+
+
+def test_a_labelled_training_file_does_not_stand_in_for_a_test_file(params: dict[str, Any], run: Run) -> None:
+    Path("data/hu/unlabelled.jsonl").rename("data/hu/train.jsonl")
+    done = run("prepare")
+    assert done.code == 1
+    assert "error: the test split of 'hu' is empty: " in done.err

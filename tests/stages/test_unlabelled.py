@@ -338,3 +338,119 @@ def test_texts_about_the_same_are_all_read_and_training_texts_counted_with_or_wi
         prepare(task)
         assert len(set(training_texts(task, "de"))) == 13
         assert training_texts(task, "fr") == []
+
+
+# What is about the same as validation examples, and what people overlook
+
+
+def entities_in(language: str, split: Any) -> set[str | None]:
+    path = Path(f"artifacts/data/{language}/{split}.arrow")
+    return set(read_entities(language, split)) if path.exists() else set()
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_translations_of_validation_examples_teach_nobody(aligned: bool) -> None:
+    n = 200
+    for language in ("de", "en", "fr"):
+        labels = ["yes" if language != "en" or i % 2 else None for i in range(n)]
+        train = [
+            {"premise": f"{language} {i}", "hypothesis": "h", "label": label, "entity": f"e{i}"}
+            for i, label in enumerate(labels)
+        ]
+        if aligned:
+            train = [{key: value for key, value in row.items() if key != "entity"} for row in train]
+        write(Path(f"data/{language}/train.jsonl"), train)
+        write(Path(f"data/{language}/test.jsonl"), rows("yes", "no", start=500))
+    source = FilesSource(kind="files", pattern="data/{language}/{split}.jsonl", aligned=aligned)
+    task = nli_task(
+        "",
+        source=source,
+        supervised=["de", "en"],
+        unlabelled=True,
+        zero_shot_texts=True,
+        validation_share=0.3,
+        max_examples=100,
+    )
+    notes = prepare(task).notes
+    held_out = entities_in("de", "validation") | entities_in("en", "validation")
+    assert 40 < len(held_out) < 80
+    for language in ("en", "fr"):
+        assert len(entities_in(language, "unlabelled")) > 30
+        assert not entities_in(language, "unlabelled") & held_out
+    assert len(read_examples(task, "fr", "unlabelled")) == 100  # as many as may be, all of which teach
+    left_out = [note.split()[1] for note in notes if "texts without labels are left out" in note]
+    assert left_out[-1] == str(len(held_out))
+
+
+def test_texts_about_the_same_as_test_texts_are_noted() -> None:
+    about = {"entity": "t"}
+    for language, split in (("de", "validation"), ("de", "test"), ("fr", "test")):
+        write(Path(f"data/{language}/{split}.jsonl"), rows("yes", "no", start=len(split) * 10, **about))
+    write(Path("data/de/train.jsonl"), rows("yes", "no", entity="e"))
+    write(Path("data/de/unlabelled.jsonl"), [{"premise": "neu", "hypothesis": "alt", **about}])
+    notes = prepare(nli_task("data/{language}/{split}.jsonl", unlabelled=True)).notes
+    for language, split in (("de", "validation"), ("de", "test"), ("fr", "test")):
+        expected = f"{language}: 2 {split} texts are about the same as an unlabelled text that is taught"
+        assert any(note.startswith(expected) for note in notes), (expected, notes)
+
+
+def test_one_file_for_all_languages_may_hold_texts_of_some() -> None:
+    task = task_of()
+    for split in ("train", "validation", "test"):
+        each = [
+            {**row, "lang": language}
+            for language in ("de", "fr")
+            for row in map(json.loads, Path(f"data/de/{split}.jsonl").read_text().splitlines())
+        ]
+        write(Path(f"data/{split}.jsonl"), each)
+    write(Path("data/unlabelled.jsonl"), [{"premise": "neu", "hypothesis": "alt", "lang": "de"}])
+    source = FilesSource(kind="files", pattern="data/{split}.jsonl", language_field="lang")
+    task = task.model_copy(update={"source": source})
+    prepare(task)
+    assert column(task, "unlabelled") == ["neu"]
+    assert not Path("artifacts/data/fr/unlabelled.arrow").exists()
+
+
+def test_texts_for_pre_training_may_stand_where_those_that_teach_do(folder: Path) -> None:
+    for language, split in (("de", "train"), ("de", "validation"), ("de", "test"), ("fr", "test")):
+        write(Path(f"data/{language}/{split}.csv"), [{"satz": f"{split} 1", "label": "yes"}] * 2)
+    task = nli_task("data/{language}/{split}.csv", text_fields=["satz"], unlabelled=True)
+    for name in ("satz", "text"):  # the second as in earlier versions
+        write(Path("data/fr/unlabelled.csv"), [{name: "neuf"}])
+        prepare(task)
+        assert list(pretraining_texts(task, "fr").values()) == ["neuf"]
+    write(Path("data/fr/unlabelled.csv"), [{"phrase": "neuf"}])
+    with pytest.raises(StageError, match="no column 'text'"):
+        prepare(task)
+
+
+def test_a_text_file_needs_no_column_that_tables_have() -> None:
+    for language, split in (("de", "train"), ("de", "validation"), ("de", "test"), ("fr", "test")):
+        write(Path(f"data/{language}/{split}.jsonl"), [{"text": f"{split} 1", "label": "yes", "id": split}])
+    Path("data/de/unlabelled.txt").write_text("neu\n")
+    source = FilesSource(kind="files", pattern="data/{language}/{split}.jsonl", entity_field="id")
+    task = nli_task("", source=source, text_fields=["text"], unlabelled=True)
+    prepare(task)
+    assert column(task, "unlabelled", "text") == ["neu"]
+
+
+def test_what_was_prepared_to_teach_is_not_read_as_texts_for_pre_training() -> None:
+    task = task_of(zero_shot=[])
+    write(Path("data/de/unlabelled.jsonl"), [{"premise": "neu", "hypothesis": "alt"}])
+    prepare(task)
+    with pytest.raises(StageError, match=r"written with task.unlabelled: true; write it again with: python"):
+        pretraining_texts(task.model_copy(update={"unlabelled": False}), "de")
+
+
+def test_minus_one_beside_one_is_asked_about() -> None:
+    task = task_of(train=rows(1, -1, 1, -1))
+    with pytest.raises(StageError, match=r"are the numbers 1 and -1, which stands for none; write the names"):
+        prepare(task)
+
+
+def test_labels_that_max_examples_hides_are_named() -> None:
+    task = task_of(train=rows("yes", "no", *[None] * 98), max_examples=10, max_labels=2)
+    with pytest.raises(
+        StageError, match=r"training labels among the 10 examples that task.max_examples keeps"
+    ):
+        prepare(task)
