@@ -63,6 +63,8 @@ def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpo
         resume: Go on from a checkpoint of other code as well.
     """
     folder = _CHECKPOINTS / name / hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
+    if process_index() == 0:
+        shutil.rmtree(_deleted(folder), ignore_errors=True)  # what a run was killed over
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     now = {"code": code_digests(Path(file)), "versions": versions}
     if process_index():
@@ -76,7 +78,7 @@ def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpo
                 f"{name}: a training that was interrupted is left in {folder}, but since then other: "
                 f"{', '.join(changes)}; training starts anew (--resume goes on regardless)"
             )
-            shutil.rmtree(folder)
+            delete_checkpoints(folder)
             noted, changes = {}, []
         over = [*noted.get("went_on_over", []), *changes]
     else:
@@ -84,6 +86,17 @@ def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpo
     if process_index() == 0:
         write_atomically(folder / _MADE_BY, canonical_json({"now": now, "went_on_over": over}))
     return Checkpoints(folder, _read_json(folder / _MADE_BY)["went_on_over"])
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """Delete a training's checkpoints; a run that is killed over it leaves none of them in part."""
+    with suppress(FileNotFoundError):
+        folder.rename(_deleted(folder))
+    shutil.rmtree(_deleted(folder), ignore_errors=True)
+
+
+def _deleted(folder: Path) -> Path:
+    return folder.with_suffix(".deleted")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

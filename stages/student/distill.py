@@ -1,7 +1,6 @@
 """Stage two: train the student from soft labels on disk. No teacher is loaded here."""
 
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
 from stages.models.averages import MeanInMemory, RunningMean, note_start, weights_digest
-from stages.models.checkpoints import BestInMemory, Checkpoints, checkpoints_of
+from stages.models.checkpoints import BestInMemory, Checkpoints, checkpoints_of, delete_checkpoints
 from stages.models.cut import say_cut
 from stages.models.encoders import read_note
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
@@ -133,7 +132,7 @@ def distill(
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
     for one in checkpoints:
-        shutil.rmtree(one.folder, ignore_errors=True)
+        delete_checkpoints(one.folder)
     return Trained(params.variant, params.runs, fitted.steps, last)
 
 

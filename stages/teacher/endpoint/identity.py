@@ -68,13 +68,18 @@ class Endpoint:
         self._require_same(read.reported)
         return read
 
+    @property
+    def is_asked_who_it_is(self) -> bool:
+        """Whether the server has a place, beside its answers, where it says which model it runs."""
+        return self.wording.how.dialect == "tei"
+
     async def reported_by(self, transport: Transport) -> dict[str, str]:
         """Give what a server says of itself beside its answers; only TEI has a place for it.
 
         Raises:
             StageError: It is another model than the one whose soft labels these are, or does not say so.
         """
-        if self.wording.how.dialect != "tei":
+        if not self.is_asked_who_it_is:
             return {}
         said: dict[str, str] = {}
         reason = "it names no model_sha"

@@ -9,8 +9,8 @@ from stages.teacher.params import EndpointParams
 
 FLOOR = -100.0
 """The least log-probability, in nats: servers write 0 as -9999 or as the least float."""
-LARGEST = 3.4e38
-"""In float32, which stores have."""
+LARGEST = 3.4028235e38
+"""In float32, which stores have, as it is written in short."""
 
 
 class AnswerError(Exception):

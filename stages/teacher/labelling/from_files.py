@@ -16,7 +16,7 @@ from cache import ID_TYPE, Index, Outputs, Producer, SoftLabels, example_ids
 from cache.commands.import_ import other_values
 from cache.identity.columns import SCALAR, Column
 from stages.data.examples import SOFT_LABEL, labelled_splits, read_soft_label_column
-from stages.data.files import Input
+from stages.data.files import Input, kind_of
 from stages.data.rows import Window, column, placed_rows, windows
 from stages.data.task import TaskParams
 from stages.errors import StageError
@@ -81,6 +81,8 @@ def read_soft_labels(
             says two things of one text.
         ProducerError: It says of itself that it was exported, in a way that this version does not know.
     """
+    if kind_of(path) is None:
+        raise StageError(f"cannot read {path}: it is not one of .csv, .tsv, .jsonl, .json, .parquet")
     fields = how.text_fields or task.text_fields
     source = Input(path, None, fields, None, how.quoting, how.delimiter, as_written=False)
     _require_fields(fields, task)

@@ -99,6 +99,30 @@ def test_finished_models_of_a_killed_run_are_not_trained_again(
     assert not list(Path(".checkpoints").glob("teacher-finetune-de/*"))
 
 
+def test_a_run_that_is_killed_while_it_deletes_its_checkpoints_leaves_none_in_part(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*FINETUNE).code == 0
+    before = {path.name: file_digest(path) for path in WEIGHTS.parent.iterdir()}
+    rmtree = shutil.rmtree
+
+    def killed(path: Path, *args: Any, **kwargs: Any) -> None:
+        models = list(Path(path).rglob("made-0/*"))
+        for file in models:
+            file.unlink()
+        if models:
+            raise KeyboardInterrupt
+        rmtree(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        assert run(*FINETUNE).code == 130
+    for _ in range(2):
+        assert {path.name: file_digest(path) for path in WEIGHTS.parent.iterdir()} == before
+        assert run(*FINETUNE).code == 0
+    assert not list(Path(".checkpoints").glob("teacher-finetune-de/*"))
+
+
 def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(
     accuracies: list[float], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +150,16 @@ def test_a_stopped_teacher_from_scratch_goes_on_over_the_texts_that_it_was_made_
         assert run(*FINETUNE).code == 130
     made = Path(".checkpoints").glob("teacher-finetune-de/*/base/model.safetensors")
     assert len({file_digest(path) for path in made}) == 2
+
+
+def test_a_folder_has_no_revision(finished: Path, run: Run) -> None:
+    params = tiny_params()
+    params["teachers"]["de"] |= {"base": "artifacts/encoder", "revision": "v2"}
+    write_params(params)
+    expected = (
+        "error: teachers.de.base is artifacts/encoder, a folder, which has no revision v2; leave it out"
+    )
+    assert expected in run(*FINETUNE).err
 
 
 def finetuned(base: Path, run: Run) -> str:

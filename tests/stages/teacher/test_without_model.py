@@ -64,6 +64,15 @@ def taught(language: str = "de", **changes: Any) -> Array:
 # A file
 
 
+def test_a_file_of_an_unknown_kind_is_refused(finished: Path, run: Run) -> None:
+    Path("data/soft.xlsx").write_bytes(b"PK")
+    set_german({"soft_labels": "data/soft.xlsx"})
+    assert run(*FINETUNE).code == 0
+    assert run(*LABEL).err == (
+        "error: cannot read data/soft.xlsx: it is not one of .csv, .tsv, .jsonl, .json, .parquet\n"
+    )
+
+
 def test_a_file_is_a_teacher(finished: Path, run: Run) -> None:
     write_soft("data/soft.jsonl", *SIZES)
     set_german({"soft_labels": {"file": "data/soft.jsonl", "facts": {"name": "crowd", "licence": "CC-BY"}}})

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,6 +31,7 @@ from ruamel.yaml import YAML
 from scipy.special import logsumexp
 from tiny import CLASSES, Run, tiny_params, write_jsonl, write_params
 from unreadable import fail_to_read, needs_proc
+from warm import warm_python
 
 from cache import EndpointNotes, SoftLabelSet, Store, example_ids
 from cache.endpoint_notes import ENDPOINT
@@ -286,6 +289,50 @@ def test_a_model_that_changes_under_a_run_leaves_nothing_of_the_new_one(workspac
         server.answer["/info"] = tei.info
         assert run(*LABEL).code == 0
         assert set(said()[:, 0].tolist()) == {2.0}
+
+
+@pytest.mark.parametrize("least", [-3.4028234663852886e38, -3.4028235e38, -9999.0])
+def test_the_least_number_that_a_server_writes_is_no_probability(
+    least: float, german: Server, run: Run
+) -> None:
+    german.answer["/v1/chat/completions"] = lambda _: top(
+        ("A", -0.01), ("Z", least), ("B", -5.0), ("C", -6.0)
+    )
+    assert run(*LABEL).code == 0
+    np.testing.assert_allclose(said(), np.tile([-0.01, -5.0, -6.0], (N, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGUSR1], ids=["a 404", "Ctrl-C", "a kill"])
+def test_of_a_run_that_ends_before_tei_was_asked_nothing_is_kept(
+    number: signal.Signals | None, workspace: Path, run: Run
+) -> None:
+    tei = Tei()
+    assert run("prepare").code == 0
+    with serving(predict=tei.predict, info=tei.info) as server:
+        how = {"url": server.url, "shape": "classify", "dialect": "tei", "retries": 0, "concurrency": 1}
+        set_endpoint(how, revision=None)
+        assert run(*FINETUNE).code == run(*LABEL, "--limit", "20").code == 0
+        process = subprocess.Popen([warm_python(), "-m", "pipeline", *LABEL], stderr=subprocess.DEVNULL)
+
+        def change(handler: Any) -> None:
+            tei.sha = "bbb"
+            says(tei.predict(None))(handler)
+
+        def end(handler: Any) -> None:
+            if number is None:
+                status(404)(handler)
+            else:
+                process.send_signal(number)
+                process.wait()
+
+        with server.counting:
+            server.faults.extend([*[None] * (AGAIN + 2), change, *[None] * 5, end])
+        assert process.wait() != 0
+        assert not server.faults
+        tei.sha = "aaa"
+        assert run(*LABEL).code == 0
+        assert set(said()[:, 0].tolist()) == {2.0}
+        assert list(JOURNALS.iterdir()) == []
 
 
 # What goes wrong
