@@ -28,8 +28,6 @@ def resolve(base: str, revision: str | None, *, key: str) -> dict[str, Any]:
         StageError: There is no such folder, and the Hub knows no such model or cannot be reached.
     """
     if Path(base).is_dir():
-        if revision is not None:
-            raise StageError(f"{key} is {base}, a folder, which has no revision {revision}; leave it out")
         folder = Path(base).resolve()
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             raise StageError(

@@ -218,15 +218,6 @@ class OneTeacher(Params):
         return self
 
     @model_validator(mode="after")
-    def _a_revision_is_of_something(self) -> Self:
-        if self.revision is not None and (self.base == "scratch" or self.producer or self.soft_labels):
-            raise ValueError(
-                f"revision is {self.revision}, which a Hub id or an endpoint has, and no other teacher; "
-                "leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _an_endpoint_has_a_revision(self) -> Self:
         if self.endpoint and self.revision is None and self.endpoint.dialect != "tei":
             raise ValueError(

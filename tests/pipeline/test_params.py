@@ -35,8 +35,6 @@ def test_an_unknown_key_gets_the_nearest_known_one() -> None:
     assert "did you mean max_examples?" in message_of("task.max_exampels=1")
     assert "there are: aligned" in (said := message_of("task.source={kind: hub, dataset: d, pattern: p}"))
     assert "did you mean" not in said
-    for teacher in ("{base: scratch, revision: v2}", "{producer: a, revision: v2}"):
-        assert "revision is v2, which a Hub id or an endpoint has" in message_of(f"teachers.de={teacher}")
 
 
 def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:

@@ -152,16 +152,6 @@ def test_a_stopped_teacher_from_scratch_goes_on_over_the_texts_that_it_was_made_
     assert len({file_digest(path) for path in made}) == 2
 
 
-def test_a_folder_has_no_revision(finished: Path, run: Run) -> None:
-    params = tiny_params()
-    params["teachers"]["de"] |= {"base": "artifacts/encoder", "revision": "v2"}
-    write_params(params)
-    expected = (
-        "error: teachers.de.base is artifacts/encoder, a folder, which has no revision v2; leave it out"
-    )
-    assert expected in run(*FINETUNE).err
-
-
 def finetuned(base: Path, run: Run) -> str:
     params = tiny_params()
     params["teachers"]["de"]["base"] = f"./{base}"
