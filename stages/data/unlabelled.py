@@ -200,7 +200,8 @@ def _of_source(
             rows = replace(rows, entities=[str(start + row) for row in range(n)])
         start += n
         table = laid_out(task, rows, [None] * n)
-        yield table.filter(pa.array(held_out.may_teach(table)))
+        if (may := held_out.may_teach(table)).any():
+            yield table.filter(pa.array(may))
 
 
 def _without_labels(task: TaskParams, table: pa.Table) -> pa.Table:

@@ -382,6 +382,33 @@ def test_translations_of_validation_examples_teach_nobody(aligned: bool) -> None
     assert left_out[-1] == str(len(held_out))
 
 
+def test_all_texts_of_a_language_may_be_translations_of_validation_examples() -> None:
+    for language in ("de", "en"):
+        write(Path(f"data/{language}/train.jsonl"), rows(*["yes", "no"] * 20, entity=None))
+        write(Path(f"data/{language}/test.jsonl"), rows("yes", "no", start=500))
+    task = nli_task(
+        "data/{language}/{split}.jsonl",
+        supervised=["de", "en"],
+        unlabelled=True,
+        zero_shot_texts=True,
+        validation_share=0.5,
+    )
+    numbered = [{**row, "entity": f"e{i}"} for i, row in enumerate(rows(*["yes", "no"] * 20))]
+    write(Path("data/de/train.jsonl"), numbered)
+    write(Path("data/fr/test.jsonl"), rows("yes", "no", start=500))
+    write(Path("data/fr/train.jsonl"), numbered[:1])
+    write(Path("data/fr/unlabelled.jsonl"), rows("yes", start=900))
+    prepare(task)
+    (held_out, *_) = sorted(entities_in("de", "validation"), key=str)
+    write(Path("data/fr/train.jsonl"), [row for row in numbered if row["entity"] == held_out])
+    notes = prepare(task).notes
+    assert any(note.startswith("fr: 1 texts without labels are left out") for note in notes)
+    assert entities_in("fr", "unlabelled") == {None}
+    Path("data/fr/unlabelled.jsonl").unlink()
+    with pytest.raises(StageError, match="no zero-shot language has the split train or unlabelled"):
+        prepare(task)
+
+
 def test_texts_about_the_same_as_test_texts_are_noted() -> None:
     about = {"entity": "t"}
     for language, split in (("de", "validation"), ("de", "test"), ("fr", "test")):
