@@ -253,6 +253,7 @@ def run(request: Request) -> None:
     sys.path[:] = [request.folder, *paths, *(path for path in sys.path if path != ours)]
     sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     sys.orig_argv = [sys.executable, *arguments]
+    sys.modules.pop("sitecustomize", None)  # Debian's Python brings one, which the server has run
     site.execsitecustomize()
     kind, *rest = arguments
     what = rest.pop(0) if kind in ("-c", "-m") else kind
