@@ -1,6 +1,7 @@
 """Recipes: complete, true to their data sets, and run as a whole with small models of the same names."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -34,6 +35,7 @@ from stages.prepare import prepare
 
 SHARED = ROOT.parent / "shared" / "data"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+DVC = (ROOT / "dvc.yaml", ROOT / "ablation" / "dvc.yaml")
 
 # As on the Hub: columns, and the names of the classes in the order of their numbers.
 TEXT = Value("string")
@@ -76,6 +78,17 @@ def test_a_recipe_has_a_teacher_for_each_language_that_teaches_and_no_other(path
     }
     need_teachers = params.task.zero_shot_texts and "all" in of_variants  # translations need none
     assert list(params.teachers) == (params.task.languages if need_teachers else params.task.supervised)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_every_key_that_dvc_reads_and_knows_no_default_of(path: Path) -> None:
+    keys = {key for dvc in DVC for key in re.findall(r"\$\{(?!item\.)([a-z_.]+)\}", dvc.read_text())}
+    assert "ablation.sweep.runs" in keys
+    for key in keys:
+        value = recipe(path.stem)
+        for name in key.split("."):
+            assert name in value, f"make ablation needs {key}"
+            value = value[name]
 
 
 # The data
