@@ -78,7 +78,7 @@ def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpo
                 f"{name}: a training that was interrupted is left in {folder}, but since then other: "
                 f"{', '.join(changes)}; training starts anew (--resume goes on regardless)"
             )
-            delete_checkpoints(folder)
+            _delete(folder)
             noted, changes = {}, []
         over = [*noted.get("went_on_over", []), *changes]
     else:
@@ -88,7 +88,23 @@ def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpo
     return Checkpoints(folder, _read_json(folder / _MADE_BY)["went_on_over"])
 
 
-def delete_checkpoints(folder: Path) -> None:
+def delete_finished(folders: Iterable[Path]) -> None:
+    """Delete the checkpoints of trainings that are done, and say what others of the same name are left."""
+    places = set()
+    for folder in folders:
+        _delete(folder)
+        places.add(folder.parent)
+    for place in sorted(places):
+        left = [path for path in place.glob("*") if path.is_dir()]
+        size = sum(path.stat().st_size for one in left for path in one.rglob("*") if path.is_file())
+        if left:
+            say(
+                f"{place} still holds {size / 1e6:,.0f} MB of interrupted trainings with other parameters or "
+                "data; delete it unless you go on with them"
+            )
+
+
+def _delete(folder: Path) -> None:
     """Delete a training's checkpoints; a run that is killed over it leaves none of them in part."""
     with suppress(FileNotFoundError):
         folder.rename(_deleted(folder))

@@ -29,6 +29,7 @@ class Texts(Dataset[dict[str, Any]]):
     Attributes:
         fields: One or two sequences of N texts.
         numbers: Arrays with N as their first axis, by the name under which the model takes them.
+        languages: The number of each example's language among those that teach, ``(N,)``; 0 where it is one.
         lengths: Characters of each example, all fields together.
         epoch: With the seed, it decides the order of training and where words are split.
     """
@@ -38,6 +39,7 @@ class Texts(Dataset[dict[str, Any]]):
         fields: Sequence[Sequence[str]],
         numbers: Mapping[str, NDArray[Any]],
         *,
+        languages: NDArray[np.int64] | None = None,
         subword_dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -46,6 +48,7 @@ class Texts(Dataset[dict[str, Any]]):
         Args:
             fields: One or two sequences of N texts.
             numbers: Arrays with N as their first axis, by the name under which the model takes them.
+            languages: See above.
             subword_dropout: Chance of a split at each character boundary, drawn anew every epoch.
             seed: Decides the splits.
         """
@@ -56,6 +59,11 @@ class Texts(Dataset[dict[str, Any]]):
         self.epoch = 0
         self._kept: _Kept | None = None
         self.lengths = [sum(map(len, example)) for example in zip(*fields, strict=True)]
+        self.languages = np.zeros(len(self.lengths), np.int64) if languages is None else languages
+
+    def begin(self, seed: int) -> None:
+        """Let another training read the texts from its first epoch, with the seed for what it draws."""
+        self._seed, self.epoch = seed, 0
 
     def keep_tokens(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path) -> None:
         """Make the tokens of an example when it is first asked for, and keep them on disk for later epochs.
@@ -67,6 +75,8 @@ class Texts(Dataset[dict[str, Any]]):
             max_tokens: Longer inputs are truncated to this many tokens.
             folder: Where the file is that holds them; it has no name, so that nothing is left of it.
         """
+        if self._kept is not None:  # for an earlier training of the same model
+            return
         folder.mkdir(parents=True, exist_ok=True)
         file = TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the texts
         weakref.finalize(self, file.close)

@@ -311,6 +311,9 @@ def run(trainer: TextTrainer, *, title: str) -> list[dict[str, Any]]:
 
     Returns:
         The Trainer's log history: one record per log, with ``step`` and ``epoch``.
+
+    Raises:
+        StageError: The loss, or a weight, is NaN or infinite.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -334,6 +337,11 @@ def run(trainer: TextTrainer, *, title: str) -> list[dict[str, Any]]:
     finally:
         gc.unfreeze()
         bar.close()  # so that an error message begins on a line of its own
+    model: Any = trainer.model
+    if not all(weights.isfinite().all() for weights in model.parameters()):
+        raise StageError(
+            "the last step made weights NaN or infinite; lower learning_rate, or try precision: float32"
+        )
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
 

@@ -20,9 +20,10 @@ from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
 from stages.models.averages import MeanInMemory, RunningMean, note_start, weights_digest
-from stages.models.checkpoints import BestInMemory, Checkpoints, checkpoints_of, delete_checkpoints
+from stages.models.checkpoints import BestInMemory, Checkpoints, checkpoints_of, delete_finished
 from stages.models.cut import say_cut
 from stages.models.encoders import read_note
+from stages.models.layers import freeze
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.pins import model_digests, model_folder
@@ -38,11 +39,9 @@ from stages.models.training import (
 from stages.results.teachers import Teachers
 from stages.student.calibration import fitted_temperatures
 from stages.student.card import TeacherFacts, model_card
-from stages.student.objective import (
-    balanced_class_weights,
-)
+from stages.student.objective import balanced_class_weights
 from stages.student.params import DistillParams
-from stages.student.taught import admitted, n_taught, taught_texts, texts_of
+from stages.student.taught import Taught, admitted, n_taught, taught_texts, texts_of
 from stages.student.trainer import DistillTrainer
 from stages.student.translations import inherited
 from stages.student.variants import HARD_ONLY, relevant
@@ -54,23 +53,21 @@ class Trained:
 
     Attributes:
         variant: Which of the variants was trained.
-        runs: How many trainings the student is the mean of.
-        steps: Optimizer steps of each.
+        steps: Optimizer steps of each training that the student is the mean of.
         accuracy: On the validation split, by supervised language, each through its own branch.
     """
 
     variant: str
-    runs: int
-    steps: int
+    steps: list[int]
     accuracy: dict[str, float]
 
     def line(self) -> str:
         """Say it in one line."""
         accuracies = ", ".join(f"{name} {value:.1%}" for name, value in self.accuracy.items())
-        steps = (
-            f"the mean of {self.runs} runs of {self.steps} steps" if self.runs > 1 else f"{self.steps} steps"
-        )
-        return f"{self.variant}: {steps}; validation accuracy: {accuracies}"
+        fewest, most = min(self.steps), max(self.steps)
+        steps = f"{most} steps" if fewest == most else f"{fewest} to {most} steps"
+        runs = f"the mean of {len(self.steps)} runs of " if len(self.steps) > 1 else ""
+        return f"{self.variant}: {runs}{steps}; validation accuracy: {accuracies}"
 
 
 def distill(
@@ -95,17 +92,23 @@ def distill(
     Raises:
         StageError: The data, the encoder or hidden states are missing, the teachers' classes are not the
             task's, a class that is to be balanced has no example, processes cannot share the batches, another
-            run is writing `output`, or the loss is NaN.
+            run is writing `output`, or a loss or weight is NaN.
         CacheError: Soft labels are missing or damaged.
     """
     require_equal_shares(params.batch_size, key="student.distill.batch_size")
     task, teachers = admitted(task, teachers, params)
     start, name = None, f"student-{output.name}"
     with replaced_folder(output) if process_index() == 0 else nullcontext(output) as folder:
+        taught = taught_texts(task, teachers, params)
         if params.start == "baseline" and params.variant not in HARD_ONLY:
-            finetune = params.model_copy(update={"variant": "finetune", "runs": 1})
-            start = _fit(task, teachers, finetune, encoder, name=f"{name}-start", resume=resume)
-        fitted = _fit_all(task, teachers, params, encoder, name, resume=resume, start=start)
+            _require_student(task, params, encoder)
+            # Students that are to be averaged begin with the same baseline.
+            same = {"variant": "finetune", "runs": 1, "seed": _init_seed(params)}
+            finetune = params.model_copy(update=same)
+            labelled = taught_texts(task, teachers, finetune)
+            start = _fit(task, teachers, labelled, finetune, encoder, name=f"{name}-start", resume=resume)
+            del labelled
+        fitted = _fit_all(task, teachers, taught, params, encoder, name, resume=resume, start=start)
         checkpoints = [*fitted.checkpoints, *(start.checkpoints if start else [])]
         end_all_but_the_first()
         temperatures = fitted_temperatures(fitted.model.eval(), fitted.tokenizer, task, params)
@@ -131,9 +134,8 @@ def distill(
             went_on_over=list(dict.fromkeys(over for one in checkpoints for over in one.went_on_over)),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
-    for one in checkpoints:
-        delete_checkpoints(one.folder)
-    return Trained(params.variant, params.runs, fitted.steps, last)
+    delete_finished(one.folder for one in checkpoints)
+    return Trained(params.variant, fitted.steps, last)
 
 
 class _Fitted(NamedTuple):
@@ -153,7 +155,7 @@ class _Fitted(NamedTuple):
     model: MBLMForSequenceClassification
     tokenizer: Any
     history: list[dict[str, Any]]
-    steps: int
+    steps: list[int]
     began_with: str
     kept: int | None
     teachers: dict[str, list[TeacherFacts]]
@@ -163,6 +165,7 @@ class _Fitted(NamedTuple):
 def _fit_all(
     task: TaskParams,
     teachers: Mapping[str, Teachers],
+    taught: Taught,
     params: DistillParams,
     encoder: Path,
     name: str,
@@ -175,16 +178,16 @@ def _fit_all(
     A run that is finished leaves its last checkpoint until all are, so that none is trained again.
     """
     if params.runs == 1:
-        return _fit(task, teachers, params, encoder, name=name, resume=resume, start=start)
-    mean, checkpoints = RunningMean(), []
-    init_seed = params.seed if params.init_seed is None else params.init_seed
+        return _fit(task, teachers, taught, params, encoder, name=name, resume=resume, start=start)
+    mean, checkpoints, steps = RunningMean(), [], []
     for number in range(1, params.runs + 1):
         seed = (params.seed * params.runs + number - 1) % 2**32
-        one = params.model_copy(update={"seed": seed, "init_seed": init_seed, "runs": 1})
+        one = params.model_copy(update={"seed": seed, "init_seed": _init_seed(params), "runs": 1})
         is_last = number == params.runs
         fitted = _fit(
             task,
             teachers,
+            taught,
             one,
             encoder,
             name=f"{name}-run-{number}",
@@ -194,16 +197,35 @@ def _fit_all(
             others=mean if is_last else None,
         )
         checkpoints += fitted.checkpoints
+        steps += fitted.steps
         if is_last:
-            return fitted._replace(checkpoints=checkpoints)
+            return fitted._replace(checkpoints=checkpoints, steps=steps)
         mean.add(fitted.model)
         del fitted  # the next one needs the memory
     raise AssertionError("there is a last run")
 
 
+def _init_seed(params: DistillParams) -> int:
+    """Give the seed of what a training starts with."""
+    return params.seed if params.init_seed is None else params.init_seed
+
+
+def _require_student(task: TaskParams, params: DistillParams, encoder: Path) -> None:
+    """Refuse a student that cannot be trained, before the baseline that it is to start as is trained.
+
+    Raises:
+        StageError: The encoder is missing, or branches or frozen layers do not fit it.
+    """
+    pretrained = model_folder(encoder, command="student pretrain")
+    with loading(f"the encoder in {pretrained} as a student"):
+        model = _student(task, params, pretrained, read_note(encoder)["pooling"], None)
+    freeze(model, params.freeze)
+
+
 def _fit(
     task: TaskParams,
     teachers: Mapping[str, Teachers],
+    taught: Taught,
     params: DistillParams,
     encoder: Path,
     *,
@@ -218,7 +240,8 @@ def _fit(
     Args:
         task: As in `distill`.
         teachers: Likewise.
-        params: Likewise.
+        taught: What the student learns from.
+        params: As in `distill`.
         encoder: Likewise.
         name: Of the training.
         resume: As in `distill`.
@@ -226,18 +249,19 @@ def _fit(
         title: What the bar says beside the variant.
         others: The mean of earlier runs, which the student is to become a part of, and which it then is.
     """
-    train, digests, facts_of_teachers = taught_texts(task, teachers, params)
+    train = taught.texts
+    train.begin(params.seed)
     pretrained = model_folder(encoder, command="student pretrain")
     note = read_note(encoder)
     facts: list[Any] = [departures(task), relevant(params, defaults=False)]
-    facts += [digests, model_digests(pretrained)]
+    facts += [taught.digests, model_digests(pretrained)]
     facts += [note["pooling"]] if note["pooling"] else []
     n_texts = n_taught(task, teachers)
     facts += [n_texts] if n_texts != len(train) else []
     if params.keep == "best" or params.patience:  # what is best, validation texts say
         facts += [examples_digest(read_examples(task, name, "validation")) for name in task.supervised]
     checkpoints = checkpoints_of(name, facts, file=__file__, resume=resume)
-    set_seed(params.seed if params.init_seed is None else params.init_seed)
+    set_seed(_init_seed(params))
     what = f"the encoder in {pretrained}"
     with loading(f"{what} as a student"):
         tokenizer = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False)
@@ -261,8 +285,8 @@ def _fit(
         others.give_to(model)
         trainer.evaluate()  # in the place of what the last run saw
         kept = None
-    history, steps = trainer.state.log_history, trainer.state.global_step
-    return _Fitted(model, tokenizer, history, steps, began_with, kept, facts_of_teachers, [checkpoints])
+    history, steps = trainer.state.log_history, [trainer.state.global_step]
+    return _Fitted(model, tokenizer, history, steps, began_with, kept, taught.teachers, [checkpoints])
 
 
 def _trainer(

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from stages.errors import StageError
 from stages.models.batches import Tokens, to_device
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.students import class_names
@@ -36,6 +37,9 @@ def mixture_logits(
 
     Returns:
         Raw logits in the texts' order, ``(M, N, C)``.
+
+    Raises:
+        StageError: One is NaN.
     """
     weights = weights.to(model.device)
     needed = weights.any(dim=0).nonzero().flatten().tolist()
@@ -48,4 +52,8 @@ def mixture_logits(
             states = model(**batch, language_ids=language_id).branch_states
             found = torch.stack([model.classify(states, w.expand(len(states), -1)) for w in weights])
         logits[:, tokens.positions[texts]] = found.float().cpu().numpy()
+    if np.isnan(logits).any():
+        raise StageError(
+            "the model gives NaN for a text; try student.distill.precision: float32, or train it again"
+        )
     return logits

@@ -153,8 +153,8 @@ class DistillParams(TrainingParams):
     """Whose weights are kept: the ``last``, or those of the epoch with the ``best`` validation accuracy, on
     average over the supervised languages."""
     init_seed: Seed | None = None
-    """Draws the weights of a new classifier; null: `seed` does. Students that are to be averaged begin with
-    the same."""
+    """Draws the weights of a new classifier, and trains the baseline that a student may `start` as; null:
+    `seed` does. Students that are to be averaged begin with the same."""
     runs: PositiveInt = 1
     """How many trainings the student is the mean of. They begin with the same weights and see the examples in
     another order; their seeds are those from `seed` times `runs`."""

@@ -18,26 +18,25 @@ class ByLanguage(ByLength):
 
     def __init__(self, texts: Texts, *, temperature: float, **options: Any) -> None:
         super().__init__(texts, **options)
-        self._language_ids = torch.from_numpy(texts.numbers["language_ids"])
+        self._languages = torch.from_numpy(texts.languages)
         self._temperature = temperature
 
     def order(self) -> list[int]:
         """Give the positions of this epoch's examples."""
         generator = self.generator()
-        drawn = draw_examples(self._language_ids, temperature=self._temperature, generator=generator).tolist()
+        drawn = draw_examples(self._languages, temperature=self._temperature, generator=generator).tolist()
         lengths = [self.texts.lengths[index] for index in drawn]
         order = get_length_grouped_indices(lengths, self.batch_size, generator=generator)
         return [drawn[position] for position in order]
 
 
-def draw_examples(language_ids: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:
+def draw_examples(languages: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:
     """Draw the N examples of an epoch, so that language l has a share of them in proportion to n_l^(1/T).
 
     Within a language, no example is drawn again before each of the others has been drawn as often.
 
     Args:
-        language_ids: Of the N examples, int64, shape ``(N,)``; language l has n_l of them, those in
-            its varieties among them. All other zero-shot languages together are language -1.
+        languages: Of the N examples, their numbers, int64, shape ``(N,)``; language l has n_l of them.
         temperature: T, at least 1.
         generator: Decides which examples are drawn.
 
@@ -45,9 +44,9 @@ def draw_examples(language_ids: Tensor, *, temperature: float, generator: torch.
         Positions of examples, language by language, int64, shape ``(N,)``.
     """
     drawn = []
-    sizes = epoch_sizes(torch.bincount(language_ids + 1), temperature=temperature)
-    for language, size in enumerate(sizes, start=-1):
-        examples = (language_ids == language).nonzero().squeeze(1)
+    sizes = epoch_sizes(torch.bincount(languages), temperature=temperature)
+    for language, size in enumerate(sizes):
+        examples = (languages == language).nonzero().squeeze(1)
         while size > 0:
             order = torch.randperm(len(examples), generator=generator)[:size]
             drawn.append(examples[order])

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -65,16 +65,25 @@ def n_taught(task: TaskParams, teachers: Collection[str]) -> int:
     return own + len(inherited(task, teachers).originals) + silver
 
 
-def taught_texts(
-    task: TaskParams, teachers: Mapping[str, Teachers], params: DistillParams
-) -> tuple[Texts, list[str], dict[str, list[TeacherFacts]]]:
+class Taught(NamedTuple):
+    """What a student learns from.
+
+    Attributes:
+        texts: With labels and soft labels.
+        digests: Of everything that was read.
+        teachers: Where the soft labels come from.
+    """
+
+    texts: Texts
+    digests: list[str]
+    teachers: dict[str, list[TeacherFacts]]
+
+
+def taught_texts(task: TaskParams, teachers: Mapping[str, Teachers], params: DistillParams) -> Taught:
     """Join what all supervised languages teach with its soft labels, once, in memory.
 
     Translations into zero-shot languages follow, where `task.zero_shot_texts` asks for them, with the hard
     labels of their originals and the average of these originals' soft labels.
-
-    Returns:
-        The examples, digests of everything that was read, and where the soft labels come from.
     """
     hard_only = params.variant in HARD_ONLY
     tables = {
@@ -90,7 +99,7 @@ def taught_texts(
         translated = {name: table.filter(table["label"].is_valid()) for name, table in translated.items()}
         tables |= {name: table for name, table in translated.items() if table.num_rows}
         digests = [examples_digest(table) for table in tables.values()]
-        return texts_of(task, tables, params=params), digests, {}
+        return Taught(texts_of(task, tables, params=params), digests, {})
     digests = [examples_digest(table) for table in tables.values()]
     if task.zero_shot_texts:
         _require_no_states(params)
@@ -114,7 +123,7 @@ def taught_texts(
         width = max(part.shape[1] for part in states)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
         numbers["teacher_states"] = np.concatenate(wide)
-    return texts_of(task, tables, params=params, **numbers), digests, facts | silver.facts
+    return Taught(texts_of(task, tables, params=params, **numbers), digests, facts | silver.facts)
 
 
 def _soft_labels(
@@ -254,6 +263,7 @@ def texts_of(
             "labels": _labels(tables),
             **numbers,
         },
+        languages=np.repeat(np.arange(len(tables)), sizes),
         subword_dropout=params.subword_dropout if params else 0.0,
         seed=params.seed if params else 0,
     )

@@ -22,7 +22,7 @@ def require_small_top_k_change(
     top_k, n_classes = label_set.producers[0].outputs.top_k, len(label_set.classes)
     # The most probable class of one teacher is the same whatever was left out.
     averages = params.average_translations or task.zero_shot_texts or n_teachers > 1
-    keeps_class = params.variant == "pseudo" and not averages
+    keeps_class = params.variant == "pseudo" and not averages and params.trust != "probability"
     # Who imports soft labels of some classes says nothing of the others that could be left out.
     imported = label_set.producers[0].imported is not None and label_set.top_k_change is None
     if top_k is None or params.allow_top_k_error or keeps_class or imported:

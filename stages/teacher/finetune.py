@@ -20,7 +20,7 @@ from stages.data.examples import examples_digest, pretraining_texts, read_exampl
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
-from stages.models.checkpoints import BestInMemory, checkpoints_of, delete_checkpoints
+from stages.models.checkpoints import BestInMemory, checkpoints_of, delete_finished
 from stages.models.cut import say_cut
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
 from stages.models.modeling_mblm import FAMILIES, MBLMForSequenceClassification
@@ -86,8 +86,7 @@ def finetune(
                 lines.append(line)
                 checkpoints += used
     end_all_but_the_first()
-    for path in checkpoints:  # not before all are made, so that no finished model is trained again
-        delete_checkpoints(path)
+    delete_finished(checkpoints)  # not before all are made, so that no finished model is trained again
     return "\n".join(lines)
 
 

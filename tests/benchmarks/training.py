@@ -156,7 +156,7 @@ def start(folder: str) -> tuple[float, int]:
     before = time.perf_counter()
     teacher: Any = SimpleNamespace(base="", revision=None, labels=None)
     teachers: Any = {language: SimpleNamespace(all=[teacher]) for language in LANGUAGES}
-    texts, _, _ = taught_texts(_task(), teachers, DistillParams())
+    texts = taught_texts(_task(), teachers, DistillParams()).texts
     tokenizer = build_tokenizer(list(texts.fields[0][:1000]), merges=400)
     texts.keep_tokens(tokenizer, 128, Path(folder))
     order = iter(ByLength(texts, batch_size=32, seed=0))

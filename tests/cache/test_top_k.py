@@ -143,6 +143,10 @@ def test_stage_one_measures_what_top_k_changes_and_stage_two_refuses_too_much(
     too_hot = run("student", "distill", "--set", "student.distill.temperature=20.0")
     assert "temperature 20.0 by more than was measured" in too_hot.err
     assert run("student", "distill", "--set", "student.distill.allow_top_k_error=true").code == 0
+    # The class that is most probable was kept, but not how probable the right one is.
+    pseudo = ("student", "distill", "--set", "student.distill.variant=pseudo", "--set")
+    assert run(*pseudo, "student.distill.trust=probability").code == 1
+    assert run(*pseudo, "student.distill.trust=right").code == 0
 
 
 def test_the_logits_that_are_measured_are_those_of_the_teacher(speaking: Path, run: Run) -> None:

@@ -21,7 +21,7 @@ from stages.prepare import prepare
 from stages.student import taught
 from stages.student.objective import mixture_weights
 from stages.student.params import DistillParams, Variant, ZeroShotTexts
-from stages.student.sampling import draw_examples
+from stages.student.sampling import ByLanguage
 from stages.student.taught import n_taught
 from stages.student.translations import averaged, inherited
 from stages.student.variants import HARD_ONLY
@@ -191,20 +191,27 @@ def test_translations_have_the_labels_and_the_average_soft_label_of_their_origin
 def test_the_baseline_learns_the_labels_of_originals(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(task := task_of())
     for variant in HARD_ONLY:
-        texts = taught.taught_texts(task, {}, DistillParams(variant=variant))[0]  # type: ignore[arg-type]
+        texts = taught.taught_texts(task, {}, DistillParams(variant=variant)).texts  # type: ignore[arg-type]
         assert texts.fields[0] == ["de 0", "de 1", "de 3", "en 0", "en 2", "en 3", "fr 1", "fr 2"]
         assert texts.numbers["language_ids"].tolist() == [0] * 3 + [1] * 3 + [-1] * 2
         assert (texts.numbers["labels"] >= 0).all()
 
 
-def test_texts_of_no_branch_may_be_mixed_of_all_and_are_a_language_of_their_own_in_an_epoch() -> None:
+def test_texts_of_no_branch_may_be_mixed_of_all() -> None:
     ids = torch.tensor([0, -1, 2])
     drawn = mixture_weights(ids, n_branches=3, weights="dirichlet", own_branch=False)
     assert (drawn > 0).tolist() == [[False, True, True], [True, True, True], [True, True, False]]
     torch.testing.assert_close(drawn.sum(1), torch.ones(3))
-    of_many = torch.tensor([-1] * 90 + [0] * 10)
-    order = draw_examples(of_many, temperature=1e9, generator=torch.Generator().manual_seed(0))
-    assert (of_many[order] == -1).sum() == 50
+
+
+def test_each_language_has_a_share_of_its_own_in_an_epoch_also_those_without_a_branch() -> None:
+    def of(n: int) -> pa.Table:
+        return pa.table({"premise": ["a"] * n, "hypothesis": ["b"] * n, "label": pa.nulls(n, pa.int32())})
+
+    texts = taught.texts_of(task_of(), {"de": of(50), "fr": of(30), "it": of(10)})
+    assert texts.numbers["language_ids"].tolist() == [0] * 50 + [-1] * 40
+    order = list(ByLanguage(texts, temperature=1e9, batch_size=8, seed=0))
+    assert np.bincount(texts.languages[order]).tolist() == [30, 30, 30]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix
 from tiny import Run
 
@@ -83,6 +85,15 @@ def test_the_branch_that_a_language_uses_says_the_same_alone(finished: Path, pre
 def test_a_text_longer_than_the_encoder_can_read_is_refused(finished: Path, run: Run) -> None:
     done = run("student", "evaluate", "--set", "student.distill.max_tokens=100000")
     assert (done.code, "student.distill.max_tokens is 100000" in done.err) == (1, True), done.err
+
+
+def test_a_student_that_gives_nan_has_no_accuracy(finished: Path, run: Run) -> None:
+    path = Path("artifacts/student/model.safetensors")
+    broken = {name: torch.full_like(value, torch.nan) for name, value in load_file(path).items()}
+    save_file(broken, path, {"format": "pt"})
+    done = run("student", "evaluate")
+    assert done.code == 1
+    assert "error: the model gives NaN for a text; try student.distill.precision: float32" in done.err
 
 
 def test_a_class_that_does_not_occur_has_no_share_in_macro_f1() -> None:

@@ -53,7 +53,7 @@ def test_a_language_without_examples_is_not_drawn() -> None:
 
 def _texts() -> Texts:
     words = ["x" * int(n) for n in np.random.default_rng(0).integers(1, 60, size=len(IDS))]
-    return Texts([words], {"language_ids": IDS.numpy()})
+    return Texts([words], {}, languages=IDS.numpy())
 
 
 def _order(texts: Texts, seed: int, epoch: int) -> list[int]:

@@ -40,9 +40,9 @@ def test_pseudo_learns_the_teachers_classes_and_nothing_else_of_what_they_say(fi
     numbers = {}
     for variant in ("distill", "pseudo"):
         settings = params.student.distill.model_copy(update={"variant": variant})
-        texts, _, facts = taught_texts(params.task, params.teachers, settings)
-        numbers[variant] = texts.numbers["teacher_logits"]
-        assert list(facts) == params.task.supervised
+        taught = taught_texts(params.task, params.teachers, settings)
+        numbers[variant] = taught.texts.numbers["teacher_logits"]
+        assert list(taught.teachers) == params.task.supervised
     soft, hard = numbers["distill"], numbers["pseudo"]
     np.testing.assert_array_equal(hard.argmax(axis=1), soft.argmax(axis=1))
     np.testing.assert_array_equal(np.sort(hard, axis=1)[:, :-1], -1e4)

@@ -55,7 +55,7 @@ def taught(language: str = "de", **changes: Any) -> Array:
     """What the student learns of a language's training texts; shape ``(N, 3)``."""
     params = load_params(Path("params.yaml"))
     distill = params.student.distill.model_copy(update={"temperature": 1.0, **changes})
-    texts, _, _ = taught_texts(params.task, params.teachers, distill)
+    texts = taught_texts(params.task, params.teachers, distill).texts
     of_language = texts.numbers["language_ids"] == params.task.supervised.index(language)
     logits: Array = texts.numbers["teacher_logits"][of_language]
     return logits
