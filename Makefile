@@ -78,7 +78,7 @@ all-teachers:
 # DVC reads four keys of section ablation, and knows no defaults: say so before the teachers train.
 ablation-parameters: .venv/installed
 	@dvc --cd ablation stage list --name-only > /dev/null || \
-		{ echo "error: add the keys of section ablation to params.yaml, as docs/ablation.md shows" >&2; exit 1; }
+		{ echo "error: add or mend the keys of section ablation in params.yaml, as docs/ablation.md shows" >&2; exit 1; }
 
 ablation: ablation-parameters stage-one
 	@$(call up-to-date,ablation,compare) || $(MAKE) --no-print-directory all-variants

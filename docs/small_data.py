@@ -29,6 +29,8 @@ def main(recipe: str, folder: Path) -> None:
             path = folder / _FOLDERS[recipe] / language / f"{split}.parquet"
             if split == "train" and language not in task.supervised:
                 continue
+            if not path.is_file():
+                raise SystemExit(f"error: there is no file {path}")
             table = pq.read_table(path)
             if recipe == "panx-type":  # whose classes are PER, ORG and LOC, in this order
                 names = pa.array(task.classes).take(table["label"].combine_chunks())

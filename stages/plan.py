@@ -16,7 +16,7 @@ from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.student.params import StudentSection
-from stages.student.variants import HARD_ONLY, not_inherited, relevant
+from stages.student.variants import HARD_ONLY, not_inherited, relevant, require_branches
 from stages.teacher.params import OneTeacher, TeacherParams, TeacherSection
 
 _LABELLED = ("labels", "soft_labels", "producer", "endpoint", "name", "weight")
@@ -33,7 +33,11 @@ def plan(
 
     Returns:
         The stages whose parameters are others than before, then a line for each teacher that is not used.
+
+    Raises:
+        StageError: The student's variant needs another language.
     """
+    require_branches(task.supervised, student.distill)
     before = {path.stem: path.read_text(encoding="utf-8") for path in PLAN.glob("*.json")}
     planned = {
         name: json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False)

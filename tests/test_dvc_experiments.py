@@ -50,7 +50,7 @@ def test_make_asks_for_the_ablations_parameters_before_teachers_train(reproduced
     params = YAML(typ="safe").load(reproduced / "params.yaml")
     del params["ablation"]
     write(reproduced, params)
-    with pytest.raises(AssertionError, match="add the keys of section ablation") as refused:
+    with pytest.raises(AssertionError, match="add or mend the keys of section ablation") as refused:
         make(reproduced, target)
     assert "Running stage" not in str(refused.value)
     subprocess.run(["git", "checkout", "-q", "params.yaml"], cwd=reproduced, check=True)

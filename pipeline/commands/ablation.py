@@ -33,7 +33,7 @@ def pretrain(
     loaded = load(params, changes)
     from stages.ablation.pretrain import pretrain as run
 
-    typer.echo(run(loaded.task, loaded.student.pretrain, seed))
+    typer.echo(run(loaded.task, loaded.student.pretrain, seed, seeds=loaded.ablation.seeds))
 
 
 @app.command(epilog="Example: `python -m pipeline ablation train --run mblm --seed 0`")

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from cache import write_atomically
 from stages.ablation.finished import Finished, read_finished, read_kept
 from stages.ablation.params import AblationParams
-from stages.ablation.plan import settings_of
+from stages.ablation.plan import digest_of, settings_of, soft_labels_of
 from stages.artifacts import ABLATION
 from stages.data.silver import silver_languages
 from stages.data.task import Split, TaskParams
@@ -40,9 +40,12 @@ def compare(
     Raises:
         StageError: Predictions of a run are not there, are not of the current data or parameters, or were
             made of something else than the others.
+        CacheError: There are no soft labels.
     """
     wanted = _wanted(task, student, params)
-    finished = read_finished(task, _runs(params, sweep=sweep), sweep=sweep, wanted=wanted)
+    of_today = digest_of(soft_labels_of(task, teachers))
+    runs = _runs(params, sweep=sweep)
+    finished = read_finished(task, runs, sweep=sweep, wanted=wanted, soft_labels=of_today)
     paths = []
     for name, compared in _tables(task, teachers, student, params, finished, sweep=sweep).items():
         path = ABLATION / f"{name}.md"

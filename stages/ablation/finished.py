@@ -63,6 +63,7 @@ def read_finished(
     *,
     sweep: bool,
     wanted: Mapping[str, Mapping[str, Any]],
+    soft_labels: str,
 ) -> Finished:
     """Read what `ablation train` wrote.
 
@@ -71,13 +72,14 @@ def read_finished(
         runs: Seeds by the run's name.
         sweep: Whether these are runs of the sweep.
         wanted: By the run's name: the parameters that it must have been made with, by section.
+        soft_labels: Digest of those that it must have been made with.
 
     Raises:
         StageError: Predictions of a run are not there, are not of the current data, or were made with other
             parameters than was wanted or of something else than the others.
     """
     found = {}
-    same = Comparable(wanted)
+    same = Comparable(wanted, soft_labels)
     for run, seed in ((run, seed) for run, seeds in runs.items() for seed in seeds):
         found[f"{run}-{seed}"], made_of = read_run(task, run, seed, sweep=sweep)
         if made_of is not None:
@@ -114,27 +116,23 @@ def read_kept(
             or is of other examples.
     """
     if sweep and not (folder / kind_of(sweep)).is_dir():
-        raise StageError(f"{folder} has no runs of a sweep; run some, and keep them: make sweep")
+        raise StageError(
+            f"{folder} has no runs of a sweep; run some with: make sweep; then keep them with: "
+            "python -m pipeline ablation keep"
+        )
     entities, facts = read_column(folder / ENTITIES, "entity", write_again=_KEEP)
-    found, labelled = {}, {}
-    same = Comparable(wanted)
+    found = {}
+    same = Comparable(wanted, facts.get("soft_labels"))
     for run, seed in ((run, seed) for run, seeds in runs.items() for seed in seeds):
         path = folder / kind_of(sweep) / f"{run}-{seed}.arrow"
         right, of_run = read_column(path, "right", write_again=_KEEP)
         same.require(path, of_run["made_of"], run, seed)
-        labelled[path] = of_run["made_of"].get("soft_labels")
         splits = {split for _, split in right}
         for by in sorted({*facts["examples"], *of_run["examples"]}):
             digests = {one["examples"].get(by) for one in (facts, of_run)}
             if by.partition("/")[2] in splits and len(digests) > 1:
                 raise StageError(f"{path} is of other examples of {by} than {folder / ENTITIES}; {_KEEP}")
         found[f"{run}-{seed}"] = right
-    for path, digest in labelled.items():
-        if None not in (digest, facts.get("soft_labels")) and digest != facts["soft_labels"]:
-            raise StageError(
-                f"{path} was made with other soft labels than those of the teachers in {folder / ENTITIES}; "
-                "train it again: make ablation"
-            )
     numbers = {by: of_one.astype(np.int64) for by, of_one in entities.items()}
     return Finished(found, numbers, facts["teachers"])
 
@@ -142,8 +140,16 @@ def read_kept(
 class Comparable:
     """Runs that may be compared with each other: made with the parameters of params.yaml, and of the same."""
 
-    def __init__(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, wanted: Mapping[str, Mapping[str, Any]], soft_labels: str | None) -> None:
+        """Say what runs must be made of.
+
+        Args:
+            wanted: By the run's name: its parameters, by section.
+            soft_labels: Digest of those whose accuracies stand beside the runs; None: an earlier version kept
+                none.
+        """
         self._wanted = wanted
+        self._soft_labels = soft_labels
         self._first: dict[str, tuple[Path, str]] = {}
 
     def require(self, path: Path, made_of: Mapping[str, Any], run: str, seed: int) -> None:
@@ -165,6 +171,12 @@ class Comparable:
                     here, there = (one.get(key, "the default") for one in (values, other))
                     changed = f"{name}.{key}: {there}, not {here}"
                     raise StageError(f"{path} was made with another {changed}; train it again: make ablation")
+        its = made_of.get("soft_labels")
+        if None not in (its, self._soft_labels) and its != self._soft_labels:
+            raise StageError(
+                f"{path} was made with other soft labels than those that the teachers' accuracies are of; "
+                "train it again: make ablation"
+            )
         for part, said in _PARTS.items():
             if part in made_of:
                 of = f"{part}-{seed}" if part == "encoder" else part
@@ -273,11 +285,13 @@ def teachers_of(task: TaskParams) -> dict[str, dict[str, float]]:
     accuracies = {}
     for language in task.supervised:
         path = METRICS / "teachers" / f"{language}.json"
+        command = f"python -m pipeline teacher label --language {language}"
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            command = f"python -m pipeline teacher label --language {language}"
             raise StageError(f"{path} is not there; write it with: {command}") from None
+        except ValueError as error:
+            raise StageError(f"{path} is broken; write it again with: {command}") from error
         # Of a part of the examples alone it would be compared with that of others.
         whole = {split: one for split, one in found.items() if one.get("coverage", 1) == 1}
         accuracies[language] = {split: one["accuracy"] for split, one in whole.items()}

@@ -14,7 +14,7 @@ from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.results.teachers import Teachers
 from stages.student.params import DistillParams, StudentSection
-from stages.student.variants import HARD_ONLY, not_inherited, relevant
+from stages.student.variants import HARD_ONLY, not_inherited, relevant, require_branches
 
 
 def plan(
@@ -30,6 +30,7 @@ def plan(
         One line.
 
     Raises:
+        StageError: A run's variant needs another language.
         CacheError: There are no soft labels.
     """
     soft_labels = soft_labels_of(task, teachers)
@@ -45,6 +46,7 @@ def plan(
         "compare-sweep": {"task": departures(task), "ablation": departures(params, "sweep")},
     }
     for name, settings in runs.items():
+        require_branches(task.supervised, settings)
         files[f"runs/{name}"] = settings_of(task, settings) | {
             "soft_labels": {} if settings.variant in HARD_ONLY else soft_labels,
             **not_inherited(settings, silver),

@@ -46,19 +46,22 @@ def train(
         One line: validation accuracy, or where the run was taken from.
 
     Raises:
-        StageError: There is no such run or no encoder for the seed, or the training failed.
+        StageError: There is no such run, seed, or encoder for the seed, or the training failed.
         CacheError: Soft labels are missing or damaged.
     """
     settings = params.settings(student.distill)
     if run not in settings:
         raise StageError(f"'{run}' is no run of the ablation; these are: {', '.join(settings)}")
+    is_variant = run in params.variants
+    seeds, key = (params.seeds, "seeds") if is_variant else (params.sweep.seeds, "sweep.seeds")
+    if seed not in seeds:
+        raise StageError(f"{seed} is not in ablation.{key}, {seeds}; add it there, or name another --seed")
     name = f"{run}-{seed}"
     command = f"ablation train --run {run} --seed {seed}"
     encoder = ABLATION / "encoders" / str(seed)
     model_folder(encoder, command=f"ablation pretrain --seed {seed}")  # refuses what is not there
     model = ABLATION / "students" / name
     with_seed = settings[run].model_copy(update={"seed": seed})
-    is_variant = run in params.variants
     folder = ABLATION / kind_of(sweep=not is_variant)
     made_of = _made_of(task, teachers, with_seed, encoder)
     if params.kept and _taken(task, Path(params.kept), folder / f"{name}.arrow", made_of):
@@ -125,8 +128,9 @@ def _taken(task: TaskParams, kept: Path, output: Path, made_of: Mapping[str, Any
     splits = {split for _, split in right}
     of_now = [by for by in evaluated(task) if by[1] in splits]
     wanted = digests_of(task, of_now)
-    # An earlier version kept no digests of parts.
-    if made_of | facts["made_of"] != made_of or not wanted.items() <= facts["examples"].items():
+    # An earlier version kept no digests of parts, and the batch size of evaluations, which decides nothing.
+    kept_of = facts["made_of"] | {"evaluate": made_of["evaluate"]}
+    if made_of | kept_of != made_of or not wanted.items() <= facts["examples"].items():
         return False
     right = {by: right[by] for by in of_now}  # a language may have lost its test file meanwhile
     write_column(output, "right", right, {"made_of": made_of, "examples": wanted})

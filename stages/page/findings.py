@@ -135,14 +135,14 @@ def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str
         CacheError: The soft labels are not there or not readable.
     """
     predictions = read_predictions(task, "student")
-    student = _results(task, predictions, STUDENT)
+    folders = {"student": (STUDENT, "student distill"), "baseline": (BASELINE, "student baseline")}
+    student = _results(task, predictions, *folders["student"])
     of_baseline = read_predictions(task, "baseline")
-    baseline = _results(task, of_baseline, BASELINE)
+    baseline = _results(task, of_baseline, *folders["baseline"])
     taught = {language: read_taught(task, teachers[language], language) for language in task.supervised}
     counts, digests = _data(task)
     by_language = _read_json(PLOTS / "accuracy_by_language.json", "student evaluate")
     by_branch = _read_json(PLOTS / "accuracy_by_branch.json", "student evaluate")
-    folders = {"student": (STUDENT, "student distill"), "baseline": (BASELINE, "student baseline")}
     return Findings(
         task=task,
         variant=params["student"]["distill"]["variant"],
@@ -188,10 +188,10 @@ def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str
 
 
 def _results(
-    task: TaskParams, predictions: Mapping[tuple[str, Split], Predictions], folder: Path
+    task: TaskParams, predictions: Mapping[tuple[str, Split], Predictions], folder: Path, command: str
 ) -> dict[str, Result]:
     """Give a model's test results by language, with the temperature that its configuration has for them."""
-    config = _read_json(folder / "config.json", "student distill")
+    config = _read_json(folder / "config.json", command)
     own, mixture = (config.get(f"{name}_temperature", 1.0) for name in ("own", "mixture"))
     results = {}
     for (language, split), one in predictions.items():
@@ -218,7 +218,7 @@ def _data(task: TaskParams) -> tuple[dict[str, dict[SplitName, int]], dict[str, 
     digests = {}
     for language in task.languages:
         splits: list[SplitName] = [split for split in SPLITS if has_split(language, split)]
-        splits += taught_splits(task, language)[1:] if language in task.supervised else []
+        splits += [split for split in taught_splits(task, language) if split not in splits]
         tables = {split: read_examples(task, language, split) for split in splits}
         counts[language] = {split: table.num_rows for split, table in tables.items()}
         if tables:
@@ -231,3 +231,5 @@ def _read_json(path: Path, command: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StageError(f"{path} is not there; write it with: python -m pipeline {command}") from None
+    except ValueError as error:
+        raise StageError(f"{path} is broken; write it again with: python -m pipeline {command}") from error

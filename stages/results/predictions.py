@@ -134,9 +134,17 @@ def read_estimates(folder: Path = PREDICTIONS) -> list[dict[str, Any]]:
     """Read how good the student seems in each language without a look at labels, and how good it is.
 
     Where there is no test split, that is not known. Version 0.1 wrote nothing of the kind.
+
+    Raises:
+        StageError: The file is broken.
     """
     path = folder / "estimates.json"
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except ValueError as error:
+        raise StageError(
+            f"{path} is broken; write it again with: python -m pipeline student evaluate"
+        ) from error
     return [row for row in rows if row["split"] != "validation"]
 
 

@@ -44,7 +44,7 @@ from stages.student.params import DistillParams
 from stages.student.taught import Taught, admitted, n_taught, taught_texts, texts_of
 from stages.student.trainer import DistillTrainer
 from stages.student.translations import inherited
-from stages.student.variants import HARD_ONLY, relevant
+from stages.student.variants import HARD_ONLY, relevant, require_branches
 
 
 @dataclass(frozen=True)
@@ -372,11 +372,7 @@ def _student(
 ) -> MBLMForSequenceClassification:
     """Make the student to be trained, of an encoder or of a student with one branch."""
     branches = params.variant in ("branches", "mblm")
-    if params.variant == "mblm" and len(task.supervised) < 2 and not params.mixture.own_branch:
-        raise StageError(
-            "student.distill.variant mblm mixes the branches of other languages, but task.supervised names "
-            f"only {task.supervised[0]}; add a language, or set student.distill.mixture.own_branch: true"
-        )
+    require_branches(task.supervised, params)
     config = {
         "languages": task.supervised,
         "n_branches": len(task.supervised) if branches else 1,

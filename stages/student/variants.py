@@ -1,7 +1,9 @@
 """Which parameters decide a student of each variant: the others change nothing, and re-run nothing."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from stages.errors import StageError
 from stages.student.params import DistillParams
 
 HARD_ONLY = ("linear", "finetune")
@@ -19,6 +21,20 @@ _UNUSED = {
     "branches": (),
     "mblm": (),
 }
+
+
+def require_branches(supervised: Sequence[str], params: DistillParams) -> None:
+    """Refuse a mixture of the branches of other languages where there is no other language.
+
+    Raises:
+        StageError: It is one.
+    """
+    if params.variant == "mblm" and len(supervised) < 2 and not params.mixture.own_branch:
+        raise StageError(
+            "student.distill.variant mblm mixes the branches of other languages, but task.supervised names "
+            f"only {supervised[0]}; add a language, take another variant, or set "
+            "student.distill.mixture.own_branch: true"
+        )
 
 
 def relevant(params: DistillParams, *, defaults: bool = True) -> dict[str, Any]:

@@ -241,6 +241,15 @@ def test_the_command_names_the_stages_whose_parameters_are_others(run: Run, comp
     assert facts["distill"]["temperature"] == 7.0
 
 
+def test_a_mixture_of_other_languages_needs_another_language(run: Run, complete: dict[str, Any]) -> None:
+    alone = ("--set", "task.supervised=[de]")
+    done = run("plan", *alone)
+    assert done.code == 1
+    assert "error: student.distill.variant mblm mixes the branches of other languages, but" in done.err
+    assert run("plan", *alone, "--set", "student.distill.mixture.own_branch=true").code == 0
+    assert run("plan", *alone, "--set", "student.distill.variant=distill").code == 0
+
+
 def test_a_teacher_that_nobody_asks_is_named(run: Run, complete: dict[str, Any]) -> None:
     complete["teachers"] |= {"nl": {"base": "./other"}}
     write_params(complete)

@@ -11,6 +11,9 @@ from page_reader import PAGE, SECTIONS, read_page
 from ruamel.yaml import YAML
 from tiny import ROOT, Run
 
+from pipeline.params import load_params
+from stages.page.findings import _data
+
 
 def test_every_section_is_there_and_every_chart_has_its_numbers(finished: Path) -> None:
     page = read_page()
@@ -82,6 +85,37 @@ def test_runs_without_zero_shot_languages_or_soft_labels_are_reported(
     done = run("report", *options)
     assert done.code == 0, done.err
     assert says in " ".join(PAGE.read_text(encoding="utf-8").split())
+
+
+def test_files_that_are_missing_or_broken_are_named_with_their_command(finished: Path, run: Run) -> None:
+    for name, command in (
+        ("plots/accuracy_by_branch.json", "student evaluate"),
+        ("predictions/estimates.json", "student evaluate"),
+        ("student/losses.json", "student distill"),
+        ("baseline/config.json", "student baseline"),
+    ):
+        path = Path("artifacts", name)
+        before = path.read_bytes()
+        path.write_bytes(before[: len(before) // 2])
+        done = run("report")
+        assert (done.code, done.err.splitlines()[-1]) == (
+            1,
+            f"error: {path} is broken; write it again with: python -m pipeline {command}",
+        )
+        path.write_bytes(before)
+    path.unlink()
+    assert (
+        "artifacts/baseline/config.json is not there; write it with: python -m pipeline student baseline"
+        in (run("report").err)
+    )
+
+
+def test_texts_of_zero_shot_languages_that_taught_are_counted(finished: Path, run: Run) -> None:
+    shutil.copy("artifacts/data/de/test.arrow", "artifacts/data/nl/unlabelled.arrow")
+    task = load_params(Path("params.yaml")).task
+    teaching = task.model_copy(update={"unlabelled": True, "zero_shot_texts": True})
+    assert _data(task)[0]["nl"] == {"validation": 9, "test": 12}
+    assert _data(teaching)[0]["nl"] == {"validation": 9, "test": 12, "unlabelled": 12}
 
 
 def test_dvc_knows_what_the_report_is_made_of() -> None:

@@ -439,9 +439,13 @@ def test_a_seed_that_no_generator_takes_is_refused(run: Run, command: str) -> No
             "'best' is no run of the ablation; these are: finetune, distill, branches, ",
         ),
         (
-            "train --run mblm --seed 5",
+            "train --run mblm --seed 5 --set ablation.seeds=[1,5]",
             "encoders/5 holds no model; make it with: python -m pipeline ablation pretrain --seed 5",
         ),
+        ("train --run mblm --seed 5", "5 is not in ablation.seeds, [0, 1]; add it there, or name another"),
+        ("train --run as-it-is --seed 0", "0 is not in ablation.sweep.seeds, [1]; add it there, or name"),
+        ("pretrain --seed 7", "7 is not in ablation.seeds, [0, 1]; add it there, or name another --seed"),
+        ("plan --set task.supervised=[de]", "names only de; add a language, take another variant, or set"),
         (
             "compare --set ablation.seeds=[0,1,2]",
             "write it with: python -m pipeline ablation train --run finetune --seed 2",

@@ -113,16 +113,25 @@ def test_finished_runs_of_other_parameters_are_neither_kept_nor_compared(kept: P
     assert "mblm-1.arrow was made with another student.distill.temperature: 3.0, not the" in done.err
 
 
-def test_runs_of_other_soft_labels_are_not_kept_beside_accuracies_of_these(kept: Path, run: Run) -> None:
+OTHER_TEACHERS = "was made with other soft labels than those that the teachers' accuracies are of; train it"
+
+
+def test_runs_of_other_soft_labels_do_not_stand_beside_accuracies_of_these(kept: Path, run: Run) -> None:
     set_bias(Path("artifacts/teachers/de"), [0.0, 0.1, 0.0])
     assert run(*LABEL).code == 0
-    done = run("ablation", "keep", *KEPT)
-    assert done.code == 1
-    assert "distill-0.arrow was made with other soft labels than artifacts/soft_labels; train it" in done.err
-    assert "(validation)" in run(*TRAIN).out
-    done = run("ablation", "compare")
-    assert done.code == 1
-    assert f"mblm-1.arrow was made with other soft labels than {ABLATION}/predictions/distill-0" in done.err
+    for command in (("keep", *KEPT), ("compare",), ("compare", "--sweep")):
+        done = run("ablation", *command)
+        assert done.code == 1
+        assert OTHER_TEACHERS in done.err
+
+
+def test_what_an_earlier_version_noted_of_evaluations_decides_no_run(kept: Path, run: Run) -> None:
+    path = Path("kept/predictions/mblm-1.arrow")
+    right, facts = read_column(path, "right", write_again="")
+    facts["made_of"]["evaluate"] = {"batch_size": 256}
+    write_column(path, "right", right, {name: facts[name] for name in ("made_of", "examples")})
+    PREDICTIONS.unlink()
+    assert "taken from kept" in run(*TRAIN, *KEPT).out
 
 
 def test_runs_of_other_soft_labels_stay_apart_from_accuracies_of_new_teachers(kept: Path, run: Run) -> None:
@@ -134,7 +143,7 @@ def test_runs_of_other_soft_labels_stay_apart_from_accuracies_of_new_teachers(ke
     assert run("ablation", "keep", *KEPT).out == "kept: 1 runs\n"
     done = run("ablation", "compare", "--kept", *KEPT)
     assert done.code == 1
-    assert "was made with other soft labels than those of the teachers in kept/entities.arrow" in done.err
+    assert OTHER_TEACHERS in done.err
 
 
 def test_what_changes_speed_and_memory_only_trains_nothing_again(kept: Path, run: Run) -> None:
@@ -199,8 +208,8 @@ def test_kept_runs_that_differ_in_more_than_settings_are_not_compared(
     assert run("ablation", "keep", *KEPT).code == 0
     done = run("ablation", "compare", "--kept", *KEPT)
     assert done.code == 1
-    assert f"{what} than kept/predictions/" in done.err
-    assert done.err.endswith("; train both again: make ablation\n")
+    assert (OTHER_TEACHERS if what == "soft labels" else f"{what} than kept/predictions/") in done.err
+    assert done.err.endswith(" again: make ablation\n")
 
 
 def test_a_run_that_was_kept_by_an_earlier_version_is_taken_and_completed(kept: Path, run: Run) -> None:

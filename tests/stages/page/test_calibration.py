@@ -40,7 +40,7 @@ def test_a_variety_has_the_temperature_of_the_branch_that_it_goes_through(varied
     task = load_params(Path("params.yaml")).task
     one = read_predictions(task, "student")["nl", "test"]
     said: dict[Any, Any] = {(language, "test"): one for language in ("de", "de-AT", "nl")}
-    found = _results(task, said, path.parent)
+    found = _results(task, said, path.parent, "student distill")
     assert {name: result.temperature for name, result in found.items()} == {
         "de": 1.75,
         "de-AT": 1.75,
