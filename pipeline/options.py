@@ -20,7 +20,9 @@ Resume = Annotated[
         "--resume", help="Go on from an interrupted run's checkpoint though code or libraries have changed."
     ),
 ]
-ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters, one section per command.")]
+ParamsFile = Annotated[
+    Path, typer.Option("--params", help="The parameters: a command has the section of its name.")
+]
 Changes = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change one parameter; may be repeated."),

@@ -90,6 +90,7 @@ class ScratchParams(Params):
     """``roberta`` reads a text's class off its first token; ``modernbert`` off the mean of all, which small
     encoders with little pre-training learn sooner."""
     layers: PositiveInt = 4
+    """Transformer layers."""
     hidden: PositiveInt = 128
     """Width of a layer; feed-forward layers have eight times its square in weights."""
     heads: PositiveInt = 4
@@ -101,7 +102,9 @@ class ScratchParams(Params):
     mlm_steps: Annotated[int, Field(ge=0)] = 1000
     """Optimizer steps of masked language modelling before anything else."""
     mlm_batch_size: PositiveInt = 64
+    """Texts per step of it."""
     mlm_learning_rate: PositiveFloat = 1e-3
+    """Highest learning rate of it."""
     mlm_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the tokens that are to be predicted."""
 

@@ -291,6 +291,25 @@ def test_the_list_of_files_is_that_of_the_tree() -> None:
     assert page == runpy.run_path(str(ROOT / "docs/file_map.py"))["with_map"](page), "python docs/file_map.py"
 
 
+def test_every_parameter_is_explained_where_it_is_declared() -> None:
+    """As docs/training.md says; the class of a section explains it, and `kind` explains itself."""
+    stages = ROOT / "stages"
+    files = [stages / "data/task.py", stages / "params.py", *stages.glob("*/params.py")]
+    fields, silent = 0, []
+    for path in files:
+        classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+        for one in classes:
+            for node, after in zip(one.body, [*one.body[1:], None], strict=True):
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    fields += 1
+                    told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    is_section = re.search(r"(Params|Source|Section)\b", ast.unparse(node.annotation))
+                    if not told and not is_section and node.target.id not in ("kind", "model_config"):
+                        silent.append(f"{one.name}.{node.target.id}")
+    assert fields > 100
+    assert silent == []
+
+
 def test_the_version_stands_in_one_place_and_is_cited() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "--version"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -377,7 +377,7 @@ def import_(
     quoting: Annotated[str | None, typer.Option(help="Of CSV and TSV: csv or none.")] = None,
     floor: Annotated[float, typer.Option(help="The least probability; zero counts as this.")] = 1e-7,
     keep_unknown: Annotated[
-        bool, typer.Option("--keep-unknown", help="Also where most of the texts are not the language's.")
+        bool, typer.Option("--keep-unknown", help="Import even if most texts are not in the data.")
     ] = False,
     as_json: AsJson = False,
     store: Elsewhere = None,

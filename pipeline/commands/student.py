@@ -193,7 +193,7 @@ def predict(
     typer.echo(done.line(), err=output is None)
 
 
-@app.command(epilog="Example: `python -m pipeline student export served --onnx`")
+@app.command(epilog="Example: `python -m pipeline student export artifacts/export --onnx`")
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder to write.")],
     onnx: Annotated[bool, typer.Option("--onnx", help="ONNX, too: one graph of all branches.")] = False,
@@ -225,7 +225,7 @@ def export(
     typer.echo(done.line())
 
 
-@app.command(epilog="Example: `python -m pipeline student serve --model exported/onnx --port 8000`")
+@app.command(epilog="Example: `python -m pipeline student serve --model artifacts/export/onnx --port 8000`")
 def serve(
     model: Annotated[
         Path, typer.Option(metavar="FOLDER", help="The folder onnx/ of an export; int8 where it has that.")

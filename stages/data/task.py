@@ -30,6 +30,7 @@ class TableSource(Params):
     """What the source calls the task's text fields, in their order; null: as the task does. In a name,
     ``{language}`` stands for the language; so it does in the next two."""
     label_field: str = "label"
+    """The column with the hard label."""
     entity_field: str | None = None
     """The column that says what a text is about; equal values are translations. Null: ``entity``, where there
     is such a column."""
@@ -106,8 +107,8 @@ class TaskParams(Params):
     supervised: Annotated[list[Language], Field(min_length=1)]
     """Languages with labelled training data and a teacher. Their order is that of the branches."""
     zero_shot: list[Language] = []
-    """Languages that are only evaluated; or those that have texts without labels alone, for which `student
-    evaluate` estimates how often the student is right."""
+    """Languages that are only evaluated. Where one has only unlabelled texts, `student evaluate` estimates
+    how often the student is right."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """This share of the training examples is the validation split of a supervised language that has none. A
     hash chooses them, as for `max_examples`."""
@@ -115,8 +116,9 @@ class TaskParams(Params):
     """Whether texts without labels teach the student too, by their soft labels: training rows then need no
     label, and supervised languages may have the split ``unlabelled``, with the task's text fields."""
     zero_shot_texts: bool = False
-    """Whether translations of what teaches the student, in zero-shot languages, teach it too: training rows,
-    whose labels are not read, and the split ``unlabelled``. Needs `unlabelled`, and entities."""
+    """Whether texts of zero-shot languages teach the student too: training rows, whose labels are not read,
+    and the split ``unlabelled``. Those with the entity of a text that teaches say what it says; others need
+    a teacher in `teachers.<language>`. Needs `unlabelled`."""
     max_labels: PositiveInt | None = None
     """Keep this many labels in each training split; the other examples become texts without labels. The same
     hash chooses as for `max_examples`."""

@@ -77,8 +77,11 @@ class PretrainParams(Params):
     revision: str | None = None
     """Branch, tag or commit of a Hub id; null takes the newest, whose commit is then pinned."""
     seed: Seed = 0
+    """Of a ``scratch`` encoder, as are the next three: decides its weights and the order of texts."""
     max_tokens: MaxTokens = 128
+    """Longer inputs are truncated to this many tokens while it is pre-trained."""
     subword_dropout: Share = 0.0
+    """Chance of a split at each character boundary, so that words are seen in varying pieces."""
     pair_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the inputs that hold a text and its translation, so that scripts are aligned."""
     pooling: Pooling | None = None
@@ -135,7 +138,7 @@ class SilverParams(Params):
     least_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Those teach whose most probable class has at least this probability."""
     most_per_class: PositiveInt | None = None
-    """Of each language and class, so many teach, those of which the teacher is the surest; null: all."""
+    """At most this many texts of each language and class teach, the surest first; null: all."""
 
 
 class DistillParams(TrainingParams):
@@ -157,7 +160,7 @@ class DistillParams(TrainingParams):
     `seed` does. Students that are to be averaged begin with the same."""
     runs: PositiveInt = 1
     """How many trainings the student is the mean of. They begin with the same weights and see the examples in
-    another order; their seeds are those from `seed` times `runs`."""
+    another order; their seeds run from `seed` times `runs` upwards."""
     average: Annotated[int, Field(ge=1, le=10)] = 1
     """How many of the training's last checkpoints the student is the mean of, of ten, one after each tenth of
     the steps; 1: it is what the last step made."""
@@ -165,7 +168,7 @@ class DistillParams(TrainingParams):
     """What the student starts as: the ``encoder``, or the ``baseline``, which is the encoder fine-tuned on
     the hard labels; that is then done first, for as many steps."""
     branch_layers: PositiveInt = 2
-    """Depth of a branch: how many of the MPLM's top layers each language has for itself."""
+    """Depth of a branch: how many of the encoder's top layers each language has for itself."""
     temperature: PositiveFloat = 2.0
     """τ: divides teacher and student logits; 1 leaves them unchanged, larger is softer."""
     hard_label_weight: NonNegativeFloat = 0.0
@@ -196,7 +199,7 @@ class DistillParams(TrainingParams):
     alone, in all these languages. ``none``: of supervised languages alone."""
     silver: SilverParams = SilverParams()
     allow_top_k_error: bool = False
-    """Whether soft labels of which `teacher.label.top_k` was kept may be used where that changes the gradient
+    """Whether soft labels that were cut to `teacher.label.top_k` may be used where that changes the gradient
     or the divergence at `temperature` by more than 1 % of what a student that knows nothing has to learn."""
     save_steps: PositiveInt = 1000
     """Optimizer steps between checkpoints, from which a killed run goes on."""

@@ -249,7 +249,8 @@ class TeacherParams(OneTeacher):
     """Further teachers; the student learns the average of all teachers' probabilities."""
     combine: Literal["average", "confidence"] = "average"
     """What several teachers say together: the ``average`` of their probabilities, each with its `weight`; or,
-    with ``confidence``, also by how sure each is of the text: 1 less its entropy's share of the largest."""
+    with ``confidence``, also by how sure each is of the text: 1 - H / log C, where H is the entropy of its
+    answer."""
     folds: PositiveInt = 1
     """Cross-fitting: above 1, each teacher is so many models, each fine-tuned without one fold of the
     examples, which it then labels; a model's soft labels of what it was trained on say little more than
@@ -282,9 +283,11 @@ class LoraParams(Params):
     """Section `teacher.finetune.lora`: an adapter that learns in the place of the encoder."""
 
     rank: PositiveInt = 8
+    """Of the two matrices that an adapted layer gets."""
     alpha: PositiveInt = 16
     """What the adapter adds counts alpha / rank."""
     dropout: Share = 0.0
+    """Of what the adapter reads, while it is trained."""
     targets: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the layers that are adapted, such as ``query``; null: all linear ones of the encoder."""
 
@@ -297,6 +300,7 @@ class FinetuneParams(TrainingParams):
     keep: Keep = "best"
     """Whose weights are kept: those of the epoch with the ``best`` validation accuracy, or the ``last``."""
     label_smoothing: Share = 0.0
+    """Share of the hard label that all classes get alike."""
     pooling: Pooling | None = None
     """What represents a text: the state of its ``first`` token or its ``last``, or the ``mean`` of all, which
     most sentence encoders want; null: as the base's family does."""

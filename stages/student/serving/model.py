@@ -17,7 +17,10 @@ FACTS = "model.json"
 Example = str | tuple[str, str]
 """A text, or two where the task is about pairs."""
 
-_EXPORT = "make an export with: python -m pipeline student export exported --onnx, and serve exported/onnx"
+_EXPORT = (
+    "make an export with: python -m pipeline student export artifacts/export --onnx, and serve "
+    "artifacts/export/onnx"
+)
 _MOST_IN_BATCH, _BATCH_TOKENS = 16, 2048
 """Of a batch: texts, and tokens with padding. It is small: the next requests arrive while it is computed."""
 _ENOUGH_IN_BATCH, _SIMILAR = 4, 1.2
