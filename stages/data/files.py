@@ -82,6 +82,11 @@ class Input:
         return self.path is None or str(self.path) == "-"
 
     @property
+    def is_file(self) -> bool:
+        """Whether it can be read again, as standard input and pipes cannot."""
+        return self.path is not None and not self.is_stdin and self.path.is_file()
+
+    @property
     def name(self) -> str:
         """How messages call it."""
         return "standard input" if self.is_stdin else str(self.path)

@@ -47,13 +47,13 @@ class Output:
     @property
     def _codec(self) -> str | None:
         """How the file is compressed; None: it is not, or by itself."""
-        return None if self.path is None else COMPRESSED.get(self.path.suffix)
+        return None if self.path is None else COMPRESSED.get(self.path.suffix.lower())
 
     @property
     def _format(self) -> str:
         """The suffix, the one before ``.gz`` or ``.zst``."""
         assert self.path is not None
-        return (self.path.with_suffix("") if self._codec else self.path).suffix
+        return (self.path.with_suffix("") if self._codec else self.path).suffix.lower()
 
     def require_free(self) -> None:
         """Refuse to write, before anything is computed.
@@ -94,7 +94,8 @@ class Output:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StageError(f"cannot write {self.path}: {error.strerror}") from error
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        place = self.path.resolve() if self.path.is_symlink() else self.path  # what a link names is replaced
+        temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
         try:
             with temporary.open("wb") as file:
                 if self._codec:
@@ -111,7 +112,7 @@ class Output:
                         parquet.close()
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(self.path)
+            temporary.replace(place)
         except OSError as error:
             if error.errno not in _NO_ROOM:  # it may be of the input
                 raise

@@ -94,8 +94,12 @@ def model_card(
     Returns:
         Markdown with a YAML header, as the Hub reads it.
     """
+    tags = [language.replace("_", "-") for language in task.supervised]
+    codes = list(dict.fromkeys(tag.partition("-")[0].lower() for tag in tags))
+    whole: dict[str, Any] = {} if codes == tags else {"language_bcp47": tags}
     header = ModelCardData(
-        language=task.supervised,
+        language=codes,  # the Hub refuses anything else, such as zh-Hans
+        **whole,
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["mblm", "multilingual", *(["knowledge-distillation"] if teachers else [])],
@@ -213,9 +217,12 @@ def _routing(config: MBLMConfig) -> str:
 
 def _probabilities(config: MBLMConfig) -> str:
     own, others = f"{config.own_temperature:.3g}", f"{config.mixture_temperature:.3g}"
+    several = config.n_branches > 1
+    its = "that goes through its language's branch" if several else "in one of these languages"
+    any_other = "one that goes through the mixture" if several else "any other"
     return (
-        f"The logits are raw. Divide them by {own} for a text in one of these languages, and by {others} for "
-        "any other (`own_temperature` and `mixture_temperature` in `config.json`): probabilities are then "
+        f"The logits are raw. Divide them by {own} for a text {its}, and by {others} for "
+        f"{any_other} (`own_temperature` and `mixture_temperature` in `config.json`): probabilities are then "
         "about as high as answers are often right. Both were fitted on validation texts of these languages."
     )
 

@@ -203,6 +203,8 @@ def _measured(
     sizes = files[0].stat().st_size, files[1].stat().st_size
     if class_names(student.config) != task.classes:
         return Int8(sizes, [], "the student is of other classes than params.yaml names")
+    if (student.config.text_fields or task.text_fields) != task.text_fields:
+        return Int8(sizes, [], "the student reads other text fields than params.yaml names")
     try:
         changes = changes_by_int8(
             task,

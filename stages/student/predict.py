@@ -116,7 +116,7 @@ def predict(
     if first is None:
         raise StageError(f"{source.name} holds no examples")
     _require_language_field(first, source)
-    has_no_types = source.format == "jsonl" and not source.is_stdin  # which is read only once
+    has_no_types = source.format == "jsonl" and source.is_file  # what is none can be read only once
     columns = (
         columns_of(windows(source, window, reserved=names)) if output.is_parquet and has_no_types else None
     )

@@ -17,7 +17,7 @@ _SHUTDOWN_SECONDS = 60
 
 
 def serve(folder: Path, *, host: str, port: int, threads: int, say: Callable[[str], None]) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; what has been accepted by then is answered.
+    """Answer requests until SIGTERM or Ctrl-C, and for a minute those that have been accepted by then.
 
     Args:
         folder: ``onnx/`` of an export.

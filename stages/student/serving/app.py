@@ -146,6 +146,8 @@ class Service:
             found = await self._batcher.classify(examples, wanted)
         except QueueFullError:
             raise RefusedError(503, "too many texts are waiting; try again in a second") from None
+        except asyncio.CancelledError:
+            raise RefusedError(503, "the server stops before it could answer; ask again") from None
         used = [facts.branch(one) for one in ids]
         self.metrics.count_examples(used)
         rows = [self._by_class(row) for row in found.tolist()]

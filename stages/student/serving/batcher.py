@@ -85,10 +85,12 @@ class Batcher:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._is_closed)
+                is_over = not self._queue
                 taken = [self._queue.popleft() for _ in range(min(_AT_ONCE, len(self._queue)))]
-            if not taken:
+            if is_over:
                 return
-            self._compute(taken)
+            # Whoever asked may be gone, or was told that the server stops.
+            self._compute([one for one in taken if not one[0].answer.done()])
 
     def _compute(self, taken: list[tuple[_Request, int]]) -> None:
         """Compute examples; what is complete is answered after each batch."""

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,17 +117,42 @@ def fill_by_asking(
             _say_where_texts_go(endpoint, examples.language)
             run(_ask(endpoint, store, lookup, examples, whole, tally, format_, accept_change))
         require_sense(endpoint, EndpointNotes.read(store.folder), at_least=1)
+        path = _note_no_answers(examples, tally)
         if tally.failed:
             n = tally.failed + tally.answered
-            path = JOURNALS / f"no-answer-{examples.language}.jsonl"
-            lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in tally.reasons.items()]
-            write_atomically(path, "".join(lines).encode(errors="surrogatepass"))
             raise StageError(
                 f"{tally.failed:,} of {n:,} texts of '{examples.language}' got no answer, first "
                 f"{tally.first}; the others are stored, and the same command asks for the rest; {path} lists "
                 "those without an answer: take out of the data what fails each time"
             )
     return lookup, tally
+
+
+def _note_no_answers(examples: Examples, tally: Tally) -> Path:
+    """Write which texts of a language have no answer, and why: those of this run, and of other parts.
+
+    Returns:
+        The file; it is not there where all have one.
+    """
+    path = JOURNALS / f"no-answer-{examples.language}.jsonl"
+    reasons: dict[str, str] = {}
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8", errors="surrogatepass").splitlines()
+        fields = examples.texts(np.arange(len(examples.ids)))
+        asked = set(map(_as_one, zip(*fields, strict=True)))
+        reasons = {text: why for text, why in map(json.loads, lines) if text not in asked}
+    reasons |= tally.reasons
+    lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in reasons.items()]
+    if lines:
+        write_atomically(path, "".join(lines).encode(errors="surrogatepass"))
+    else:
+        path.unlink(missing_ok=True)
+    return path
+
+
+def _as_one(texts: Sequence[str]) -> str:
+    """Write the texts of an example, one or two, in one line."""
+    return " | ".join(texts)
 
 
 def _say_where_texts_go(endpoint: Endpoint, language: str) -> None:
@@ -165,7 +191,7 @@ async def _ask(
                     try:
                         answer = await endpoint.ask(transport, texts)
                     except AnswerError as error:
-                        tally.fail(" | ".join(texts), error)
+                        tally.fail(_as_one(texts), error)
                         if tally.in_a_row >= _IN_A_ROW and tally.in_a_row >= how.concurrency:
                             raise StageError(
                                 f"{tally.in_a_row} texts in a row got no answer, first {tally.first}"

@@ -4,7 +4,11 @@ It retries 408, 409, 429, 5xx, lost connections and time-outs, after what ``Retr
 read from the environment here, sent, and kept from every message.
 """
 
+import json
 import os
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +20,8 @@ from stages.teacher.params import EndpointParams
 
 _FOR_NOBODY = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405)
 """What a server answers to every request where it answers it to one: address, key or model are wrong."""
+_BUSY = (408, 409, 429)
+"""What it answers, like 5xx, to a request that may be sent again."""
 _LONGEST_WAIT = 120
 """Seconds after which the client asks again, at most; it does not wait for longer."""
 
@@ -95,9 +101,9 @@ class Transport:
             return await request
         except self._openai.APIStatusError as error:
             said = f"{self._url}{path} answers {error.status_code}: {self._quoted(error.response.text)}"
-            wait = error.response.headers.get("retry-after", "")
-            if error.status_code == 429 and wait.isdecimal() and int(wait) > _LONGEST_WAIT:
-                raise StageError(f"{said}; run this again in {int(wait):,} s, as it asks") from None
+            wait = _seconds(error.response.headers.get("retry-after", ""))
+            if (error.status_code in _BUSY or error.status_code >= 500) and wait > _LONGEST_WAIT:
+                raise StageError(f"{said}; run this again in {wait:,.0f} s, as it asks") from None
             if error.status_code in _FOR_NOBODY:
                 raise StageError(
                     f"{said}; check teachers.<language>.endpoint: url, model, key_variable"
@@ -117,9 +123,11 @@ class Transport:
 
     def without_key(self, text: str) -> str:
         """Give a text without the key, and without a beginning of it, which is left where a text was cut."""
-        least = min(8, len(self._key)) or 1
-        for length in range(len(self._key), least - 1, -1):
-            text = text.replace(self._key[:length], "***")
+        in_json = json.dumps(self._key)[1:-1]
+        keys = {self._key, in_json, in_json.replace("/", "\\/")}
+        secret = {key[:n] for key in keys for n in range(min(8, len(key)) or 1, len(key) + 1)}
+        for part in sorted(secret, key=len, reverse=True):
+            text = text.replace(part, "***")
         return text
 
     async def __aenter__(self) -> Self:
@@ -129,6 +137,15 @@ class Transport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._client.close()
+
+
+def _seconds(retry_after: str) -> float:
+    """Read what ``Retry-After`` says, a number of seconds or a date; 0 where it says neither."""
+    with suppress(ValueError):
+        return float(retry_after)
+    with suppress(ValueError):
+        return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+    return 0.0
 
 
 def foreign_host(how: EndpointParams) -> str | None:

@@ -149,7 +149,7 @@ def test_the_table_shows_how_sure_an_accuracy_is_and_what_chance_is() -> None:
     assert re.search(r"\| 0\.500 +\| 0\.404 to 0\.596 +\| 0\.600 ", card)
     assert "Of up to 40 validation texts in each" in card
     assert re.search(r"\| fr +\| 0\.250 +\| 0\.142 to 0\.402 +\| 0\.625 ", card)
-    assert "Divide them by 1 for a text in one of these languages" in card
+    assert "Divide them by 1 for a text that goes through its language's branch" in card
     assert "texts go through the mixture. Of" in card
     through = "texts go through the mixture; those in de-AT through their language's branch. Of"
     assert through in card_of(others=["fr", "de-AT"])
@@ -197,8 +197,11 @@ def test_names_in_params_break_neither_the_header_nor_the_markdown() -> None:
     card = card_of(classes=HOSTILE, supervised=["no", "zh-Hant"], params={"class_weights": weights})
     header = YAML(typ="safe").load(card.split("---\n")[1])
     assert header == ModelCard(card).data.to_dict()
-    assert header["language"] == ["no", "zh-Hant"]
-    assert set(header) == {"language", "library_name", "pipeline_tag", "tags", "base_model"}
+    assert header["language"] == ["no", "zh"]  # as the Hub wants codes
+    assert header["language_bcp47"] == ["no", "zh-Hant"]
+    assert set(header) == {
+        *("language", "language_bcp47", "library_name", "pipeline_tag", "tags", "base_model"),
+    }
     tokens = parsed(card)
     plain = parsed(card_of(supervised=["no", "zh-Hant"]))
     assert [token.type for token in tokens] == [token.type for token in plain]

@@ -20,8 +20,9 @@ from warm import warm_python
 from pipeline.params import load_params
 from stages.errors import StageError
 from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.models.students import load_student
 from stages.results.predictions import read_predictions
-from stages.student.export import Exported, export
+from stages.student.export import Exported, _measured, export
 from stages.student.exporting.quantized import quantized
 
 # The others are as these in what matters to an exporter: bert, camembert and xlm-roberta as roberta, which is
@@ -215,6 +216,19 @@ def test_int8_is_compared_on_the_examples_that_are_there(finished: Path, run: Ru
         [line] = [line for line in lines if line.startswith(f"{language}, test: ")]
         assert f"{accuracy:.1%}" in line
     assert lines[-1].startswith("largest change of accuracy: ")
+
+
+def test_int8_is_not_measured_on_other_text_fields(served: Path) -> None:
+    params = load_params(ROOT / "params.yaml")
+    student, tokenizer = load_student(served.with_name("student"))
+    student.config.text_fields = ["premise", "hypothesis"]
+    task = params.task.model_copy(update={"classes": CLASSES})
+    student.config.id2label = dict(enumerate(CLASSES))
+    sections = params.student.distill, params.student.evaluate
+    found = _measured(served / "onnx", student, tokenizer, *sections, task)
+    assert found.lines()[0].endswith(
+        "not measured: the student reads other text fields than params.yaml names"
+    )
 
 
 def test_a_plain_models_probabilities_are_those_of_predict(finished: Path, run: Run) -> None:

@@ -315,6 +315,16 @@ def test_a_pipe_may_bring_the_examples_and_take_the_answers(finished: Path, form
     assert done.stderr.decode().splitlines()[-1] == "2 examples; by branch: mixture 2"
 
 
+def test_a_pipe_that_has_a_name_is_read_once(finished: Path, run: Run) -> None:
+    reads, writes = os.pipe()
+    with os.fdopen(writes, "w") as file:
+        file.write('{"text": "Hund"}\n{"text": "Katze", "n": 1}\n')
+    done = run(*PREDICT, f"/dev/fd/{reads}", "--format", "jsonl", "--output", "out.parquet")
+    os.close(reads)
+    assert done.code == 0, done.err
+    assert pq.read_table("out.parquet")["text"].to_pylist() == ["Hund", "Katze"]
+
+
 def test_without_input_a_terminal_is_told_what_to_type(
     finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,6 +492,12 @@ def test_a_file_that_is_there_is_replaced_only_on_request(texts: Path, run: Run)
     )
     assert Path("out.jsonl").read_text() == "mine"
     assert run(*PREDICT, "texts.txt", "--output", "out.jsonl", "--overwrite").code == 0
+    Path("elsewhere").mkdir()
+    Path("elsewhere/there.jsonl").touch()
+    Path("link.JSONL").symlink_to("elsewhere/there.jsonl")
+    assert run(*PREDICT, "texts.txt", "--output", "link.JSONL", "--overwrite").code == 0
+    assert Path("link.JSONL").is_symlink()
+    assert Path("elsewhere/there.jsonl").read_bytes() == Path("out.jsonl").read_bytes()
     assert len(lines(Path("out.jsonl").read_text())) == len(TEXTS)
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,12 +22,14 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+import starlette.requests
 import torch
 from chromium import BROWSER, opened
 from tiny import CLASSES, ROOT, Run
 from transformers import AutoTokenizer
 
 from stages.models.modeling_mblm import MBLMForSequenceClassification
+from stages.student.serving.app import Limits, RefusedError, Service
 from stages.student.serving.metrics import Metrics
 from stages.student.serving.model import ServedModel, batches
 
@@ -294,6 +297,40 @@ def test_a_server_that_is_stopped_answers_all_that_it_accepted(onnx: Path) -> No
         assert server.process.stdout is not None
         expected = f"stopped; {n_answered:,} requests answered, {16 * n_answered:,} examples\n"
         assert server.process.stdout.readline() == expected
+
+
+def test_a_request_that_is_given_up_is_told_so_and_what_waits_of_it_is_not_computed(onnx: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    sizes: list[int] = []
+
+    class Slow(ServedModel):
+        def probabilities(self, *args: Any) -> Any:
+            begun.set()
+            go_on.wait()
+            return super().probabilities(*args)
+
+    async def body() -> Any:
+        return {"type": "http.request", "body": b'{"texts": ["b", "c"]}', "more_body": False}
+
+    async def give_up() -> None:
+        service = Service(Slow(onnx), Limits())
+        async with service._running(service.app()):
+            assert service._batcher is not None
+            service._batcher._observe = sizes.append
+            first = asyncio.create_task(service._batcher.classify(["a"], [0]))
+            await asyncio.to_thread(begun.wait)
+            asked = starlette.requests.Request({"type": "http", "headers": []}, body)
+            second = asyncio.create_task(service.predict(asked))
+            while not len(service._batcher):
+                await asyncio.sleep(0.01)
+            second.cancel()  # as uvicorn does where a server that stops has waited for long enough
+            with pytest.raises(RefusedError, match="the server stops before it could answer"):
+                await second
+            go_on.set()
+            await first
+
+    asyncio.run(give_up())
+    assert sizes == [1]
 
 
 def test_pairs_are_served_and_ctrl_c_stops_the_server(student: Path, onnx: Path, tmp_path: Path) -> None:

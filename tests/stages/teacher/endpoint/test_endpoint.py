@@ -42,7 +42,7 @@ from stages.teacher.endpoint import chat_logprobs
 from stages.teacher.endpoint.journal import Journal, Line, left_behind
 from stages.teacher.endpoint.kept import JOURNALS
 from stages.teacher.endpoint.letter_bias import letter_bias
-from stages.teacher.endpoint.transport import foreign_host
+from stages.teacher.endpoint.transport import Transport, foreign_host
 from stages.teacher.params import EndpointParams
 
 PINNED = "5a3d15747b4028aff2eeac37bad224d4d2cc0dd45237a8a9dd977da1f1135105"
@@ -396,6 +396,7 @@ def test_a_text_without_an_answer_costs_no_other(german: Server, run: Run, fault
     before = len(german.asked)
     assert run(*LABEL).code == 0
     assert len(german.asked) - before == AGAIN + 1
+    assert not (JOURNALS / "no-answer-de.jsonl").exists()
 
 
 def test_a_server_that_stalls_is_given_up(german: Server, run: Run) -> None:
@@ -415,6 +416,8 @@ def test_a_server_that_stalls_is_given_up(german: Server, run: Run) -> None:
         ),
         (status(404, "no such model"), "check teachers.<language>.endpoint: url, model, key_variable"),
         (status(429, "daily limit", **{"retry-after": "2000"}), "daily limit; run this again in 2,000 s"),
+        (status(429, "daily limit", **{"retry-after": "2000.4"}), "daily limit; run this again in 2,000 s"),
+        (status(503, "down", **{"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}), "down; run this again in "),
         (says("bad key Bearer sk-secret-1"), "answered with text, not JSON: 'bad key Bearer ***'"),
         (says("x" * 62 + " Bearer sk-secret-1"), "Bearer ***'"),
     ],
@@ -429,6 +432,23 @@ def test_what_no_request_can_pass_ends_the_run_at_once(
     assert (done.code, done.err.count("\n"), len(german.asked)) == (1, 1, 1)
     assert reason in done.err
     assert "sk-secret" not in done.err
+
+
+def test_texts_without_an_answer_are_listed_for_all_parts(german: Server, run: Run) -> None:
+    set_chat(german.url, concurrency=1)
+    for part in ("1/2", "2/2"):
+        german.faults.extend([None] * (AGAIN + 3))
+        german.faults.append(says(REFUSAL))
+        assert run(*LABEL, "--part", part).code == 1
+    rows = [json.loads(line) for line in (JOURNALS / "no-answer-de.jsonl").read_text().splitlines()]
+    assert len({text for text, _ in rows}) == 2
+
+
+def test_a_key_is_kept_from_messages_as_json_writes_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY_KEY", 'abcd/efgh"ijklmnop')
+    how = EndpointParams(url="http://127.0.0.1:9", shape="classify", dialect="tei", key_variable="TINY_KEY")
+    for said_of_it in ('abcd/efgh"ijklmnop', r"abcd/efgh\"ijklmnop", r"abcd\/efgh\"ijklmnop"):
+        assert Transport(how).without_key(f"key {said_of_it}!") == "key ***!"
 
 
 def test_a_server_that_is_not_there_is_named(workspace: Path, run: Run) -> None:
