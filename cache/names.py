@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,8 +57,22 @@ def find_producer(root: str | Path, called: str) -> str:
     return found[0]
 
 
-def require_name(root: str | Path, producer_id: str, name: str) -> None:
+def require_name(
+    root: str | Path,
+    producer_id: str,
+    name: str,
+    *,
+    ids: Collection[str] | None = None,
+    named: Mapping[str, str] | None = None,
+) -> None:
     """Refuse a name that cannot be a producer's, or is another's.
+
+    Args:
+        root: The store.
+        producer_id: Whose name it is to be.
+        name: The name.
+        ids: Of the producers in the store; None: they are listed.
+        named: Those that have a name, by it; None: all are read.
 
     Raises:
         StoreError: It is.
@@ -66,11 +81,12 @@ def require_name(root: str | Path, producer_id: str, name: str) -> None:
         raise StoreError(
             f"'{name}' is no name for a producer; name it with at most 100 letters, digits and _@.:/+-"
         )
-    hidden = [one for one in producer_ids(root) if one != producer_id and one.startswith(name)]
+    ids = producer_ids(root) if ids is None else ids
+    hidden = [one for one in ids if one != producer_id and one.startswith(name)]
     if hidden or _ID.fullmatch(name):
         whose = f"the beginning of producer {hidden[0][:12]}'s id" if hidden else "what an id looks like"
         raise StoreError(f"'{name}' is {whose} in {root}; choose another name")
-    owner = names(root).get(name, producer_id)
+    owner = (names(root) if named is None else named).get(name, producer_id)
     if owner != producer_id:
         raise StoreError(
             f"'{name}' is producer {owner[:12]} in {root}; choose another name, or give that one another: "

@@ -243,16 +243,21 @@ class Store:
         try:
             if not self.folder.exists(FACTS):
                 self.create()
-            self.folder.write(LAST_USE, LastUse(datetime.now(UTC), teacher, language).encode())
+            self.folder.write(LAST_USE, LastUse(self._now(), teacher, language).encode())
         except (CacheError, OSError):
             return
+
+    def _now(self) -> datetime:
+        """Give the time, or that of the last use by a clock that is ahead of this one."""
+        use = LastUse.read(self.folder)
+        return max(datetime.now(UTC), use.at) if use else datetime.now(UTC)
 
     def _renew_use(self) -> None:
         """Tell ``gc`` that whoever used this last is still at it."""
         try:
             use = LastUse.read(self.folder)
             if use is not None:
-                self.folder.write(LAST_USE, replace(use, at=datetime.now(UTC)).encode())
+                self.folder.write(LAST_USE, replace(use, at=max(use.at, datetime.now(UTC))).encode())
         except (CacheError, OSError):
             return
 

@@ -13,7 +13,7 @@ from cache.soft_labels import SoftLabels, preferred
 from cache.store import Store
 
 _TARGET_BYTES = 1 << 28
-"""Shards are merged up to this size, which is also what is held in memory at once."""
+"""Shards are merged up to this size; several times as much is in memory meanwhile."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from cache.identity.example_id import ID_TYPE
 from cache.lookup import Index
 from cache.soft_labels import preferred
 from cache.store import Store
+from cache.top_k import TopKChange
 
 _WINDOW = 1 << 16
 """Rows in memory with their texts."""
@@ -33,7 +34,8 @@ def export(
     """Write every soft label once, with its text where that is known.
 
     The columns are those of ``cache/__init__.py``, and those of `examples`, null for examples that it does
-    not have. The file's metadata holds ``classes`` and ``producer``, the facts, as JSON.
+    not have. The file's metadata holds ``classes``, ``producer``, the facts, and, where it is known,
+    ``top_k_change``, what top-k changes, as JSON.
 
     Args:
         root: The store.
@@ -66,6 +68,9 @@ def export(
     except OSError as error:
         raise StoreError(f"cannot make the folder {file.parent}: {error.strerror}; name another") from error
     writer, start = None, 0
+    facts = {"classes": store.producer.classes, "producer": store.producer.facts}
+    change = TopKChange.read(store.folder)
+    facts |= {} if change is None else {"top_k_change": change.encode()}
     try:
         for name, soft_labels in store.read(sizes):
             kept = np.flatnonzero(is_kept[start : start + len(soft_labels)])
@@ -78,7 +83,6 @@ def export(
                     found = _rows_at(examples.drop_columns("example_id"), positions)
                     for column in found.column_names:
                         table = table.append_column(column, found[column])
-                facts = {"classes": store.producer.classes, "producer": store.producer.facts}
                 table = table.replace_schema_metadata({k: json.dumps(v) for k, v in facts.items()})
                 writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
                 writer.write_table(table)

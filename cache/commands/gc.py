@@ -8,6 +8,7 @@ from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,9 @@ def delete(root: str | Path, victim: Victim) -> bool:
 def referenced_by(clone: Path, *, ignore_missing: bool = False) -> set[str]:
     """Find the producers that a clone's experiments refer to.
 
-    These are the producers of every soft-label set in the working folder, and in every version of
-    ``dvc.lock`` that Git knows: of branches, tags, stashes and experiments, and what was there before.
+    These are the producers of every soft-label set in the working folder, in other worktrees and in those of
+    experiments that DVC is running, and in every version of ``dvc.lock`` that Git knows: of branches, tags,
+    stashes and experiments, and what was there before.
 
     Args:
         clone: The top folder of a Git repository of this project, with DVC and with its whole history.
@@ -150,7 +152,7 @@ def referenced_by(clone: Path, *, ignore_missing: bool = False) -> set[str]:
             can tell whose they are.
         UnreadableError: Something of it is there, but cannot be read, which is not the same.
     """
-    places = (clone / _SOFT_LABELS, clone / _SILVER)
+    places = [top / name for top in _folders(clone) for name in (_SOFT_LABELS, _SILVER)]
     here = [path for place in places for path in _files(place) if path.name == MANIFEST]
     found = set().union(*map(_producers_of, here))
     digests = set()
@@ -175,16 +177,25 @@ def referenced_by(clone: Path, *, ignore_missing: bool = False) -> set[str]:
     return found
 
 
+def _git(clone: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(clone), *arguments], capture_output=True, check=False)
+    if done.returncode:
+        message = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+        raise StoreError(f"{clone} is not a clone whose experiments can be read: {message}")
+    return done.stdout.decode().strip()
+
+
+def _folders(clone: Path) -> list[Path]:
+    """List the working folders of a clone: its own, other worktrees, those of experiments that DVC runs."""
+    listed = _git(clone, "worktree", "list", "--porcelain").splitlines()
+    others = [Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")]
+    tops = [clone, *(other for other in others if other != clone.resolve())]
+    return [*tops, *(path for top in tops for path in sorted((top / ".dvc/tmp/exps").glob("*/")))]
+
+
 def _locks(clone: Path) -> list[Any]:
-    """Read every version of dvc.lock: that of the working folder and all that Git knows."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(clone), *arguments], capture_output=True, check=False)
-        if done.returncode:
-            message = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-            raise StoreError(f"{clone} is not a clone whose experiments can be read: {message}")
-        return done.stdout.decode().strip()
-
+    """Read every version of dvc.lock: those of the working folders and all that Git knows."""
+    git = partial(_git, clone)
     if Path(git("rev-parse", "--show-toplevel")) != clone.resolve():
         raise StoreError(f"{clone} is not the top folder of a clone")
     if git("rev-parse", "--is-shallow-repository") == "true":
@@ -197,8 +208,9 @@ def _locks(clone: Path) -> list[Any]:
     commits = git("log", "--all", "--reflog", "--full-history", "-m", "--format=%H", "--", "dvc.lock").split()
     trees = [line for commit in set(commits) for line in git("ls-tree", commit, "dvc.lock").splitlines()]
     texts = [git("cat-file", "blob", blob) for blob in sorted({line.split()[2] for line in trees})]
-    with suppress(FileNotFoundError):
-        texts.append(read_file(clone / "dvc.lock").decode())
+    for top in _folders(clone):
+        with suppress(FileNotFoundError):
+            texts.append(read_file(top / "dvc.lock").decode())
     if not texts:
         raise StoreError(f"{clone} has no dvc.lock in any commit, so nothing tells what it refers to")
     try:

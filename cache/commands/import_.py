@@ -12,6 +12,7 @@ from cache.errors import StoreError
 from cache.identity.producer import Producer
 from cache.soft_labels import SoftLabels
 from cache.store import Store
+from cache.top_k import TopKChange
 
 _SHARD_BYTES = 1 << 28
 """Of a shard, at most, which is also what a killed import may lose."""
@@ -33,7 +34,12 @@ class ImportedInto:
 
 
 def import_(
-    root: str | Path, producer: Producer, soft_labels: SoftLabels, *, format_: Literal["arrow", "zarr"]
+    root: str | Path,
+    producer: Producer,
+    soft_labels: SoftLabels,
+    *,
+    format_: Literal["arrow", "zarr"],
+    top_k_change: TopKChange | None = None,
 ) -> ImportedInto:
     """Write what the store lacks. What was stopped goes on when it is done again.
 
@@ -42,6 +48,7 @@ def import_(
         producer: Who made them; not a teacher that was run here.
         soft_labels: One for each of N texts.
         format_: Of the shards.
+        top_k_change: What top-k changes, where that is known.
 
     Raises:
         StoreError: The store has another soft label of one of the texts, of the same producer.
@@ -62,6 +69,8 @@ def import_(
                 "if these are of another version, say so: --fact version=…"
             )
     store.create()
+    if top_k_change is not None:
+        top_k_change.note(store.folder)
     misses = np.flatnonzero(~there.found)
     row_bytes = 16 + sum(values[:1].nbytes for values in soft_labels.columns.values())
     step = max(1, _SHARD_BYTES // row_bytes)

@@ -1,18 +1,18 @@
 """Push and pull: copy what is missing from one store to another, by content name."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cache.commands.name import give_name
 from cache.endpoint_notes import EndpointNotes
 from cache.errors import DamagedShardError, StoreError, UnreadableError
 from cache.folder import Folder
-from cache.names import name_of
+from cache.identity.digests import canonical_json
+from cache.names import name_of, names, require_name
 from cache.shards import read_bytes
-from cache.store import FACTS, LAST_USE, LastUse, Store
+from cache.store import FACTS, LAST_USE, NAME, LastUse, Store, producer_ids
 from cache.top_k import TopKChange
 
 _AT_ONCE = 8  # hides an object store's latency
@@ -85,6 +85,8 @@ def copy(
     """
     failed: list[DamagedShardError | UnreadableError] = []
     vanished = []
+    ids = {*producer_ids(target), *todo.missing}
+    named = names(target)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for producer_id, sizes in todo.missing.items():
             store = Store.open(source, producer_id)
@@ -95,9 +97,9 @@ def copy(
             def copy_one(name: str, here: Folder = store.folder, to: Folder = there.folder) -> None:
                 to.write(name, read_bytes(here, name))
 
-            names = list(sizes)
-            for start in range(0, len(names), _AT_ONCE):
-                some = names[start : start + _AT_ONCE]
+            to_copy = list(sizes)
+            for start in range(0, len(to_copy), _AT_ONCE):
+                some = to_copy[start : start + _AT_ONCE]
                 for name, done in [(name, pool.submit(copy_one, name)) for name in some]:
                     try:
                         done.result()
@@ -110,7 +112,7 @@ def copy(
                 _copy_last_use(store.folder, there.folder)
                 _copy_top_k(store.folder, there.folder)
                 _copy_endpoint_notes(store.folder, there.folder)
-                _copy_name(source, target, producer_id)
+                _copy_name(source, there, ids, named)
             except UnreadableError as error:
                 failed.append(error)
     return failed, vanished
@@ -137,14 +139,19 @@ def _copy_endpoint_notes(source: Folder, target: Folder) -> None:
         together.write(target)
 
 
-def _copy_name(source: str | Path, target: str | Path, producer_id: str) -> None:
+def _copy_name(source: str | Path, store: Store, ids: Collection[str], named: dict[str, str]) -> None:
+    """Give a producer of the target the name that it has in the source, if none has it there."""
+    producer_id = store.producer.id
     name = name_of(source, producer_id)
-    if name is not None and name_of(target, producer_id) is None:
+    if name is not None and producer_id not in named.values():
         with suppress(StoreError):
-            give_name(target, producer_id, name)
+            require_name(store.root, producer_id, name, ids=ids, named=named)
+            store.folder.write(NAME, canonical_json({"name": name}))
+            named[name] = producer_id
 
 
 def _copy_last_use(source: Folder, target: Folder) -> None:
     ours, theirs = LastUse.read(source), LastUse.read(target)
     if ours and (theirs is None or theirs.at < ours.at):
-        target.write(LAST_USE, ours.encode())
+        with suppress(OSError):  # a producer that is complete there may be somebody's, who lets nobody write
+            target.write(LAST_USE, ours.encode())

@@ -64,11 +64,19 @@ def verify(root: str | Path, producer_id: str, *, on_bytes: Callable[[int], None
     if damaged or unreadable:
         return Verified(producer_id, 0, 0, 0, 0, damaged=damaged, foreign=[], unreadable=unreadable)
     ids = [pa.array([], ID_TYPE)]
-    good = []
-    for name, soft_labels in store.read(sizes):
-        ids.append(soft_labels.ids)
-        good.append(name)
-        on_bytes(sizes[name])
+    good: list[str] = []
+    new = sizes
+    while new:
+        for name, soft_labels in store.read(new):
+            ids.append(soft_labels.ids)
+            good.append(name)
+            on_bytes(new[name])
+        known = {*good, *store.damaged, *store.unreadable}
+        there = store.shards()
+        # What takes the place of shards that vanished, because another process merged them, was not listed.
+        has_vanished = any(name not in known and name not in there for name in new)
+        new = {name: size for name, size in there.items() if has_vanished and name not in {*sizes, *known}}
+        sizes |= new
     on_bytes(sum(sizes[name] for name in [*store.damaged, *store.unreadable]))
     unread = (sizes.keys() & store.shards().keys()) - {*good, *store.damaged, *store.unreadable}
     all_ids = pa.concat_arrays(ids)

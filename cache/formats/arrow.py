@@ -58,7 +58,7 @@ def read_metadata(data: bytes) -> Any:
 
 
 def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """Take a shard apart; arrays are views of the bytes.
+    """Take a shard apart; the columns are views of the bytes, and the ids, which many keep, are not.
 
     The messages are read in their order, as a stream, so that what is checked is what is used: the footer,
     which could point elsewhere, is not.
@@ -86,7 +86,8 @@ def decode(data: bytes, columns: Mapping[str, Column]) -> tuple[NDArray[np.uint8
     flat = [array.flatten() if pa.types.is_fixed_size_list(array.type) else array for array in batch.columns]
     if any(array.null_count for array in [*batch.columns, *flat]):
         raise ValueError("it holds nulls")
-    ids = np.frombuffer(batch.column(0).buffers()[1], np.uint8, count=16 * batch.num_rows).reshape(-1, 16)
+    seen = np.frombuffer(batch.column(0).buffers()[1], np.uint8, count=16 * batch.num_rows)
+    ids = seen.reshape(-1, 16).copy()
     arrays = {}
     for (name, (_, width)), array in zip(widths.items(), flat[1:], strict=True):
         values = array.to_numpy()

@@ -562,7 +562,7 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
     from cache import CacheError, UnreadableError
     from cache.commands.transfer import compare, copy
     from cache.names import name_of
-    from cache.store import LAST_USE, NAME
+    from cache.shards import ShardName
 
     if not ids:
         raise CacheError(f"there are no producers in {source}")
@@ -571,7 +571,8 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
         failed, vanished = copy(source, target, plan, on_bytes=on_bytes)
     unreadable = [error for error in failed if isinstance(error, UnreadableError)]
     damaged = [error for error in failed if not isinstance(error, UnreadableError)]
-    n_copied = plan.shards - sum(not e.path.endswith((LAST_USE, NAME)) for e in failed) - len(vanished)
+    n_failed = sum(ShardName.parse(Path(one.path).name) is not None for one in failed)
+    n_copied = plan.shards - n_failed - len(vanished)
     if as_json:
         paths = {"damaged": [e.path for e in damaged], "unreadable": [e.path for e in unreadable]}
         print_json({"copied": n_copied, "present": plan.present, **paths})

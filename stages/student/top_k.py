@@ -23,8 +23,10 @@ def require_small_top_k_change(
     # The most probable class of one teacher is the same whatever was left out.
     averages = params.average_translations or task.zero_shot_texts or n_teachers > 1
     keeps_class = params.variant == "pseudo" and not averages and params.trust != "probability"
-    # Who imports soft labels of some classes says nothing of the others that could be left out.
-    imported = label_set.producers[0].imported is not None and label_set.top_k_change is None
+    # Who imports soft labels of some classes says nothing of the others that could be left out. A file of a
+    # teacher that was run says what was measured; one of an earlier version did not.
+    facts = label_set.producers[0].facts.get("imported")
+    imported = isinstance(facts, dict) and "exported_from" not in facts and label_set.top_k_change is None
     if top_k is None or params.allow_top_k_error or keeps_class or imported:
         return
     language, temperature = label_set.language, params.temperature
@@ -33,7 +35,8 @@ def require_small_top_k_change(
     again = f"python -m pipeline teacher {writer}"
     if label_set.top_k_change is None:  # of an earlier version
         if process_index() == 0:
-            say(f"{what}; what that changes is not known, measure it with: {again}")
+            how = f"measure it with: {again}" if facts is None else "export them again where it was measured"
+            say(f"{what}; what that changes is not known, {how}")
         return
     change = label_set.top_k_change.relative(temperature)
     if change is None or change > _TOP_K_ERROR:

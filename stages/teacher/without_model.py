@@ -80,7 +80,7 @@ def take_soft_labels(
         positions = Index(found.soft_labels.ids).positions(examples.ids)
         has = positions >= 0
         examples.require(has, what)
-        soft_labels = found.soft_labels.take(positions[has])
+        soft_labels, change = found.soft_labels.take(positions[has]), found.top_k_change
         facts = teacher.soft_labels.facts
         content = {} if facts else {"content": _digest(found.soft_labels)}
         producer = replace(found, made={**found.made, **content}).producer(facts, task.text_fields)

@@ -1,7 +1,7 @@
 """Whatever write or delete a chore fails at, every soft label is still in some shard."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from cache import SoftLabelSet, Store, example_ids
 from cache.commands.compact import compact
 from cache.commands.gc import Victim, delete
 from cache.commands.ls import describe
+from cache.commands.name import give_name
 from cache.commands.repair import repair
 from cache.commands.transfer import compare, copy
+from cache.commands.verify import verify
 from cache.folder import Folder
+from cache.names import names
 from cache.store import LAST_USE, LastUse
 
 N = 12
@@ -176,6 +179,58 @@ def test_a_push_of_a_store_that_is_compacted_meanwhile_names_what_vanished(
     assert (damaged, len(vanished)) == ([], 4)
     again = compare(root, tmp_path / "there", [producer().id])
     assert (again.shards, copy(root, tmp_path / "there", again, on_bytes=ignore)) == (1, ([], []))
+
+
+def test_many_names_are_copied_without_reading_the_target_again_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = []
+    for number in range(12):
+        store = Store(tmp_path / "here", producer(weights=str(number)))
+        store.append(soft_labels(texts(2)))
+        give_name(tmp_path / "here", store.producer.id, f"teacher-{number}")
+        ids.append(store.producer.id)
+    listed: list[str] = []
+    list_folder = Folder.list
+
+    def count(self: Folder) -> Any:
+        listed.append(str(self))
+        return list_folder(self)
+
+    monkeypatch.setattr(Folder, "list", count)
+    counts = []
+    for some in (ids[:6], ids):
+        listed.clear()
+        there = tmp_path / f"there-{len(some)}"
+        copy(tmp_path / "here", there, compare(tmp_path / "here", there, some), on_bytes=ignore)
+        counts.append(len(listed))
+        assert names(there) == {f"teacher-{number}": one for number, one in enumerate(some)}
+    assert counts[1] <= 2 * counts[0]
+
+
+def test_a_clock_that_is_behind_makes_no_use_older(store: Store) -> None:
+    ahead = LastUse(datetime.now(UTC) + timedelta(hours=5), "ahead", "de")
+    store.folder.write(LAST_USE, ahead.encode())
+    store.note_use(teacher="behind", language="de")
+    assert LastUse.read(store.folder) == LastUse(ahead.at, "behind", "de")
+    store.append(soft_labels(texts(2, first=90)))
+    assert LastUse.read(store.folder) == LastUse(ahead.at, "behind", "de")
+
+
+def test_a_check_reads_what_took_the_place_of_shards_that_were_merged_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = store.folder.url.rpartition("/")[0]
+    foreign = Store.foreign
+
+    def merge_first(self: Store) -> list[str]:
+        if len(self.shards()) > 1:
+            compact(root, producer().id, format_="arrow", on_bytes=ignore)
+        return foreign(self)
+
+    monkeypatch.setattr(Store, "foreign", merge_first)
+    found = verify(root, producer().id, on_bytes=ignore)
+    assert (found.shards, found.examples, found.damaged, found.unreadable) == (1, N, {}, {})
 
 
 def test_an_older_note_of_use_does_not_replace_a_newer_one(store: Store, tmp_path: Path) -> None:

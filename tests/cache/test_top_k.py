@@ -149,6 +149,27 @@ def test_stage_one_measures_what_top_k_changes_and_stage_two_refuses_too_much(
     assert run(*pseudo, "student.distill.trust=right").code == 0
 
 
+@pytest.mark.parametrize("how", ["producer", "file"])
+def test_what_was_exported_and_imported_is_refused_like_what_it_was(
+    speaking: Path, run: Run, how: str
+) -> None:
+    assert label_top_1(run).code == 0
+    [own] = [one["producer"] for one in json.loads(run("cache", "ls", "--json").out)]
+    assert run("cache", "export", own, "data/de.parquet").code == 0
+    params = tiny_params()
+    teacher: dict[str, Any] = {"soft_labels": {"file": "data/de.parquet"}}
+    if how == "producer":
+        done = run("cache", "import", "data/de.parquet", "--language", "de", "--name", "mine", "--json")
+        assert done.code == 0, done.err
+        teacher = {"producer": "mine"}
+    params["teachers"]["de"] = teacher
+    write_params(params)
+    assert run("teacher", "finetune", "--language", "de").code == run(*LABEL).code == 0
+    refused = run("student", "distill")
+    assert refused.code == 1
+    assert "the soft labels of 'de' keep 1 of 3 logits, which changes what is learned" in refused.err
+
+
 def test_the_logits_that_are_measured_are_those_of_the_teacher(speaking: Path, run: Run) -> None:
     assert run(*LABEL).code == 0
     everything = SoftLabelSet.read(SOFT_LABELS / "de", language="de")

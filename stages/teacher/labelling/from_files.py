@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cache import ID_TYPE, Index, Outputs, Producer, SoftLabels, example_ids
+from cache import ID_TYPE, Index, Outputs, Producer, SoftLabels, TopKChange, example_ids
 from cache.commands.import_ import other_values
 from cache.identity.columns import SCALAR, Column
 from stages.data.examples import SOFT_LABEL, labelled_splits, read_soft_label_column
@@ -44,6 +44,7 @@ class Imported:
         outputs: What there is of the answers.
         repeated: Rows that say the same of the same text again.
         facts: What the file itself says of who made them.
+        top_k_change: What it says that top-k changes.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Imported:
     outputs: Outputs
     repeated: int
     facts: Mapping[str, str] = field(default_factory=dict)
+    top_k_change: TopKChange | None = None
 
     def producer(self, facts: Mapping[str, str], text_fields: Sequence[str]) -> Producer:
         """Identify who made them, by what is said of them."""
@@ -227,6 +229,7 @@ def _told(path: Path) -> dict[str, Any] | None:
     try:
         metadata = pq.read_schema(path).metadata or {}
         told = {key: json.loads(metadata[key.encode()]) for key in ("classes", "producer")}
+        told["top_k_change"] = json.loads(metadata.get(b"top_k_change", b"null"))
     except (KeyError, OSError, RecursionError, ValueError, pa.ArrowException):
         return None
     return told
@@ -268,7 +271,8 @@ def _read_exported(path: Path, told: Mapping[str, Any], text_fields: Sequence[st
     how = {key: value for key, value in (imported or {}).items() if key != "facts"}
     made = {**how, "exported_from": original.id}
     facts = original.imported or {}
-    return Imported(path, soft_labels, original.classes, made, original.outputs, repeated, facts)
+    change = TopKChange.decode(told["top_k_change"])
+    return Imported(path, soft_labels, original.classes, made, original.outputs, repeated, facts, change)
 
 
 def _exported_column(

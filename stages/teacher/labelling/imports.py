@@ -127,7 +127,7 @@ def import_file(
     if quality.metrics:
         named = [found.classes[position] for position in order]
         check_class_order(quality.together, classes=task.classes, names=named, language=language)
-    done = import_(root, producer, found.soft_labels, format_=params.format)
+    done = import_(root, producer, found.soft_labels, format_=params.format, top_k_change=found.top_k_change)
     Store(root, producer).note_use(teacher=name or str(file), language=language)
     if name is not None and name != name_of(root, producer.id):
         give_name(root, producer.id, name)

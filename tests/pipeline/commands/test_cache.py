@@ -651,6 +651,22 @@ def test_gc_finds_references_wherever_git_keeps_them(clone: Path, where: str) ->
     assert referenced_by(clone) == both
 
 
+@pytest.mark.parametrize("where", ["worktree", "running experiment"])
+def test_gc_finds_references_in_other_working_folders(clone: Path, tmp_path: Path, where: str) -> None:
+    from cache.commands.gc import referenced_by
+
+    known, other = referenced_by(clone), clone / ".dvc/tmp/exps/tmp1234"
+    if where == "worktree":
+        other = tmp_path / "worktree"
+        git_in(clone)("worktree", "add", "-q", "--detach", str(other))
+    folder = other / "artifacts/soft_labels/en"
+    shutil.copytree(clone / "artifacts/soft_labels/en", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["producers"][0]["id"] = "f" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert referenced_by(clone) == known | {"f" * 64}
+
+
 def test_gc_refuses_to_guess_what_an_experiment_refers_to(
     clone: Path, run: Run, strangers: list[str], tmp_path: Path
 ) -> None:
