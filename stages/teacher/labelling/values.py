@@ -65,6 +65,8 @@ def as_logits(values: NDArray[np.float64], named: NDArray[np.bool_], *, kind: st
     if kind == "log_probabilities":
         _refuse((given > np.log1p(P_TOLERANCE)).any(axis=1), "the logarithm of a probability is above 0")
         probs = np.where(named, np.exp(np.minimum(values, 0.0)), 0.0)
+        nothing = named.all(axis=1) & (probs < floor).all(axis=1)  # which would count for each class alike
+        _refuse(nothing, f"no class has a probability of {floor:g}; take the row out, or lower floor")
     elif kind == "votes":
         _refuse(~((given >= 0) & np.isfinite(given)).all(axis=1), "votes are negative or infinite")
         sums = given.sum(axis=1, keepdims=True)

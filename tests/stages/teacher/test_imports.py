@@ -279,6 +279,10 @@ def test_a_class_that_nobody_voted_for_may_be_a_column_of_nulls(tmp_path: Path) 
         ({"votes": {"animal": 10**400, "colour": 2.0}}, "where numbers must be"),
         ({"log_probabilities": {"animal": 0.5}}, "the logarithm of a probability is above 0"),
         ({"log_probabilities": {"animal": -0.1, "colour": -0.2}}, "more than 1 by over 0.01"),
+        (
+            {"log_probabilities": {"animal": -20.0, "colour": -18.0, "number": -900.0}},
+            "no class has a probability of 1e-07; take the row out",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_is_named(prepared: Path, run: Run, row: dict[str, Any], said: str) -> None:
