@@ -54,6 +54,16 @@ def test_the_interval_of_one_seed_and_language_is_that_of_a_paired_t_test() -> N
     assert interval(differences, different_texts(differences)) == pytest.approx(tuple(expected))
 
 
+def test_seeds_that_agree_by_chance_make_nobody_surer_than_these_seeds_alone() -> None:
+    generator = np.random.default_rng(0)
+    one = generator.integers(-1, 2, size=200)
+    two = [np.stack([one, generator.permutation(one)])]  # the same mean, on other texts
+    low, high = interval(two, different_texts(two))
+    of_these = two[0].mean(axis=0)
+    least = stats.t.ppf(0.975, 199) * of_these.std(ddof=1) / 200**0.5
+    assert (high - low) / 2 == pytest.approx(least)
+
+
 def test_one_text_with_several_examples_says_nothing_of_others() -> None:
     assert interval([np.array([[0, 0, 1]])], [np.zeros(3, np.int64)]) == (-1, 1)
 
@@ -165,7 +175,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     for what, texts, *cells in rows:
         shares = [float(cell.removesuffix(" %")) for cell in cells]
         if texts != "translations, not known":
-            assert all(92 <= share <= 98 for share in shares), (what, texts, shares)
+            most = 99.5 if what == "both at once" else 98
+            assert all(92 <= share <= most for share in shares), (what, texts, shares)
         elif what == "texts":
             assert max(shares) < 85
 
