@@ -115,7 +115,8 @@ class LabelReader:
             return "; if texts without labels are to teach the student, say task.unlabelled: true"
         if may_be_numbers and self._first is None and str(label) == str(len(self._classes)):
             return "; if their numbers begin with 1, say task.source.first_class_number: 1"
-        return ""
+        alike = [name for name in self._classes if name.casefold() == str(label).strip().casefold()]
+        return f"; '{alike[0]}' is written otherwise: change one of them" if alike else ""
 
 
 def _is_number(name: str) -> bool:

@@ -16,6 +16,9 @@ from stages.data.task import Split, SplitName
 _NAMED = 5
 """Languages of which rows are left out that are named."""
 
+_MANY = 10
+"""Examples per class, on average, from which on a class without one is worth a note."""
+
 _FEW = 10
 """Examples with the same value of ``entity``, on average, from which on a column may mean something else."""
 
@@ -83,6 +86,12 @@ class Prepared:
                 )
             self._note_classes(language, labels, seen.texts)
             self._labels[language] = labels
+        else:
+            missing = self._missing(np.bincount(labels, minlength=len(self.classes)).tolist())
+            if missing and table.num_rows >= _MANY * len(self.classes):
+                self.notes.append(
+                    f"{language}: no {split} example of {', '.join(missing)}; is the source sorted?"
+                )
         if self.aligned and is_whole:
             self._note_alignment(language, split, labels)
 
@@ -123,11 +132,14 @@ class Prepared:
         if more := len(strangers) - len(named):
             self.notes.append(f"{where}: so are rows of {more:,} other languages")
 
+    def _missing(self, counts: Sequence[int]) -> list[str]:
+        """Name the classes of which there is no example."""
+        return [name for name, n in zip(self.classes, counts, strict=True) if not n]
+
     def _note_classes(self, language: str, labels: NDArray[np.int32], texts: NDArray[np.uint64]) -> None:
         """Count the classes of a training split, and note missing ones and labels that contradict."""
         self.by_class[language] = np.bincount(labels, minlength=len(self.classes)).tolist()
-        missing = [name for name, n in zip(self.classes, self.by_class[language], strict=True) if not n]
-        if missing:
+        if missing := self._missing(self.by_class[language]):
             self.notes.append(f"warning: {language}: no training example of {', '.join(missing)}")
         repeated = len(texts) - len(np.unique(texts))
         if repeated:

@@ -97,7 +97,7 @@ def delete_finished(folders: Iterable[Path]) -> None:
     for place in sorted(places):
         left = [path for path in place.glob("*") if path.is_dir()]
         size = sum(path.stat().st_size for one in left for path in one.rglob("*") if path.is_file())
-        if left:
+        if size >= 1e6:
             say(
                 f"{place} still holds {size / 1e6:,.0f} MB of interrupted trainings with other parameters or "
                 "data; delete it unless you go on with them"
@@ -135,6 +135,26 @@ def _changes(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[s
         if now["versions"][library] != version
     ]
     return code + versions
+
+
+class InTime(TrainerCallback):
+    """Asks for a checkpoint where the last one is old: a thousand steps may take an hour."""
+
+    def __init__(self) -> None:
+        self._saved = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: Any, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the clock after every tenth step."""
+        if state.global_step % 10 == 0:
+            # The processes of a training ask their own clocks, and must save together.
+            (is_time,) = broadcast_object_list([time.monotonic() - self._saved >= _SECONDS])
+            control.should_save |= is_time
+
+    def on_save(self, args: TrainingArguments, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember when it was."""
+        self._saved = time.monotonic()
 
 
 class BestInMemory(TrainerCallback):

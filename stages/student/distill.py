@@ -20,7 +20,7 @@ from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
 from stages.models.averages import MeanInMemory, RunningMean, note_start, weights_digest
-from stages.models.checkpoints import BestInMemory, Checkpoints, checkpoints_of, delete_finished
+from stages.models.checkpoints import BestInMemory, Checkpoints, InTime, checkpoints_of, delete_finished
 from stages.models.cut import say_cut
 from stages.models.encoders import read_note
 from stages.models.layers import freeze
@@ -399,6 +399,7 @@ def _train(trainer: DistillTrainer, task: TaskParams, folder: Path, *, title: st
     """
     params: DistillParams = trainer.params
     model: Any = trainer.model
+    trainer.add_callback(InTime())  # before those that keep something beside a checkpoint
     best = BestInMemory(folder, names=task.supervised, patience=params.patience)
     if params.keep == "best" or params.patience:
         trainer.add_callback(best)

@@ -202,7 +202,8 @@ class DistillParams(TrainingParams):
     """Whether soft labels that were cut to `teacher.label.top_k` may be used where that changes the gradient
     or the divergence at `temperature` by more than 1 % of what a student that knows nothing has to learn."""
     save_steps: PositiveInt = 1000
-    """Optimizer steps between checkpoints, from which a killed run goes on."""
+    """Optimizer steps between checkpoints, from which a killed run goes on; there is one every five minutes
+    besides."""
 
     @model_validator(mode="after")
     def _checkpoints_are_the_last_ones(self) -> Self:

@@ -51,6 +51,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_label_that_differs_in_case_alone_is_told_so(folder: Path) -> None:
+    task = nli_task("data/{language}/{split}.jsonl", supervised=["de"], zero_shot=[])
+    for split in SPLITS:
+        rows = [
+            {"premise": f"{split} {i}", "hypothesis": "b", "label": "Yes " if i else "no"} for i in (0, 1)
+        ]
+        write(Path(f"data/de/{split}.jsonl"), rows)
+    with pytest.raises(StageError, match=r"label 'Yes ' is not one of .*'yes' is written otherwise: change"):
+        prepare(task)
+
+
+def test_a_class_that_no_test_example_has_is_named_where_there_are_many(folder: Path) -> None:
+    task = nli_task("data/{language}/{split}.jsonl", supervised=["de"], zero_shot=[])
+    for split in SPLITS:
+        n = 20 if split == "test" else 4
+        rows = [
+            {
+                "premise": f"{split} {i}",
+                "hypothesis": "b",
+                "label": "no" if split != "train" or i % 2 else "yes",
+            }
+            for i in range(n)
+        ]
+        write(Path(f"data/de/{split}.jsonl"), rows)
+    assert prepare(task).notes == ["de: no test example of yes; is the source sorted?"]
+
+
 # The built-in task
 
 

@@ -84,6 +84,32 @@ def test_weights_that_the_last_step_broke_are_not_kept(finished: Path, run: Run)
     assert not Path("artifacts/student").exists()
 
 
+def test_a_long_training_leaves_a_checkpoint_in_time(
+    finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_file("artifacts/student/model.safetensors")
+    average = ("--set", "student.distill.save_steps=1000", "--set", "student.distill.average=8")
+    assert run("student", "distill", *average).code == 0
+    mean = load_file("artifacts/student/model.safetensors")
+    step = TextTrainer.training_step
+
+    def stop(self: TextTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == 12:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    for options, expected in ((average[:2], before), (average, mean)):
+        with monkeypatch.context() as patch:
+            patch.setattr(TextTrainer, "training_step", stop)
+            patch.setattr("stages.models.checkpoints._SECONDS", 0)
+            assert run("student", "distill", *options).code == 130
+        done = run("student", "distill", *options)
+        assert "checkpoint-10" in done.err
+        found = load_file("artifacts/student/model.safetensors")
+        for name, weights in expected.items():
+            torch.testing.assert_close(found[name], weights, atol=1e-6, rtol=1e-5)
+
+
 def test_runs_that_patience_ended_say_how_long_they_were() -> None:
     assert Trained("mblm", [28, 42], {"de": 0.5}).line() == (
         "mblm: the mean of 2 runs of 28 to 42 steps; validation accuracy: de 50.0%"
