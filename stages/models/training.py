@@ -334,6 +334,14 @@ def run(trainer: TextTrainer, *, title: str) -> list[dict[str, Any]]:
     gc.freeze()  # the Trainer asks for a garbage collection, which takes half a second over all modules
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        bar.close()
+        kept = last_complete_checkpoint(folder)
+        how = f"goes on from {kept}" if kept else "begins it anew, since there is no checkpoint yet"
+        if process_index() == 0:
+            step = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+            say(f"{title}: stopped at {step}; the same command {how}")
+        raise
     finally:
         gc.unfreeze()
         bar.close()  # so that an error message begins on a line of its own

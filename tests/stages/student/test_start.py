@@ -102,7 +102,9 @@ def test_a_long_training_leaves_a_checkpoint_in_time(
         with monkeypatch.context() as patch:
             patch.setattr(TextTrainer, "training_step", stop)
             patch.setattr("stages.models.checkpoints._SECONDS", 0)
-            assert run("student", "distill", *options).code == 130
+            stopped = run("student", "distill", *options)
+        assert stopped.code == 130
+        assert "stopped at step 12 of 18; the same command goes on from .checkpoints/" in stopped.err
         done = run("student", "distill", *options)
         assert "checkpoint-10" in done.err
         found = load_file("artifacts/student/model.safetensors")
