@@ -20,6 +20,8 @@ def resolve_commit(name: str, revision: str | None, *, key: str, kind: Literal["
     """
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
+    if name.startswith(("/", ".", "~")):  # which no id is
+        raise StageError(f"{key} is {name}: no folder of that name; name one, from the repository's root")
     from huggingface_hub import HfApi  # slow import
 
     try:
