@@ -143,7 +143,7 @@ def _copy_name(source: str | Path, store: Store, ids: Collection[str], named: di
     """Give a producer of the target the name that it has in the source, if none has it there."""
     producer_id = store.producer.id
     name = name_of(source, producer_id)
-    if name is not None and producer_id not in named.values():
+    if name is not None and name_of(store.root, producer_id) is None:
         with suppress(StoreError):
             require_name(store.root, producer_id, name, ids=ids, named=named)
             store.folder.write(NAME, canonical_json({"name": name}))
