@@ -94,12 +94,8 @@ def model_card(
     Returns:
         Markdown with a YAML header, as the Hub reads it.
     """
-    tags = [language.replace("_", "-") for language in task.supervised]
-    codes = list(dict.fromkeys(tag.partition("-")[0].lower() for tag in tags))
-    whole: dict[str, Any] = {} if codes == tags else {"language_bcp47": tags}
     header = ModelCardData(
-        language=codes,  # the Hub refuses anything else, such as zh-Hans
-        **whole,
+        **_language_codes(task.supervised),
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["mblm", "multilingual", *(["knowledge-distillation"] if teachers else [])],
@@ -195,6 +191,13 @@ def _interrupted(went_on_over: Sequence[str]) -> str:
         "\n- Interrupted: the training went on from a checkpoint though these had changed: "
         f"{', '.join(map(_plain, went_on_over))}"
     )
+
+
+def _language_codes(languages: Sequence[str]) -> dict[str, Any]:
+    """Give languages as the Hub's header has them: it refuses codes such as ``zh-Hans`` but in one place."""
+    tags = [language.replace("_", "-") for language in languages]
+    codes = list(dict.fromkeys(tag.partition("-")[0].lower() for tag in tags))
+    return {"language": codes, **({} if codes == tags else {"language_bcp47": tags})}
 
 
 def _languages(config: MBLMConfig) -> str:
