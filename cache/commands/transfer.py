@@ -1,6 +1,6 @@
 """Push and pull: copy what is missing from one store to another, by content name."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -86,7 +86,8 @@ def copy(
     failed: list[DamagedShardError | UnreadableError] = []
     vanished = []
     ids = {*producer_ids(target), *todo.missing}
-    named = names(target)
+    before = names(target)
+    named = dict(before)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for producer_id, sizes in todo.missing.items():
             store = Store.open(source, producer_id)
@@ -115,6 +116,7 @@ def copy(
                 _copy_name(source, there, ids, named)
             except UnreadableError as error:
                 failed.append(error)
+    _take_names_back(target, {name: one for name, one in named.items() if name not in before})
     return failed, vanished
 
 
@@ -148,6 +150,15 @@ def _copy_name(source: str | Path, store: Store, ids: Collection[str], named: di
             require_name(store.root, producer_id, name, ids=ids, named=named)
             store.folder.write(NAME, canonical_json({"name": name}))
             named[name] = producer_id
+
+
+def _take_names_back(target: str | Path, given: Mapping[str, str]) -> None:
+    """Take those names back that another process gave to another producer meanwhile."""
+    for one in producer_ids(target) if given else ():
+        with suppress(UnreadableError):
+            owner = given.get(name_of(target, one) or "", one)
+            if owner != one:
+                Folder(target).folder(owner).delete(NAME)
 
 
 def _copy_last_use(source: Folder, target: Folder) -> None:

@@ -19,7 +19,7 @@ from cache.commands.transfer import compare, copy
 from cache.commands.verify import verify
 from cache.folder import Folder
 from cache.names import names
-from cache.store import LAST_USE, LastUse
+from cache.store import LAST_USE, NAME, LastUse
 
 N = 12
 
@@ -206,6 +206,26 @@ def test_many_names_are_copied_without_reading_the_target_again_for_each(
         counts.append(len(listed))
         assert names(there) == {f"teacher-{number}": one for number, one in enumerate(some)}
     assert counts[1] <= 2 * counts[0]
+
+
+def test_a_name_that_another_process_gave_away_meanwhile_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    ours, theirs = (Store(root, producer(weights=str(root))) for root in (here, there))
+    for store in (ours, theirs):
+        store.append(soft_labels(texts(2)))
+    give_name(here, ours.producer.id, "mine")
+    write = Folder.write
+
+    def write_after_another(self: Folder, name: str, data: bytes) -> None:
+        if name == NAME and str(self) != str(theirs.folder):
+            write(theirs.folder, NAME, data)
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", write_after_another)
+    copy(here, there, compare(here, there, [ours.producer.id]), on_bytes=ignore)
+    assert names(there) == {"mine": theirs.producer.id}
 
 
 def test_a_clock_that_is_behind_makes_no_use_older(store: Store) -> None:
