@@ -27,6 +27,7 @@ from stages.models.layers import freeze
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.models.pins import model_digests, model_folder
+from stages.models.precision import say_if_slower
 from stages.models.processes import process_index
 from stages.models.texts import Collator, Texts, require_splittable
 from stages.models.training import (
@@ -275,6 +276,7 @@ def _fit(
         if note["source"]:
             say_new(model.new_weights, what=what)
         say_cut(tokenizer, train.fields, params.max_tokens, key=key)
+        say_if_slower(params.precision, key="student.distill.precision")
     if not params.subword_dropout:
         train.keep_tokens(tokenizer, params.max_tokens, checkpoints.folder)
     began_with = weights_digest(model)

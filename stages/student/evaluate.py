@@ -20,6 +20,7 @@ from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
 from stages.models.batches import current_device, tokenize
 from stages.models.loading import require_max_tokens
+from stages.models.precision import say_if_slower
 from stages.models.students import class_names, load_student
 from stages.progress import Bar
 from stages.results.measures import N_BINS, by_confidence, confusion, probabilities
@@ -133,6 +134,7 @@ def answers(
     name = folder.name
     model, tokenizer = load_student(folder, command=command)
     device = current_device()
+    say_if_slower(distill.precision, key="student.distill.precision")
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides self
     if (class_names(model.config), model.config.languages) != (task.classes, task.supervised):
         raise StageError(

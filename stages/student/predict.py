@@ -20,6 +20,7 @@ from stages.data.rows import Window, column, windows
 from stages.errors import StageError
 from stages.models.batches import current_device, to_device, tokenize
 from stages.models.loading import require_max_tokens
+from stages.models.precision import say_if_slower
 from stages.models.students import class_names, load_student
 from stages.progress import Bar
 from stages.student.params import DistillParams, EvaluateParams
@@ -166,6 +167,7 @@ class _Student:
     def __init__(self, folder: Path, params: DistillParams, batch_tokens: int, *, calibrated: bool) -> None:
         self._folder, self._params, self._batch_tokens = folder, params, batch_tokens
         self._device = current_device()
+        say_if_slower(params.precision, key="student.distill.precision")
         self._model, self._tokenizer = load_student(folder)
         self._config = self._model.config
         self._model.to(self._device)  # type: ignore[arg-type]  # transformers' decorator hides self

@@ -25,6 +25,7 @@ from stages.models.cut import say_cut
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
 from stages.models.modeling_mblm import FAMILIES, MBLMForSequenceClassification
 from stages.models.pins import fetch, link, resolve
+from stages.models.precision import say_if_slower
 from stages.models.processes import alone, process_index, wait_for
 from stages.models.scratch import build_encoder
 from stages.models.texts import Collator, Texts, require_splittable
@@ -319,6 +320,7 @@ def _train(
         if base.parent != checkpoints.parent:  # where one that was made here is
             say_new(new, what=what)
         say_cut(tokenizer, train.fields, params.max_tokens, key="teacher.finetune.max_tokens")
+        say_if_slower(params.precision, key="teacher.finetune.precision")
     if not params.subword_dropout:
         train.keep_tokens(tokenizer, params.max_tokens, checkpoints)
     steps_per_epoch = -(-splits["train"].num_rows // params.batch_size)

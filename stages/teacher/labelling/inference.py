@@ -22,6 +22,7 @@ from transformers.utils.import_utils import is_peft_available
 from stages.errors import StageError
 from stages.models.batches import Tokens, current_device, fitting, to_device, tokenize
 from stages.models.loading import loading, require_embeddings, require_max_tokens
+from stages.models.precision import say_if_slower
 from stages.progress import say
 from stages.teacher.labelling.decoders import NO_ID, LastToken, classifier_of, is_decoder
 from stages.teacher.params import LabelParams
@@ -64,6 +65,7 @@ class Teacher:
         self._folder, self._params = folder, params
         self._budget = params.batch_tokens
         self._device = current_device()
+        say_if_slower(params.precision, key="teacher.label.precision")
         # On a device of its own the next batch is made and sent while this one is computed.
         self._n_ahead = 0 if self._device.type == "cpu" else 1
         what = f"the teacher in {folder}"
