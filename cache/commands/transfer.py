@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.endpoint_notes import EndpointNotes
-from cache.errors import DamagedShardError, StoreError, UnreadableError
+from cache.errors import DamagedShardError, ProducerError, StoreError, UnreadableError
 from cache.folder import Folder
 from cache.identity.digests import canonical_json
 from cache.names import name_of, names, require_name
@@ -25,10 +25,13 @@ class Plan:
     Attributes:
         missing: Names of shards with their sizes in bytes, by producer.
         present: Shards that the target has already.
+        failed: Why producers are left out: a producer.json of the source is absent, or one here or there is
+            no JSON, not that of the id, cannot be read now, or is of a newer version.
     """
 
     missing: dict[str, dict[str, int]]
     present: int
+    failed: list[ProducerError | UnreadableError]
 
     @property
     def shards(self) -> int:
@@ -42,18 +45,17 @@ class Plan:
 
 
 def compare(source: str | Path, target: str | Path, producer_ids: Iterable[str]) -> Plan:
-    """Find the shards that a target lacks, or has in another size, which is a copy that was cut off.
-
-    Raises:
-        ProducerError: A producer.json of the source is absent, or one here or there is no JSON or not that of
-            the id.
-        UnreadableError: A producer.json cannot be read now, or a newer version wrote it.
-    """
+    """Find the shards that a target lacks, or has in another size, which is a copy that was cut off."""
     missing, present = {}, 0
+    failed: list[ProducerError | UnreadableError] = []
     for producer_id in producer_ids:
-        store = Store.open(source, producer_id)
-        copied = Store(target, store.producer)
-        copied.require_own()
+        try:
+            store = Store.open(source, producer_id)
+            copied = Store(target, store.producer)
+            copied.require_own()
+        except (ProducerError, UnreadableError) as error:
+            failed.append(error)
+            continue
         here, there = store.shards(), copied.shards()
         missing[producer_id] = {
             name: size
@@ -61,7 +63,7 @@ def compare(source: str | Path, target: str | Path, producer_ids: Iterable[str])
             if name not in there or (size and there[name] != size)  # some listings, of HTTP, tell no size
         }
         present += len(here) - len(missing[producer_id])
-    return Plan(missing, present)
+    return Plan(missing, present, failed)
 
 
 def copy(

@@ -430,6 +430,7 @@ def compact(
     changes: Changes = [],  # noqa: B006
 ) -> None:
     """Merge small shards into large ones, while others use the store."""
+    from cache import ProducerError, UnreadableError
     from cache.commands.compact import compact as run
     from stages.teacher.params import LabelParams
 
@@ -437,13 +438,21 @@ def compact(
     format_ = loaded.teacher.label.format if loaded else LabelParams().format
     root = _root(store, params, changes)
     ids = _chosen(root, producers)
+    found, failed = [], []
     with bytes_bar("compact", _total_size(root, ids)) as on_bytes:
-        found = [run(root, one, format_=format_, on_bytes=on_bytes) for one in ids]
+        for one in ids:
+            try:
+                found.append(run(root, one, format_=format_, on_bytes=on_bytes))
+            except (ProducerError, UnreadableError) as error:
+                failed.append(error)
     if as_json:
         print_json(found)
-        return
-    rows = [[one.producer[:12], str(one.before), str(one.after), f"{one.repeated:,}"] for one in found]
-    print_table(["producer", "shards before>", "after>", "repeated, left out>"], rows)
+    else:
+        rows = [
+            [done.producer[:12], str(done.before), str(done.after), f"{done.repeated:,}"] for done in found
+        ]
+        print_table(["producer", "shards before>", "after>", "repeated, left out>"], rows)
+    _require_none(failed)
 
 
 def _repair_each(root: str, ids: Sequence[str]) -> "tuple[list[Repaired], list[UnreadableError]]":
@@ -575,19 +584,20 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
     n_copied = plan.shards - n_failed - len(vanished)
     if as_json:
         paths = {"damaged": [e.path for e in damaged], "unreadable": [e.path for e in unreadable]}
-        print_json({"copied": n_copied, "present": plan.present, **paths})
+        left_out = {"left_out": [str(error) for error in plan.failed]}
+        print_json({"copied": n_copied, "present": plan.present, **paths, **left_out})
     else:
         typer.echo(
-            f"{counted(n_copied, 'shard')} of {counted(len(ids), 'producer')} copied to {target}; "
+            f"{counted(n_copied, 'shard')} of {counted(len(plan.missing), 'producer')} copied to {target}; "
             f"{plan.present} there already"
         )
-    for one in ids:
+    for one in plan.missing:
         with suppress(UnreadableError):  # `copy` has met it, too
             ours, theirs = name_of(source, one), name_of(target, one)
             if ours not in (None, theirs):
                 there = f"it '{theirs}'" if theirs else "another producer so"
                 typer.echo(f"{source} calls producer {one[:12]} '{ours}'; {target} calls {there}", err=True)
-    _require_none(unreadable)
+    _require_none([*plan.failed, *unreadable])
     if vanished:
         raise CacheError(f"{source} was compacted or cleaned meanwhile; run the same command again")
     if damaged:

@@ -253,6 +253,25 @@ def test_a_broken_producer_json_is_reported_and_the_others_are_checked(finished:
     assert found[producer_of("en")]["examples"] == 57
 
 
+@pytest.mark.parametrize("content", ["[]", '{"schema":99}', None])
+def test_one_broken_producer_keeps_no_other_from_being_copied_and_merged(
+    content: str | None, finished: Path, tmp_path: Path, run: Run
+) -> None:
+    broken, whole = sorted((producer_of("de"), producer_of("en")))
+    path = finished / "store" / broken / "producer.json"
+    path.write_text(content) if content else path.unlink()
+    there = tmp_path / "there"
+    done = run("cache", "push", str(there))
+    assert (done.code, done.out) == (1, f"1 shard of 1 producer copied to {there}; 0 there already\n")
+    assert "producer.json" in done.err
+    assert [one.name for one in there.iterdir()] == [whole]
+    said = run("cache", "push", str(there), "--json")
+    assert (said.code, len(json.loads(said.out)["left_out"])) == (1, 1)
+    done = run("cache", "compact")
+    assert (done.code, whole[:12] in done.out, broken[:12] in done.out) == (1, True, False)
+    assert "producer.json" in done.err
+
+
 def test_classes_that_change_places_among_the_largest_are_no_difference(finished: Path, run: Run) -> None:
     change = ("--set", "teacher.label.top_k=2")
     run(*LABEL, *change)
@@ -770,6 +789,7 @@ def test_two_clones_share_what_is_pushed_and_pulled(finished: Path, run: Run, tm
         "present": 0,
         "damaged": [],
         "unreadable": [],
+        "left_out": [],
     }
     assert "57 cached, 0 to label" in run(*LABEL).err
     assert left(run) == {producer_of("de")}
