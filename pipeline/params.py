@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.terminal import counted
 from stages.ablation.params import AblationParams
 from stages.data.silver import silver_languages
 from stages.data.task import HubSource, TaskParams
@@ -238,7 +239,7 @@ def _one_line(errors: list[ErrorDetails]) -> str:
     if first["type"] not in ("extra_forbidden", "missing", "value_error"):  # what else the value may be
         same = [error["msg"] for error in errors if _key(error["loc"]) == _key(first["loc"])]
         first["msg"] = ", or ".join([same[0], *(one.removeprefix("Input should be ") for one in same[1:])])
-    more = f" (and {len(others)} more)" if others else ""
+    more = f" (and {counted(len(others), 'other error')})" if others else ""
     return _explain(first) + more
 
 
@@ -258,6 +259,11 @@ def _explain(error: ErrorDetails) -> str:
         return f"{key} is not a parameter; {hint}"
     if error["type"] == "missing":
         return f"{key} is missing"
+    if error["type"] == "union_tag_not_found":
+        return f"{key}.kind is missing"
+    if error["type"] == "union_tag_invalid":
+        kinds = error["ctx"]["expected_tags"].replace("'", "")
+        return f"{key}.kind is {error['ctx']['tag']!r}; there are: {kinds}"
     if error["type"] == "value_error":
         return (f"{key}: " if key else "") + message.removeprefix("Value error, ")
     given = error["input"]

@@ -137,7 +137,7 @@ class Module:
             (" ".join(text.split()), call.lineno) for call in calls for text in self.texts(call.args[-1])
         ]
         # How many other errors there are does not belong to a message.
-        return [Message(re.sub(r" \(and …+ more\)$", "", text), self.name, line) for text, line in found]
+        return [Message(re.sub(r" \(and …+( more)?\)$", "", text), self.name, line) for text, line in found]
 
 
 def name_of(call: ast.Call) -> str:

@@ -91,7 +91,9 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
         ),
         ("teacher.finetune.batch_size=3.5", "batch_size is 3.5: input should be a valid integer"),
         ("task.max_examples='9'", "max_examples is '9': input should be a valid integer"),
-        ("task.source={kind: sql}", "'names', 'hub', 'files'"),
+        ("task.source={kind: sql}", "task.source.kind is 'sql'; there are: names, hub, files"),
+        ("task.source={pattern: a}", "task.source.kind is missing"),
+        ("task.source={kind: files, path: a}", "text_fields (and 1 other error)"),
         ("task.source={kind: files, pattern: data/a, label_field: b}", "pattern needs {split} in it"),
         (
             "task.source={kind: files, pattern: 'data/{split}'}",
