@@ -10,6 +10,8 @@ from tiny import Run
 from stages.models import precision
 from stages.models.precision import say_if_slower
 
+SECONDS = precision._seconds
+
 
 @pytest.fixture(autouse=True)
 def on_a_cpu_of_some_speed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -32,6 +34,13 @@ def test_it_is_said_once_where_float32_is_quicker(
     monkeypatch.setattr(precision, "_seconds", {torch.bfloat16: 2.0, torch.float32: 5.0}.__getitem__)
     say_if_slower("bfloat16", key="c.d")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(
+    torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has instructions for bfloat16"
+)
+def test_a_cpu_that_computes_it_in_software_is_told_from_others() -> None:
+    assert SECONDS(torch.bfloat16) > 1.5 * SECONDS(torch.float32)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a card computes bfloat16 itself")
