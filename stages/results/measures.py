@@ -97,6 +97,12 @@ def calibration_error(bins: Bins) -> float:
     return float((bins.counts * gaps).sum() / max(bins.counts.sum(), 1))
 
 
+def overconfidence(bins: Bins) -> float:
+    """Give the mean confidence less the accuracy, in [-1, 1]: below 0, predictions are right more often."""
+    n = max(bins.counts.sum(), 1)
+    return float((bins.counts * (bins.confidence - bins.accuracy)).sum() / n)
+
+
 def by_coverage(probs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.float64]:
     """Say how accurate a classifier is that answers only the k texts of which it is the surest, for each k.
 

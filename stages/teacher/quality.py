@@ -11,13 +11,24 @@ from cache import Index, SoftLabels
 from stages.data.examples import SPLITS, UNLABELLED, has_only_texts, has_split, read_examples, taught_splits
 from stages.data.task import Split, SplitName, TaskParams
 from stages.errors import StageError
-from stages.results.measures import N_BINS, Bins, by_confidence, calibration_error, probabilities
+from stages.results.measures import (
+    N_BINS,
+    Bins,
+    by_confidence,
+    calibration_error,
+    overconfidence,
+    probabilities,
+)
 
 Answer = Callable[[pa.FixedSizeBinaryArray], tuple[NDArray[np.bool_], NDArray[np.floating]]]
 """Tells of which of n examples there are soft labels, ``(n,)``, and gives these in the task's class order."""
 
 _BLOCK = 1 << 13
 """Few enough examples for the logits of thousands of classes to be in memory."""
+
+_CLEARLY = 0.05
+"""Between how sure soft labels are and how often they are right, a difference that is worth a word; of few
+examples, two standard errors are."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,10 @@ class Quality:
         accuracies = ", ".join(f"{split} {one['accuracy']:.1%}" for split, one in metrics.items())
         held_out = "validation" if "validation" in metrics else next(iter(metrics))
         parts = [f"accuracy: {accuracies}"]
-        parts.append(f"calibration error: {held_out} {metrics[held_out]['calibration_error']:.1%}")
+        surer = overconfidence(self.bins[held_out])
+        clearly = max(_CLEARLY, self.bins[held_out].counts.sum() ** -0.5)
+        how = "" if abs(surer) < clearly else ", too sure" if surer > 0 else ", not sure enough"
+        parts.append(f"calibration error: {held_out} {metrics[held_out]['calibration_error']:.1%}{how}")
         partly = [
             f"{split} {metrics[split]['coverage'] if split in metrics else 0:.0%}"
             for split, n in self.examples.items()

@@ -18,6 +18,7 @@ from stages.results.measures import (
     entropy,
     fit_temperature,
     interval,
+    overconfidence,
     probabilities,
 )
 
@@ -45,6 +46,15 @@ def test_the_calibration_error_is_that_of_guo(answers: tuple[Any, Any]) -> None:
     logits, labels = answers
     bins = by_confidence(probabilities(logits), labels)
     assert calibration_error(bins) == pytest.approx(calibration_error_of(logits, labels))
+
+
+def test_overconfidence_is_how_sure_less_how_often_right(answers: tuple[Any, Any]) -> None:
+    logits, labels = answers
+    for scale in (1, 0.01):
+        probs = probabilities(scale * logits)
+        surer = probs.max(axis=1).mean() - (probs.argmax(axis=1) == labels).mean()
+        assert overconfidence(by_confidence(probs, labels)) == pytest.approx(surer)
+        assert (surer > 0) == (scale == 1)
 
 
 def test_confusion_counts_pairs_of_label_and_prediction(answers: tuple[Any, Any]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from labels import producer, shard_files, soft_labels
 from ruamel.yaml import YAML
 from scipy.special import softmax
-from tiny import CLASSES, ROOT, Run, examples, tiny_params, write_jsonl, write_params
+from tiny import CLASSES, ROOT, SIZES, Run, examples, tiny_params, write_jsonl, write_params
 from unreadable import fail_to_read, needs_proc
 
 from cache import Outputs, Store, example_ids
@@ -80,6 +80,25 @@ def test_an_import_says_whose_they_are_and_how_good(prepared: Path, run: Run, tm
     assert (
         "57 soft labels of 'gpt@2'"
         in run("cache", "import", "soft.jsonl", *BY, "--fact", "licence=CC BY-NC 4.0").out
+    )
+
+
+@pytest.mark.parametrize(
+    ("sure", "right", "said"),
+    [(0.9, 0.9, ""), (0.9, 0.6, ", too sure"), (0.5, 0.9, ", not sure enough")],
+)
+def test_soft_labels_that_are_too_sure_or_not_sure_enough_are_called_so(
+    sure: float, right: float, said: str, prepared: Path, run: Run
+) -> None:
+    most_probable = likely().argmax(axis=1)
+    of_validation = slice(SIZES["train"], SIZES["train"] + SIZES["validation"])
+    n_wrong = round((1 - right) * SIZES["validation"])
+    most_probable[of_validation][:n_wrong] = (most_probable[of_validation][:n_wrong] + 1) % 3
+    values = np.full((len(texts()), 3), (1 - sure) / 2)
+    values[np.arange(len(values)), most_probable] = sure
+    write_jsonl(Path("soft.jsonl"), by_class(values))
+    assert re.search(
+        rf"calibration error: validation [0-9.]+%{said}\n", run("cache", "import", "soft.jsonl", *BY).out
     )
 
 
