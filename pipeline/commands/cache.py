@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,9 +16,8 @@ from pipeline.options import Changes, ParamsFile, load
 from pipeline.terminal import bytes_bar, counted, in_bytes, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from cache import CacheError, Producer, UnreadableError
+    from cache import CacheError, Producer
     from cache.commands.ls import Listed
-    from cache.commands.repair import Repaired
     from cache.commands.show import Shown
     from cache.commands.verify import Verified
     from pipeline.params import PipelineParams
@@ -40,6 +40,7 @@ OneProducer = Annotated[
     str, typer.Argument(metavar="ID", help="A producer, by name or the beginning of its id.")
 ]
 _DEFAULT = Path("params.yaml")
+_Done = TypeVar("_Done")
 
 
 @app.command(epilog="Example: `python -m pipeline cache ls`")
@@ -159,9 +160,12 @@ def repair(
 
     A producer with files that cannot be read is left as it is, and the exit code is 1.
     """
+    from cache.commands.repair import repair as run
+
     loaded = _loaded(store, params, changes)
     root = _root(store, params, changes)
-    found, unreadable = _repair_each(root, _chosen(root, producers))
+    repaired, unreadable = _each(_chosen(root, producers), partial(run, root))
+    found = [done for done in repaired if done.damaged or done.lacks_facts]
     if not as_json:
         for done in found:
             for name, reason in done.damaged.items():
@@ -430,7 +434,6 @@ def compact(
     changes: Changes = [],  # noqa: B006
 ) -> None:
     """Merge small shards into large ones, while others use the store."""
-    from cache import ProducerError, UnreadableError
     from cache.commands.compact import compact as run
     from stages.teacher.params import LabelParams
 
@@ -438,13 +441,8 @@ def compact(
     format_ = loaded.teacher.label.format if loaded else LabelParams().format
     root = _root(store, params, changes)
     ids = _chosen(root, producers)
-    found, failed = [], []
     with bytes_bar("compact", _total_size(root, ids)) as on_bytes:
-        for one in ids:
-            try:
-                found.append(run(root, one, format_=format_, on_bytes=on_bytes))
-            except (ProducerError, UnreadableError) as error:
-                failed.append(error)
+        found, failed = _each(ids, partial(run, root, format_=format_, on_bytes=on_bytes))
     if as_json:
         print_json(found)
     else:
@@ -455,18 +453,18 @@ def compact(
     _require_none(failed)
 
 
-def _repair_each(root: str, ids: Sequence[str]) -> "tuple[list[Repaired], list[UnreadableError]]":
-    """Repair producers; gives those that lack something now, and why others were left as they are."""
-    from cache import UnreadableError
-    from cache.commands.repair import repair
+def _each(ids: Sequence[str], do: Callable[[str], _Done]) -> "tuple[list[_Done], list[CacheError]]":
+    """Do something with each producer; gives what was done, and why others were left as they are."""
+    from cache import ProducerError, UnreadableError
 
-    found, unreadable = [], []
+    found: list[_Done] = []
+    failed: list[CacheError] = []
     for one in ids:
         try:
-            found.append(repair(root, one))
-        except UnreadableError as error:
-            unreadable.append(error)
-    return [done for done in found if done.damaged or done.lacks_facts], unreadable
+            found.append(do(one))
+        except (ProducerError, UnreadableError) as error:
+            failed.append(error)
+    return found, failed
 
 
 def _is_imported(root: str, producer_id: str) -> bool:
