@@ -10,8 +10,12 @@ from stages.data.examples import UNLABELLED, read_entities, read_examples, taugh
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
 from stages.results.intervals import interval, numbered_entities
+from stages.results.measures import probabilities
 from stages.results.predictions import Predictions
 from stages.results.teachers import Teachers, said_by
+
+_FAR = 0.2
+"""By so much more often are teachers right than they say, where a student may learn their doubts."""
 
 
 class Gain(NamedTuple):
@@ -19,6 +23,7 @@ class Gain(NamedTuple):
 
     Attributes:
         teachers: Accuracy of the teachers.
+        confidence: Of the teachers, on average: the probability of the class that they name.
         baseline: Accuracy of the encoder that was fine-tuned on the hard labels of all supervised languages.
         low: Lower bound of the difference, at 95 %: for other texts, not for other seeds.
         high: Upper bound.
@@ -28,6 +33,7 @@ class Gain(NamedTuple):
     """
 
     teachers: float
+    confidence: float
     baseline: float
     low: float
     high: float
@@ -48,6 +54,11 @@ class Gain(NamedTuple):
         """Say in words what the difference means."""
         if self.low > 0:
             better = "teachers are better than the encoder fine-tuned on the labels"
+            if self.teachers - self.confidence > _FAR:
+                return (
+                    f"{better}, but only {self.confidence:.0%} sure on average: "
+                    "a student may learn their doubts; at a student.distill.temperature below 1, less of them"
+                )
             knows_by_heart = 1 - self.by_heart < (1 - self.teachers) / 2
             if self.only_labelled and knows_by_heart:
                 return (
@@ -84,24 +95,25 @@ def premise(
     """
     known_entities = {language: read_entities(language, "validation") for language in task.supervised}
     entities = numbered_entities(known_entities)
-    right, by_heart = {}, {}
+    right, sure, by_heart = {}, {}, {}
     only_labelled = all(UNLABELLED not in taught_splits(task, language) for language in task.languages)
     for language in task.supervised:
         own = baseline[language, "validation"]
-        has, of_teachers = _teachers_right(task, teachers[language], language, "validation")
+        has, of_teachers, confidence = _teachers_right(task, teachers[language], language, "validation")
         if not has.any():
             continue
         right[language] = np.stack([of_teachers, (own.predicted == own.labels)[has]]).astype(np.int64)
         entities[language] = entities[language][has]
+        sure[language] = confidence.mean()
         by_heart[language] = _teachers_right(task, teachers[language], language, "train")[1].mean()
 
     def gain(*languages: str) -> Gain:
         accuracies = np.mean([right[name].mean(axis=1) for name in languages], axis=0)
         differences = [right[name][:1] - right[name][1:] for name in languages]
         low, high = interval(differences, [entities[name] for name in languages])
-        known = float(np.mean([by_heart[name] for name in languages]))
+        known, confidence = (float(np.mean([of[name] for name in languages])) for of in (by_heart, sure))
         of_teachers, of_baseline = map(float, accuracies)
-        return Gain(of_teachers, of_baseline, low, high, known, only_labelled)
+        return Gain(of_teachers, confidence, of_baseline, low, high, known, only_labelled)
 
     if not right:
         raise StageError("no validation text of a supervised language has soft labels")
@@ -110,9 +122,9 @@ def premise(
 
 def _teachers_right(
     task: TaskParams, teachers: Teachers, language: str, split: Split
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tell of which examples of a split there are soft labels, ``(N,)``, and which of these are right."""
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]]:
+    """Tell of which examples of a split there are soft labels, ``(N,)``; how right and how sure these are."""
     examples = read_examples(task, language, split)
     said = said_by(task, teachers, language, [split])
     right: NDArray[np.bool_] = said.together.argmax(axis=1) == examples["label"].to_numpy()[said.has]
-    return said.has, right
+    return said.has, right, probabilities(said.together).max(axis=1)

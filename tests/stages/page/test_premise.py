@@ -15,6 +15,7 @@ from stages.data.examples import read_examples
 from stages.page.taught import read_taught
 from stages.results.predictions import read_predictions, write_predictions
 from stages.results.premise import Gain, premise
+from stages.results.teachers import said_by
 
 CAPTION = "Teachers and finetune on validation data"
 
@@ -63,6 +64,9 @@ def test_the_interval_of_one_language_is_that_of_a_paired_t_test(varied: Path) -
     assert (found.low, found.high) == pytest.approx(tuple(bounds))
     assert found.mean == pytest.approx(differences.mean())
     assert gains.average.mean == pytest.approx(np.mean([one.mean for one in gains.languages.values()]))
+    logits = said_by(task, params.teachers["de"], "de", ["validation"]).together.astype(np.float64)
+    probs = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    assert found.confidence == pytest.approx(probs.max(axis=1).mean())
 
 
 @pytest.mark.parametrize(
@@ -70,19 +74,28 @@ def test_the_interval_of_one_language_is_that_of_a_paired_t_test(varied: Path) -
     [(0.01, 0.1, "are better than"), (-0.1, -0.01, "are worse than"), (-0.1, 0.1, "cannot be told apart")],
 )
 def test_a_difference_is_read_by_its_interval(low: float, high: float, reading: str) -> None:
-    assert reading in Gain(0.5, 0.5, low, high, 0.6, only_labelled=True).reading()
+    assert reading in Gain(0.5, 0.5, 0.5, low, high, 0.6, only_labelled=True).reading()
 
 
 @pytest.mark.parametrize(("by_heart", "only_labelled"), [(0.98, True), (0.98, False), (0.93, True)])
 def test_better_teachers_that_know_all_there_is_by_heart_may_not_be_enough(
     by_heart: float, only_labelled: bool
 ) -> None:
-    reading = Gain(0.9, 0.8, 0.05, 0.15, by_heart, only_labelled=only_labelled).reading()
+    reading = Gain(0.9, 0.9, 0.8, 0.05, 0.15, by_heart, only_labelled=only_labelled).reading()
     is_told = by_heart == 0.98 and only_labelled
     assert (
         "but know 98% of the training texts by heart: texts without labels, or folds" in reading
     ) == is_told
     assert ("by heart" in reading) == is_told
+
+
+@pytest.mark.parametrize(("confidence", "is_told"), [(0.47, True), (0.85, False), (0.99, False)])
+def test_better_teachers_that_are_far_from_sure_may_teach_their_doubts(
+    confidence: float, is_told: bool
+) -> None:
+    reading = Gain(0.9, confidence, 0.8, 0.05, 0.15, 0.93, only_labelled=True).reading()
+    assert ("but only 47% sure on average" in reading) == is_told
+    assert ("a student.distill.temperature below 1" in reading) == is_told
 
 
 def test_evaluate_says_it_in_its_line_and_needs_no_soft_labels_for_the_rest(finished: Path, run: Run) -> None:
