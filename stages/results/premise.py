@@ -10,7 +10,7 @@ from stages.data.examples import UNLABELLED, read_entities, read_examples, taugh
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
 from stages.results.intervals import interval, numbered_entities
-from stages.results.measures import probabilities
+from stages.results.measures import fit_temperature, probabilities
 from stages.results.predictions import Predictions
 from stages.results.teachers import Teachers, said_by
 
@@ -24,6 +24,7 @@ class Gain(NamedTuple):
     Attributes:
         teachers: Accuracy of the teachers.
         confidence: Of the teachers, on average: the probability of the class that they name.
+        temperature: By which their logits are to be divided to be as sure as they are right.
         baseline: Accuracy of the encoder that was fine-tuned on the hard labels of all supervised languages.
         low: Lower bound of the difference, at 95 %: for other texts, not for other seeds.
         high: Upper bound.
@@ -34,6 +35,7 @@ class Gain(NamedTuple):
 
     teachers: float
     confidence: float
+    temperature: float
     baseline: float
     low: float
     high: float
@@ -54,10 +56,11 @@ class Gain(NamedTuple):
         """Say in words what the difference means."""
         if self.low > 0:
             better = "teachers are better than the encoder fine-tuned on the labels"
-            if self.teachers - self.confidence > _FAR:
+            if self.teachers - self.confidence > _FAR and self.temperature < 1:  # 1: they are never wrong
                 return (
-                    f"{better}, but only {self.confidence:.0%} sure on average: "
-                    "a student may learn their doubts; at a student.distill.temperature below 1, less of them"
+                    f"{better}, but only {self.confidence:.0%} sure on average: a student may learn their "
+                    f"doubts; at a student.distill.temperature of {self.temperature:.1g}, they would be as "
+                    "sure as they are right"
                 )
             knows_by_heart = 1 - self.by_heart < (1 - self.teachers) / 2
             if self.only_labelled and knows_by_heart:
@@ -95,36 +98,58 @@ def premise(
     """
     known_entities = {language: read_entities(language, "validation") for language in task.supervised}
     entities = numbered_entities(known_entities)
-    right, sure, by_heart = {}, {}, {}
+    said, right, by_heart = {}, {}, {}
     only_labelled = all(UNLABELLED not in taught_splits(task, language) for language in task.languages)
     for language in task.supervised:
         own = baseline[language, "validation"]
-        has, of_teachers, confidence = _teachers_right(task, teachers[language], language, "validation")
-        if not has.any():
+        of_teachers = _answers(task, teachers[language], language, "validation")
+        if not of_teachers.has.any():
             continue
-        right[language] = np.stack([of_teachers, (own.predicted == own.labels)[has]]).astype(np.int64)
-        entities[language] = entities[language][has]
-        sure[language] = confidence.mean()
-        by_heart[language] = _teachers_right(task, teachers[language], language, "train")[1].mean()
+        said[language] = of_teachers
+        baseline_right = (own.predicted == own.labels)[of_teachers.has]
+        right[language] = np.stack([of_teachers.right, baseline_right]).astype(np.int64)
+        entities[language] = entities[language][of_teachers.has]
+        by_heart[language] = _answers(task, teachers[language], language, "train").right.mean()
 
     def gain(*languages: str) -> Gain:
         accuracies = np.mean([right[name].mean(axis=1) for name in languages], axis=0)
         differences = [right[name][:1] - right[name][1:] for name in languages]
         low, high = interval(differences, [entities[name] for name in languages])
-        known, confidence = (float(np.mean([of[name] for name in languages])) for of in (by_heart, sure))
+        known = float(np.mean([by_heart[name] for name in languages]))
+        sure = float(np.mean([probabilities(said[name].logits).max(axis=1).mean() for name in languages]))
+        temperature = fit_temperature(
+            np.concatenate([said[name].logits for name in languages]),
+            np.concatenate([said[name].labels for name in languages]),
+        )
         of_teachers, of_baseline = map(float, accuracies)
-        return Gain(of_teachers, confidence, of_baseline, low, high, known, only_labelled)
+        return Gain(of_teachers, sure, temperature, of_baseline, low, high, known, only_labelled)
 
     if not right:
         raise StageError("no validation text of a supervised language has soft labels")
     return Premise(gain(*right), {name: gain(name) for name in right})
 
 
-def _teachers_right(
-    task: TaskParams, teachers: Teachers, language: str, split: Split
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]]:
-    """Tell of which examples of a split there are soft labels, ``(N,)``; how right and how sure these are."""
-    examples = read_examples(task, language, split)
+class _Answers(NamedTuple):
+    """What teachers say of the N examples of a split.
+
+    Attributes:
+        has: Of which examples there are soft labels, shape ``(N,)``.
+        logits: These, shape ``(n, C)``.
+        labels: Their hard labels, shape ``(n,)``.
+    """
+
+    has: NDArray[np.bool_]
+    logits: NDArray[np.floating]
+    labels: NDArray[np.int32]
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which name the class, shape ``(n,)``."""
+        right: NDArray[np.bool_] = self.logits.argmax(axis=1) == self.labels
+        return right
+
+
+def _answers(task: TaskParams, teachers: Teachers, language: str, split: Split) -> _Answers:
     said = said_by(task, teachers, language, [split])
-    right: NDArray[np.bool_] = said.together.argmax(axis=1) == examples["label"].to_numpy()[said.has]
-    return said.has, right, probabilities(said.together).max(axis=1)
+    labels = read_examples(task, language, split)["label"].to_numpy()
+    return _Answers(said.has, said.together, labels[said.has])

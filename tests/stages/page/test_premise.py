@@ -4,14 +4,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from page_reader import percent, read_page
 from scipy import stats
+from scipy.special import softmax
 from tiny import Run
 
+from cache import SoftLabels, SoftLabelSet
 from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS
-from stages.data.examples import read_examples
+from stages.data.examples import SPLITS, read_examples
 from stages.page.taught import read_taught
 from stages.results.predictions import read_predictions, write_predictions
 from stages.results.premise import Gain, premise
@@ -64,9 +67,24 @@ def test_the_interval_of_one_language_is_that_of_a_paired_t_test(varied: Path) -
     assert (found.low, found.high) == pytest.approx(tuple(bounds))
     assert found.mean == pytest.approx(differences.mean())
     assert gains.average.mean == pytest.approx(np.mean([one.mean for one in gains.languages.values()]))
-    logits = said_by(task, params.teachers["de"], "de", ["validation"]).together.astype(np.float64)
-    probs = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
-    assert found.confidence == pytest.approx(probs.max(axis=1).mean())
+    logits = said_by(task, params.teachers["de"], "de", ["validation"]).together
+    assert found.confidence == pytest.approx(softmax(logits.astype(np.float64), axis=1).max(axis=1).mean())
+
+
+def test_the_temperature_makes_teachers_as_sure_as_they_are_right(varied: Path) -> None:
+    params = load_params(Path("params.yaml"))
+    tables = {split: read_examples(params.task, "de", split) for split in SPLITS}
+    shown = {split: table["label"].to_numpy().copy() for split, table in tables.items()}
+    n = len(shown["validation"])
+    shown["validation"][0] = (shown["validation"][0] + 1) % 3  # one of them is wrong
+    ids = pa.concat_tables(tables.values())["example_id"].combine_chunks()
+    soft_labels = SoftLabels.pack(ids, np.eye(3, dtype=np.float32)[np.concatenate(list(shown.values()))] / 2)
+    producer = SoftLabelSet.read(SOFT_LABELS / "de", language="de").producers[0]
+    SoftLabelSet.write(SOFT_LABELS / "de", language="de", parts=[(producer, soft_labels)])
+    found = premise(params.task, params.teachers, read_predictions(params.task, "baseline")).languages["de"]
+    assert found.confidence == pytest.approx(1 / (1 + 2 * np.exp(-0.5)))
+    # One logit above two equal ones is most likely where it is right in n - 1 of n cases.
+    assert found.temperature == pytest.approx(0.5 / np.log(2 * (n - 1)), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -74,14 +92,14 @@ def test_the_interval_of_one_language_is_that_of_a_paired_t_test(varied: Path) -
     [(0.01, 0.1, "are better than"), (-0.1, -0.01, "are worse than"), (-0.1, 0.1, "cannot be told apart")],
 )
 def test_a_difference_is_read_by_its_interval(low: float, high: float, reading: str) -> None:
-    assert reading in Gain(0.5, 0.5, 0.5, low, high, 0.6, only_labelled=True).reading()
+    assert reading in Gain(0.5, 0.5, 1, 0.5, low, high, 0.6, only_labelled=True).reading()
 
 
 @pytest.mark.parametrize(("by_heart", "only_labelled"), [(0.98, True), (0.98, False), (0.93, True)])
 def test_better_teachers_that_know_all_there_is_by_heart_may_not_be_enough(
     by_heart: float, only_labelled: bool
 ) -> None:
-    reading = Gain(0.9, 0.9, 0.8, 0.05, 0.15, by_heart, only_labelled=only_labelled).reading()
+    reading = Gain(0.9, 0.9, 1, 0.8, 0.05, 0.15, by_heart, only_labelled=only_labelled).reading()
     is_told = by_heart == 0.98 and only_labelled
     assert (
         "but know 98% of the training texts by heart: texts without labels, or folds" in reading
@@ -93,9 +111,9 @@ def test_better_teachers_that_know_all_there_is_by_heart_may_not_be_enough(
 def test_better_teachers_that_are_far_from_sure_may_teach_their_doubts(
     confidence: float, is_told: bool
 ) -> None:
-    reading = Gain(0.9, confidence, 0.8, 0.05, 0.15, 0.93, only_labelled=True).reading()
+    reading = Gain(0.9, confidence, 0.458, 0.8, 0.05, 0.15, 0.93, only_labelled=True).reading()
     assert ("but only 47% sure on average" in reading) == is_told
-    assert ("a student.distill.temperature below 1" in reading) == is_told
+    assert ("at a student.distill.temperature of 0.5, they would be as sure" in reading) == is_told
 
 
 def test_evaluate_says_it_in_its_line_and_needs_no_soft_labels_for_the_rest(finished: Path, run: Run) -> None:
