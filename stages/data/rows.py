@@ -326,8 +326,8 @@ def _values(source: Input, reader: Any, n_columns: int) -> Iterator[tuple[int, l
                 raise
             lines = f"lines {first} to {reader.line_num}" if reader.line_num > first else f"line {first}"
             raise StageError(
-                f"{source.name}, {lines}: {error}; a quote may be missing or too much (a quote in a quoted "
-                'field is written twice: "")'
+                f"{source.name}, {lines}: {error}; a quote may be missing, or one too many (a quote in a "
+                'quoted field is written twice: "")'
             ) from error
         if values is None:
             return
