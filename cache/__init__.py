@@ -55,6 +55,7 @@ from cache.errors import (
     ProducerError,
     StoreError,
     UnreadableError,
+    UnwritableError,
 )
 from cache.folder import write_atomically
 from cache.identity.columns import Outputs
@@ -88,6 +89,7 @@ __all__ = [
     "StoreError",
     "TopKChange",
     "UnreadableError",
+    "UnwritableError",
     "canonical_json",
     "example_id",
     "example_ids",

@@ -88,3 +88,7 @@ class ProducerError(CacheError):
 
 class StoreError(CacheError):
     """A store that cannot be reached, or that has not what was asked of it."""
+
+
+class UnwritableError(StoreError):
+    """A place of a store that is there, and that may not be written to, such as another user's folder."""

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cache.errors import CacheError, StoreError, UnreadableError
+from cache.errors import CacheError, StoreError, UnreadableError, UnwritableError
 
 _TEMPORARY = ".tmp"
 _ABANDONED = timedelta(days=1)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Entry(NamedTuple):
@@ -137,10 +138,12 @@ class Folder:
         """Write a file that is never seen half-written, and is kept when this returns.
 
         Raises:
-            StoreError: The place cannot be reached or written to.
+            UnwritableError: The folder may not be written to.
+            StoreError: The place cannot be reached.
         """
         if self.is_local:
-            write_atomically(Path(self._join(name)), data)
+            with _writing(f"write {self.url}/{name}"):
+                write_atomically(Path(self._join(name)), data)
             return
         try:
             with self._reaching():
@@ -149,8 +152,13 @@ class Folder:
             raise StoreError(f"cannot write to {self.url}: {error}") from error
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it is still there."""
-        with self._reaching():
+        """Delete a file, if it is still there.
+
+        Raises:
+            UnwritableError: The folder may not be written to.
+            StoreError: The place cannot be reached.
+        """
+        with self._reaching(), _writing(f"delete {self.url}/{name}"):
             try:
                 self._fs.rm_file(self._join(name))
             except FileNotFoundError:
@@ -171,6 +179,7 @@ class Folder:
 
         Raises:
             FileNotFoundError: It is not there, or no longer: another process may have moved it.
+            UnwritableError: It may not be moved, and is where it was.
             StoreError: It cannot be moved, and is where it was.
         """
         if self.is_local:
@@ -265,19 +274,31 @@ def _read_local(path: str, limit: int) -> bytes:
         raise
 
 
+@contextmanager
+def _writing(what: str) -> Iterator[None]:
+    """Tell a place that may not be written to from a disk that is full or broken, which ends the command."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _REFUSED:
+            raise UnwritableError(f"cannot {what}: {error.strerror}") from error
+        raise
+
+
 def _move_local(source: Path, folder: Path) -> str:
     try:
-        folder.mkdir(exist_ok=True)
-        target = _new_file(folder, source.name)  # a rename replaces whatever has the name
-        taken = target.stat()
-        try:
-            source.replace(target)
-        except BaseException:
-            if os.path.samestat(taken, target.lstat()):  # it is not the source by now
-                target.unlink()
-            raise
-        _flush(folder)
-        _flush(source.parent)
+        with _writing(f"move {source} to {folder}"):
+            folder.mkdir(exist_ok=True)
+            target = _new_file(folder, source.name)  # a rename replaces whatever has the name
+            taken = target.stat()
+            try:
+                source.replace(target)
+            except BaseException:
+                if os.path.samestat(taken, target.lstat()):  # it is not the source by now
+                    target.unlink()
+                raise
+            _flush(folder)
+            _flush(source.parent)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cache.endpoint_notes import EndpointNotes
-from cache.errors import DamagedShardError, ProducerError, StoreError, UnreadableError
+from cache.errors import DamagedShardError, ProducerError, StoreError, UnreadableError, UnwritableError
 from cache.folder import Folder
 from cache.identity.digests import canonical_json
 from cache.names import name_of, names, require_name
@@ -32,11 +32,6 @@ class Plan:
     missing: dict[str, dict[str, int]]
     present: int
     failed: list[ProducerError | UnreadableError]
-
-    @property
-    def shards(self) -> int:
-        """Number of shards to copy."""
-        return sum(map(len, self.missing.values()))
 
     @property
     def size(self) -> int:
@@ -66,9 +61,25 @@ def compare(source: str | Path, target: str | Path, producer_ids: Iterable[str])
     return Plan(missing, present, failed)
 
 
-def copy(
-    source: str | Path, target: str | Path, todo: Plan, *, on_bytes: Callable[[int], None]
-) -> tuple[list[DamagedShardError | UnreadableError], list[str]]:
+@dataclass
+class Copied:
+    """What was copied.
+
+    Attributes:
+        shards: How many.
+        failed: Why others were not: they are damaged in the source, or cannot be read there, as a
+            ``last_use.json`` may be, here or there.
+        refused: Why a producer was not copied, or not all of it: its folder may not be written to.
+        vanished: Names of shards that were listed, and gone when they were to be read.
+    """
+
+    shards: int = 0
+    failed: list[DamagedShardError | UnreadableError] = field(default_factory=list)
+    refused: list[UnwritableError] = field(default_factory=list)
+    vanished: list[str] = field(default_factory=list)
+
+
+def copy(source: str | Path, target: str | Path, todo: Plan, *, on_bytes: Callable[[int], None]) -> Copied:
     """Copy shards and names. What is stopped goes on where it was: a shard that arrived is no longer missing.
 
     A shard that vanishes meanwhile, because another process merged it, is left out: what replaces it is
@@ -80,13 +91,8 @@ def copy(
         target: Another.
         todo: What `compare` found.
         on_bytes: Called with the size of each shard that is done.
-
-    Returns:
-        Why shards were not copied: they are damaged in the source, or cannot be read there, as a
-        ``last_use.json`` may be, here or there; and the names of those that vanished.
     """
-    failed: list[DamagedShardError | UnreadableError] = []
-    vanished = []
+    done = Copied()
     ids = {*producer_ids(target), *todo.missing}
     before = names(target)
     named = dict(before)
@@ -94,32 +100,47 @@ def copy(
         for producer_id, sizes in todo.missing.items():
             store = Store.open(source, producer_id)
             there = Store(target, store.producer)
-            if sizes or not there.folder.exists(FACTS):  # else a target that is read-only will do
-                there.create()
-
-            def copy_one(name: str, here: Folder = store.folder, to: Folder = there.folder) -> None:
-                to.write(name, read_bytes(here, name))
-
-            to_copy = list(sizes)
-            for start in range(0, len(to_copy), _AT_ONCE):
-                some = to_copy[start : start + _AT_ONCE]
-                for name, done in [(name, pool.submit(copy_one, name)) for name in some]:
-                    try:
-                        done.result()
-                    except (DamagedShardError, UnreadableError) as error:
-                        failed.append(error)
-                    except FileNotFoundError:
-                        vanished.append(name)
-                    on_bytes(sizes[name])
             try:
+                if sizes or not there.folder.exists(FACTS):  # else a target that is read-only will do
+                    there.create()
+                _copy_shards(pool, store.folder, there.folder, sizes, done, on_bytes)
                 _copy_last_use(store.folder, there.folder)
                 _copy_top_k(store.folder, there.folder)
                 _copy_endpoint_notes(store.folder, there.folder)
                 _copy_name(source, there, ids, named)
             except UnreadableError as error:
-                failed.append(error)
+                done.failed.append(error)
+            except UnwritableError as error:
+                done.refused.append(error)
     _take_names_back(target, {name: one for name, one in named.items() if name not in before})
-    return failed, vanished
+    return done
+
+
+def _copy_shards(
+    pool: ThreadPoolExecutor,
+    source: Folder,
+    target: Folder,
+    sizes: Mapping[str, int],
+    done: Copied,
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Copy a producer's shards of these names and sizes, some at once, and count them."""
+
+    def copy_one(name: str) -> None:
+        target.write(name, read_bytes(source, name))
+
+    to_copy = list(sizes)
+    for start in range(0, len(to_copy), _AT_ONCE):
+        some = to_copy[start : start + _AT_ONCE]
+        for name, running in [(name, pool.submit(copy_one, name)) for name in some]:
+            try:
+                running.result()
+                done.shards += 1
+            except (DamagedShardError, UnreadableError) as error:
+                done.failed.append(error)
+            except FileNotFoundError:
+                done.vanished.append(name)
+            on_bytes(sizes[name])
 
 
 def _copy_top_k(source: Folder, target: Folder) -> None:
@@ -166,5 +187,5 @@ def _take_names_back(target: str | Path, given: Mapping[str, str]) -> None:
 def _copy_last_use(source: Folder, target: Folder) -> None:
     ours, theirs = LastUse.read(source), LastUse.read(target)
     if ours and (theirs is None or theirs.at < ours.at):
-        with suppress(OSError):  # a producer that is complete there may be somebody's, who lets nobody write
+        with suppress(UnwritableError):  # one that is complete may be somebody's, who lets nobody write
             target.write(LAST_USE, ours.encode())

@@ -18,6 +18,7 @@ from pipeline.terminal import bytes_bar, counted, in_bytes, print_json, print_li
 if TYPE_CHECKING:
     from cache import CacheError, Producer
     from cache.commands.ls import Listed
+    from cache.commands.repair import Repaired
     from cache.commands.show import Shown
     from cache.commands.verify import Verified
     from pipeline.params import PipelineParams
@@ -158,7 +159,7 @@ def repair(
 ) -> None:
     """Set damaged files aside, then label what the store lacks of the current data.
 
-    A producer with files that cannot be read is left as it is, and the exit code is 1.
+    A producer with files that cannot be read or moved is left as it is, and the exit code is 1.
     """
     from cache.commands.repair import repair as run
 
@@ -172,27 +173,17 @@ def repair(
                 print_line(f"set aside: {root}/{done.producer}/damaged/{name} ({reason})")
         print_line(f"{counted(sum(len(done.damaged) for done in found), 'file')} set aside")
     labelled: dict[str, int] = {}
-    if found and loaded:
-        from stages.teacher.labelling.audit import relabel
+    try:
+        if found and loaded:
+            from stages.teacher.labelling.audit import relabel
 
-        sections = (loaded.task, loaded.teachers, loaded.teacher.label)
-        labelled = relabel(*sections, root, [done.producer for done in found])
-    if as_json:
-        print_json({"set_aside": found, "labelled": labelled})
-    else:
-        for producer, count in labelled.items():
-            print_line(f"{producer[:12]}: {count:,} examples of the current data labelled")
-        imported = [done.producer for done in found if _is_imported(root, done.producer)]
-        for producer in imported:
-            print_line(f"{producer[:12]}: it was imported, so import its file again")
-        unknown = [one.producer for one in found if one.lacks_facts and one.producer not in labelled]
-        for producer in unknown:
-            print_line(
-                f"{producer[:12]}: it has no producer.json; run stage one with its teacher, which writes it "
-                f"again, or import its file again; if nobody knows its teacher, delete {root}/{producer}"
-            )
-        if len(found) > len(labelled) + len(imported) + len(unknown):
-            print_line("other experiments, and teacher silver, label again what they miss when they run next")
+            sections = (loaded.task, loaded.teachers, loaded.teacher.label)
+            labelled = relabel(*sections, root, [done.producer for done in found])
+    finally:  # what was set aside is told, whatever becomes of the labelling
+        if as_json:
+            print_json({"set_aside": found, "labelled": labelled})
+    if not as_json:
+        _print_labelled(root, found, labelled)
     _require_none(unreadable, "; nothing of its producer was set aside")
 
 
@@ -455,14 +446,14 @@ def compact(
 
 def _each(ids: Sequence[str], do: Callable[[str], _Done]) -> "tuple[list[_Done], list[CacheError]]":
     """Do something with each producer; gives what was done, and why others were left as they are."""
-    from cache import ProducerError, UnreadableError
+    from cache import ProducerError, UnreadableError, UnwritableError
 
     found: list[_Done] = []
     failed: list[CacheError] = []
     for one in ids:
         try:
             found.append(do(one))
-        except (ProducerError, UnreadableError) as error:
+        except (ProducerError, UnreadableError, UnwritableError) as error:
             failed.append(error)
     return found, failed
 
@@ -474,6 +465,23 @@ def _is_imported(root: str, producer_id: str) -> bool:
     with suppress(CacheError):
         return Store.open(root, producer_id).producer.imported is not None
     return False
+
+
+def _print_labelled(root: str, found: "list[Repaired]", labelled: dict[str, int]) -> None:
+    """Say what was labelled again of producers that were mended, and what becomes of the others."""
+    for producer, count in labelled.items():
+        print_line(f"{producer[:12]}: {count:,} examples of the current data labelled")
+    imported = [done.producer for done in found if _is_imported(root, done.producer)]
+    for producer in imported:
+        print_line(f"{producer[:12]}: it was imported, so import its file again")
+    unknown = [one.producer for one in found if one.lacks_facts and one.producer not in labelled]
+    for producer in unknown:
+        print_line(
+            f"{producer[:12]}: it has no producer.json; run stage one with its teacher, which writes it "
+            f"again, or import its file again; if nobody knows its teacher, delete {root}/{producer}"
+        )
+    if len(found) > len(labelled) + len(imported) + len(unknown):
+        print_line("other experiments, and teacher silver, label again what they miss when they run next")
 
 
 _LISTED = ("producer", "name", "teacher", "language", "examples>", "shards>", "size>", "last use (UTC)")
@@ -569,24 +577,22 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
     from cache import CacheError, UnreadableError
     from cache.commands.transfer import compare, copy
     from cache.names import name_of
-    from cache.shards import ShardName
 
     if not ids:
         raise CacheError(f"there are no producers in {source}")
     plan = compare(source, target, ids)
     with bytes_bar(title, plan.size) as on_bytes:
-        failed, vanished = copy(source, target, plan, on_bytes=on_bytes)
-    unreadable = [error for error in failed if isinstance(error, UnreadableError)]
-    damaged = [error for error in failed if not isinstance(error, UnreadableError)]
-    n_failed = sum(ShardName.parse(Path(one.path).name) is not None for one in failed)
-    n_copied = plan.shards - n_failed - len(vanished)
+        done = copy(source, target, plan, on_bytes=on_bytes)
+    unreadable = [error for error in done.failed if isinstance(error, UnreadableError)]
+    damaged = [error for error in done.failed if not isinstance(error, UnreadableError)]
     if as_json:
         paths = {"damaged": [e.path for e in damaged], "unreadable": [e.path for e in unreadable]}
-        left_out = {"left_out": [str(error) for error in plan.failed]}
-        print_json({"copied": n_copied, "present": plan.present, **paths, **left_out})
+        left_out = {"left_out": [str(error) for error in [*plan.failed, *done.refused]]}
+        print_json({"copied": done.shards, "present": plan.present, **paths, **left_out})
     else:
+        n_producers = len(plan.missing) - len(done.refused)
         typer.echo(
-            f"{counted(n_copied, 'shard')} of {counted(len(plan.missing), 'producer')} copied to {target}; "
+            f"{counted(done.shards, 'shard')} of {counted(n_producers, 'producer')} copied to {target}; "
             f"{plan.present} there already"
         )
     for one in plan.missing:
@@ -595,8 +601,8 @@ def _transfer(source: str, target: str, ids: list[str], *, as_json: bool, title:
             if ours not in (None, theirs):
                 there = f"it '{theirs}'" if theirs else "another producer so"
                 typer.echo(f"{source} calls producer {one[:12]} '{ours}'; {target} calls {there}", err=True)
-    _require_none([*plan.failed, *unreadable])
-    if vanished:
+    _require_none([*plan.failed, *done.refused, *unreadable])
+    if done.vanished:
         raise CacheError(f"{source} was compacted or cleaned meanwhile; run the same command again")
     if damaged:
         raise CacheError(

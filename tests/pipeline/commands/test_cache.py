@@ -410,6 +410,56 @@ def test_a_colleagues_closed_shard_stops_a_command_and_stays(finished: Path, com
     assert not Path("out.parquet").exists()
 
 
+def test_a_colleagues_folder_that_may_not_be_written_to_keeps_no_other_from_being_mended(
+    finished: Path, tmp_path: Path
+) -> None:
+    first, second = sorted((producer_of("de"), producer_of("en")))
+    there = tmp_path / "there"
+    pipeline_where_modes_hold("cache", "push", str(there), first)
+    only_shard(there / first).unlink()
+    (there / first).chmod(0o555)
+    done = pipeline_where_modes_hold("cache", "push", str(there))
+    (there / first).chmod(0o755)
+    assert (done.returncode, "1 shard of 1 producer copied" in done.stdout) == (1, True)
+    assert f"error: cannot write {there}/{first}/producer.json: Permission denied" in done.stderr
+    assert only_shard(there / second)
+
+    for one in (first, second):
+        Store.open(finished / "store", one).append(soft_labels(texts(3)), unique=True)
+    closed = finished / "store" / first
+    closed.chmod(0o555)
+    done = pipeline_where_modes_hold("cache", "compact")
+    closed.chmod(0o755)
+    assert (done.returncode, second[:12] in done.stdout, first[:12] in done.stdout) == (1, True, False)
+    assert f"error: cannot write {closed}/" in done.stderr
+
+    for one in (first, second):
+        flip_a_bit(shard_files(finished / "store" / one)[0])
+    closed.chmod(0o555)
+    done = pipeline_where_modes_hold("cache", "repair", "--json")
+    closed.chmod(0o755)
+    assert done.returncode == 1
+    assert [one["producer"] for one in json.loads(done.stdout)["set_aside"]] == [second]
+    assert (
+        f"error: cannot move {shard_files(closed)[0]} to {closed}/damaged: Permission denied" in done.stderr
+    )
+
+
+def test_a_target_that_is_complete_and_read_only_needs_no_name(
+    finished: Path, run: Run, tmp_path: Path
+) -> None:
+    there, named = tmp_path / "there", producer_of("de")
+    run("cache", "push", str(there))
+    run("cache", "name", named, "de@2026.11")
+    (there / named).chmod(0o555)
+    done = pipeline_where_modes_hold("cache", "push", str(there))
+    (there / named).chmod(0o755)
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"0 shards of 2 producers copied to {there}; 2 there already\n",
+    )
+
+
 def test_verify_lists_what_cannot_be_read_apart_from_what_is_damaged(finished: Path) -> None:
     closed = only_shard(finished / "store" / producer_of("de"))
     damaged = only_shard(finished / "store" / producer_of("en"))
