@@ -62,7 +62,8 @@ def export(
     sizes = store.shards()
     is_kept = _one_of_each(store, sizes, on_bytes)
     index = Index(examples["example_id"].combine_chunks()) if examples is not None else None
-    temporary = file.with_name(f".{secrets.token_hex(8)}.tmp")
+    place = file.resolve() if file.is_symlink() else file  # what a link names is replaced
+    temporary = place.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,7 +92,7 @@ def export(
             raise _changed(store)
         if writer is not None:
             writer.close()
-        temporary.replace(file)
+        temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
     return int(is_kept.sum())

@@ -217,6 +217,8 @@ class Producer:
         if "hidden" in columns:
             config = self.facts["config"]
             config = config.get("mplm_config", config)  # of a teacher that is a student
+            if not isinstance(config, dict):
+                raise ProducerError("the configuration of the producer's encoder is no mapping")
             width = config.get("hidden_size", config.get("dim"))  # DistilBERT's word
             width = config.get("word_embed_proj_dim", width)  # to which OPT projects its last states
             if type(width) is int and 0 < width < 2**16:

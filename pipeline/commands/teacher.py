@@ -76,7 +76,8 @@ def label(
 
     if shard is not None:
         typer.echo("warning: --shard is called --part now; the old name goes with the next release", err=True)
-    options = label_jobs.Options(language, jobs, part or shard, engine, address, actors, limit, accept_change)
+    part = shard if part is None else part
+    options = label_jobs.Options(language, jobs, part, engine, address, actors, limit, accept_change)
     if language == "all":
         label_jobs.label_all(loaded, options, ["--params", str(params), *(f"--set={c}" for c in changes)])
     else:

@@ -131,8 +131,12 @@ def _write_json(file: IO[bytes], window: Window, beside: pa.Table) -> None:
             f"the input has a value that JSON has not ({error}); write a .parquet file"
         ) from error
     for row, more in zip(rows, beside.to_pylist(), strict=True):
-        values = {name: _finite(value) for name, value in {**row, **more}.items()}
-        file.write(json.dumps(values, ensure_ascii=False, default=_as_json).encode() + b"\n")
+        try:
+            values = {name: _finite(value) for name, value in {**row, **more}.items()}
+            line = json.dumps(values, ensure_ascii=False, default=_as_json)
+        except RecursionError as error:
+            raise StageError("the input has a value of hundreds of lists or objects in each other") from error
+        file.write(line.encode() + b"\n")
 
 
 def _finite(value: Any) -> Any:

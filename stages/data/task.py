@@ -6,6 +6,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from stages.params import Params, WatchedPath
 
+_TAKEN = (
+    *("example_id", "label", "entity", "_soft_label", "_teacher"),  # in prepared files
+    *("language", "split", "class"),  # and in what `cache export` writes, with the store's own columns
+    *("logits", "top_classes", "top_logits", "log_sum_exp_rest", "hidden"),
+)
+"""Names of columns that no text field may have."""
+
 Split = Literal["train", "validation", "test"]
 
 SplitName = Literal["train", "validation", "test", "unlabelled"]
@@ -183,9 +190,12 @@ class TaskParams(Params):
         for name in self.text_fields:
             if "{language}" in name:
                 raise ValueError(f"{name}: columns with a language in their names go into source.text_fields")
-        for name in ("example_id", "label", "entity", "_soft_label", "_teacher"):
-            if name in self.text_fields:
-                raise ValueError(f"no text field may be called {name}, which is a column of our own")
+        for name in self.text_fields:
+            if name in _TAKEN:
+                raise ValueError(
+                    f"no text field may be called {name}, which is a column of our own; where a file calls "
+                    "its column so, say that in source.text_fields"
+                )
         return self
 
     @property

@@ -177,15 +177,17 @@ def _require_place(folder: Path, *, onnx: bool, int8: bool, overwrite: bool) -> 
 
 
 def _require_exports(folder: Path, names: list[str], former: set[str]) -> None:
-    """Refuse to replace folders that no export wrote.
+    """Refuse to replace folders and files that no export wrote.
 
     Raises:
         StageError: One is of something else.
     """
     for name in names:
-        if name not in former and (folder / name).is_dir() and any((folder / name).iterdir()):
+        place = folder / name
+        is_free = not place.exists() or (place.is_dir() and not any(place.iterdir()))
+        if name not in former and not is_free:
             raise StageError(
-                f"{folder / name} is there, and {folder / _WRITTEN} does not list it as an export's; delete "
+                f"{place} is there, and {folder / _WRITTEN} does not list it as an export's; delete "
                 "it, or name a folder for the export alone"
             )
 

@@ -134,10 +134,10 @@ class EndpointParams(Params):
     @classmethod
     def _requests_are_json(cls, extra: dict[str, Any]) -> dict[str, Any]:
         try:
-            json.dumps(extra, allow_nan=False)
+            as_sent: dict[str, Any] = json.loads(json.dumps(extra, allow_nan=False))  # JSON's keys are texts
         except (TypeError, ValueError) as error:
             raise ValueError(f"it holds what JSON has not ({error}); quote dates and the like") from error
-        return extra
+        return as_sent
 
     @field_validator("key_variable")
     @classmethod

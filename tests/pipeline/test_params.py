@@ -110,6 +110,8 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
         ("teachers.de={soft_labels: {file: data/../soft.jsonl}}", "and stay in it; link"),
         ("student.pretrain.vocabulary={texts: /texts/*.txt}", "must begin with data/"),
         ("task.text_fields=[label]", "no text field may be called label"),
+        ("task.text_fields=[language]", "no text field may be called language"),
+        ("task.text_fields=[top_logits]", "no text field may be called top_logits"),
         ("teacher.finetune.scratch.heads=3", "hidden is 128, which is no multiple of heads, 3"),
         ("student.distill.temperature=.inf", "temperature is inf: input should be a finite number"),
         ("task.zero_shot=[de]", "language 'de' is named twice"),

@@ -5,6 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,8 @@ def _note_no_answers(examples: Examples, tally: Tally) -> Path:
     """
     path = JOURNALS / f"no-answer-{examples.language}.jsonl"
     reasons: dict[str, str] = {}
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8", errors="surrogatepass").splitlines()
+    with suppress(FileNotFoundError):
+        lines = path.read_bytes().decode(errors="surrogatepass").split("\n")[:-1]  # texts may have other ends
         fields = examples.texts(np.arange(len(examples.ids)))
         asked = set(map(_as_one, zip(*fields, strict=True)))
         reasons = {text: why for text, why in map(json.loads, lines) if text not in asked}

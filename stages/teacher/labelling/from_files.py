@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cache import ID_TYPE, Index, Outputs, Producer, SoftLabels, TopKChange, example_ids
 from cache.commands.import_ import other_values
 from cache.identity.columns import SCALAR, Column
+from cache.schema import require_known_schema
 from stages.data.examples import SOFT_LABEL, labelled_splits, read_soft_label_column
 from stages.data.files import Input, kind_of
 from stages.data.rows import Window, column, placed_rows, windows
@@ -237,6 +238,7 @@ def _told(path: Path) -> dict[str, Any] | None:
 
 def _read_exported(path: Path, told: Mapping[str, Any], text_fields: Sequence[str]) -> Imported:
     """Read what `cache export` wrote: the same ids and the same numbers."""
+    require_known_schema(str(path), told["producer"])
     original = Producer(told["producer"])
     columns = original.columns
     file = pq.ParquetFile(path)
@@ -244,6 +246,9 @@ def _read_exported(path: Path, told: Mapping[str, Any], text_fields: Sequence[st
     if missing:
         raise StageError(f"{path} says that it was exported, but has no column '{missing[0]}'")
     with_texts = all(name in file.schema_arrow.names for name in text_fields)
+    for name in text_fields if with_texts else []:
+        if (kind := file.schema_arrow.field(name).type) not in (pa.string(), pa.large_string()):
+            raise StageError(f"{path}: the column '{name}' holds {kind} and no texts, as exported")
     parts, start = [], 0
     for batch in file.iter_batches(
         _WINDOW, columns=["example_id", *columns, *(text_fields if with_texts else [])]

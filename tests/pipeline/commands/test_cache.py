@@ -21,7 +21,7 @@ from warm import warm_python
 
 from cache import Outputs, SoftLabels, SoftLabelSet, Store, UnreadableError, example_id, example_ids
 from cache.commands.gc import delete, plan
-from cache.commands.verify import differing
+from cache.commands.verify import Verified, differing, verify
 from cache.store import LAST_USE, LastUse
 
 
@@ -284,6 +284,22 @@ def test_classes_that_change_places_among_the_largest_are_no_difference(finished
     store.folder.delete(name)
     (asked, _) = read_json(run, "verify", "--sample", "57", *change)["asked_again"] + [None]
     assert asked["differing"] == 0
+
+
+@pytest.mark.parametrize("format_", ["arrow", "zarr"])
+def test_contradictions_among_the_largest_logits_are_noticed(tmp_path: Path, format_: str) -> None:
+    store = Store(tmp_path, producer(top_k=2))
+    outputs = store.producer.outputs
+
+    def append(logits: list[float]) -> Verified:
+        packed = SoftLabels.pack(example_ids([["a"]]), np.array([logits], np.float32), outputs=outputs)
+        store.append(packed, format_=format_, unique=True)
+        return verify(tmp_path, store.producer.id, on_bytes=lambda _: None)
+
+    append([3, 2, 1.99999])
+    found = append([3, 1.99999, 2])  # two that are nearly the same change places
+    assert (found.repeated, found.contradicting) == (1, 0)
+    assert append([2, 3, 1.99999]).contradicting > 0
 
 
 def test_bfloat16_may_move_a_logit_by_some_of_its_last_bits() -> None:
@@ -851,6 +867,14 @@ def test_damaged_shards_are_not_pushed(finished: Path, run: Run, tmp_path: Path)
     assert done.code == 1
     assert "1 shard of 2 producers copied" in done.out
     assert "error: 1 damaged shard not copied" in done.err
+
+
+def test_export_replaces_what_a_link_names(finished: Path, run: Run) -> None:
+    Path("there.parquet").write_bytes(b"old")
+    Path("soft.parquet").symlink_to("there.parquet")
+    assert run("cache", "export", producer_of("de"), "soft.parquet", "--overwrite").code == 0
+    assert Path("soft.parquet").is_symlink()
+    assert pq.read_metadata("there.parquet").num_rows == 57
 
 
 def test_export_writes_every_soft_label_once_with_its_text(finished: Path, run: Run) -> None:

@@ -261,7 +261,11 @@ def test_a_folder_in_use_is_replaced_only_on_request_and_only_what_is_ours(finis
         "error: served/de is there, and served/export.json does not list it as an export's; delete it, or "
         "name a folder for the export alone"
     )
+    Path("served/en").write_text("mine")
     Path("served/export.json").write_text('["de"]')
+    assert refused(run, "--overwrite").startswith("error: served/en is there, and served/export.json does")
+    assert Path("served/en").read_text() == "mine"
+    Path("served/en").unlink()
     Path("served/fr").mkdir()
     assert refused(run) == "error: served is not empty; replace what is in it with --overwrite"
     assert run(*EXPORT, "--overwrite").code == 0

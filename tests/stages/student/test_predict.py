@@ -464,6 +464,11 @@ def test_what_is_wrong_in_a_parquet_file_is_named_by_its_row(finished: Path, run
     assert "empty.parquet holds no examples" in refused(run, "empty.parquet")
 
 
+def test_what_is_nested_too_deeply_to_be_written_is_refused(finished: Path, run: Run) -> None:
+    Path("deep.jsonl").write_text('{"text": "a", "more": ' + "[" * 900 + "]" * 900 + "}\n")
+    assert "the input has a value of hundreds of lists or objects in each other" in refused(run, "deep.jsonl")
+
+
 def test_options_that_contradict_the_input_are_refused(texts: Path, run: Run) -> None:
     assert "not from both" in refused(run, "texts.txt", "--language", "de", "--language-field", "x")
     assert "texts.txt has no column 'x'; there are: text" in refused(

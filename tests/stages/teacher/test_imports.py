@@ -596,6 +596,33 @@ def test_an_exported_file_that_was_changed_is_refused(prepared: Path, run: Run, 
         pq.write_table(table.set_column(column, "example_id", other), "soft.parquet")
         done = run("cache", "import", "soft.parquet", "--language", "de")
         assert "soft.parquet has other ids than it was exported with" in done.err
+    column = table.schema.get_field_index("text")
+    pq.write_table(table.set_column(column, "text", pa.array(range(len(table)))), "soft.parquet")
+    done = run("cache", "import", "soft.parquet", "--language", "de")
+    assert "soft.parquet: the column 'text' holds int64 and no texts, as exported" in done.err
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"schema": 99}, "cannot be read: written by a newer version (schema 99"),
+        ({"outputs": ["logits", "hidden"], "config": {"mplm_config": "x"}}, "encoder is no mapping"),
+    ],
+)
+def test_an_exported_file_whose_facts_are_not_known_is_refused(
+    prepared: Path, run: Run, tmp_path: Path, facts: dict[str, Any], message: str
+) -> None:
+    made = producer(text_fields=["text"])
+    Store(tmp_path / "store", made).append(soft_labels(texts()[:20]))
+    assert run("cache", "export", made.id[:12], "soft.parquet").code == 0
+    table = pq.read_table("soft.parquet")
+    config = {**made.facts["config"], **facts.get("config", {})}
+    told = json.dumps({**made.facts, **facts, "config": config})
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, b"producer": told.encode()}), "soft.parquet"
+    )
+    done = run("cache", "import", "soft.parquet", "--language", "de")
+    assert (done.code, message in done.err) == (1, True)
 
 
 # Names

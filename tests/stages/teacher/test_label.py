@@ -108,6 +108,7 @@ def test_parts_that_there_are_not(text: str) -> None:
         (("--jobs", "2"), "--jobs is for several languages at once: give --language all with it"),
         (("--actors", "2"), "--address and --actors are for Ray: give --engine ray with them"),
         (("--engine", "ray", "--part", "1/2"), "--engine ray shares the work itself"),
+        (("--part", ""), "write it as 3/16"),
     ],
 )
 def test_options_that_do_not_go_together(

@@ -444,6 +444,25 @@ def test_texts_without_an_answer_are_listed_for_all_parts(german: Server, run: R
     assert len({text for text, _ in rows}) == 2
 
 
+def test_a_text_with_a_line_separator_may_have_no_answer(german: Server, run: Run) -> None:
+    set_chat(german.url)
+    listed = JOURNALS / "no-answer-de.jsonl"
+    listed.parent.mkdir(parents=True)
+    lines = [["of other data: \u2028, \x85", "too long"], [next(iter(texts())), "timed out"]]
+    listed.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    assert run(*LABEL).code == 0
+    assert [json.loads(line) for line in listed.read_text().split("\n")[:-1]] == lines[:1]
+
+
+def test_a_number_as_a_key_of_a_request_is_the_text_that_json_has(german: Server, run: Run) -> None:
+    set_chat(german.url, extra={"logit_bias": {32: 5}})
+    assert run(*LABEL).code == 0
+    asked = len(german.asked)
+    assert german.asked[-1]["logit_bias"] == {"32": 5}
+    assert run(*LABEL).code == 0
+    assert len(german.asked) == asked
+
+
 def test_a_key_is_kept_from_messages_as_json_writes_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINY_KEY", 'abcd/efgh"ijklmnop')
     how = EndpointParams(url="http://127.0.0.1:9", shape="classify", dialect="tei", key_variable="TINY_KEY")
