@@ -281,7 +281,7 @@ def _writing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _REFUSED:
-            raise UnwritableError(f"cannot {what}: {error.strerror}") from error
+            raise UnwritableError(f"cannot {what}: {error.strerror}; ask its owner") from error
         raise
 
 

@@ -205,11 +205,10 @@ def _apply(values: dict[str, Any], change: str) -> None:
         raise ParamsError(f"--set {change}: {text} is not a YAML value") from error
     *sections, last = key.strip().split(".")
     for section in sections:
-        if values.get(section) is None:
-            values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
+        inner = {} if values.get(section) is None else values[section]
+        if not isinstance(inner, dict):
             raise ParamsError(f"--set {change}: {section} is a value, not a section")
+        values[section] = values = dict(inner)  # a copy: an alias in the file shares what it names
     values[last] = value
 
 
@@ -269,10 +268,7 @@ def _explain(error: ErrorDetails) -> str:
     given = error["input"]
     quoted = ""
     if error["type"] == "string_type" and isinstance(given, bool | int | float | datetime.date):
-        text = str(given).lower() if isinstance(given, bool) else str(given)
-        quoted = f'; quote it: "{text}"'
-        if isinstance(given, float):  # which is 0012e4 no more
-            quoted = "; put quotes around it as it stands in the file"
+        quoted = "; put quotes around it as it stands in the file"  # which may be 007, or 0012e4
     message = re.sub(r"valid dictionary.*", "section or mapping", message)
     return f"{key} is {given!r}: {message[0].lower()}{message[1:]}{quoted}"
 

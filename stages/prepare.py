@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from cache import file_digest, write_atomically
 from stages.artifacts import DATA, METRICS, SOFT_LABELS, replaced_folder
+from stages.data.classes import require_distinct_classes
 from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, data_file, has_split, may_teach
 from stages.data.files import MissingColumnError
 from stages.data.labels import LabelReader, Numbering
@@ -86,6 +87,7 @@ def _forget_others(task: TaskParams) -> None:
 
 
 def _prepare(task: TaskParams, folder: Path) -> Prepared:
+    require_distinct_classes(task.classes)
     revision = revision_of(task)
     others: Counter[str] = Counter()
     aligned = _is_aligned(task)

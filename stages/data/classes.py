@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,22 @@ def match_classes(
             f"{', '.join(teacher)}; map its names to the task's in params.yaml: {key}"
         )
     return np.array([position[class_key(name)] for name in task])
+
+
+def require_distinct_classes(task: Sequence[str]) -> None:
+    """Refuse classes of a task that nobody could tell apart by name: a teacher's may be spelt otherwise.
+
+    Raises:
+        StageError: There are two such.
+    """
+    seen: dict[str, str] = {}
+    for name in task:
+        other = seen.setdefault(normalize("NFC", class_key(name)), name)
+        if other is not name:
+            raise StageError(
+                f"task.classes: '{other}' and '{name}' are one class, since case, spaces, _ and - make no "
+                "difference, and known synonyms are one; give one another name, in the data too"
+            )
 
 
 class ClassOrder(NamedTuple):

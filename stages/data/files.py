@@ -196,6 +196,11 @@ class Input:
                 hint = self.hint_of_delimiter(names) or instead_of(name, names, taken=wanted)
                 raise MissingColumnError(f"{self.name} has no column '{name}'; {hint}")
         for name in names:
+            if names.count(name) > 1 and not name:
+                raise StageError(
+                    f"{self.name} has {names.count(name)} columns without a name; name or delete them, and "
+                    "delimiters at the ends of lines"
+                )
             if names.count(name) > 1:
                 raise StageError(f"{self.name} has two columns '{name}'")
             self.require_free(name, reserved, self.name)

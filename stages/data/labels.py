@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 from stages.data.files import shown, without_zeros
 from stages.data.sources import Rows
@@ -115,8 +116,14 @@ class LabelReader:
             return "; if texts without labels are to teach the student, say task.unlabelled: true"
         if may_be_numbers and self._first is None and str(label) == str(len(self._classes)):
             return "; if their numbers begin with 1, say task.source.first_class_number: 1"
-        alike = [name for name in self._classes if name.casefold() == str(label).strip().casefold()]
+        alike = [name for name in self._classes if _plain(name) == _plain(str(label))]
+        if alike and normalize("NFC", alike[0]) == normalize("NFC", str(label)):
+            return "; it looks the same, and has other characters: write both in the same Unicode normal form"
         return f"; '{alike[0]}' is written otherwise: change one of them" if alike else ""
+
+
+def _plain(name: str) -> str:
+    return normalize("NFC", name.strip().casefold())
 
 
 def _is_number(name: str) -> bool:

@@ -135,7 +135,9 @@ def _write_json(file: IO[bytes], window: Window, beside: pa.Table) -> None:
             values = {name: _finite(value) for name, value in {**row, **more}.items()}
             line = json.dumps(values, ensure_ascii=False, default=_as_json)
         except RecursionError as error:
-            raise StageError("the input has a value of hundreds of lists or objects in each other") from error
+            raise StageError(
+                "the input has a value of hundreds of lists or objects in each other; leave that column out"
+            ) from error
         file.write(line.encode() + b"\n")
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cache import example_ids
 from stages.data.classes import class_key
 from stages.data.examples import ENTITY, SOFT_LABEL, TEACHER, columns_of
-from stages.data.files import shown
+from stages.data.files import shown, without_zeros
 from stages.data.remarks import first_words
 from stages.data.rows import DECODER
 from stages.data.sources import WINDOW, Rows
@@ -33,7 +33,9 @@ def laid_out(task: TaskParams, rows: Rows, labels: Sequence[int | None]) -> pa.T
         arrays.append(values_by_class(rows, task.classes))
         fields.append(pa.field(SOFT_LABEL, pa.list_(pa.float64(), len(task.classes))))
     if rows.teachers is not None:
-        arrays.append([None if name in (None, "") else str(name) for name in rows.teachers])
+        nobody = [name in (None, "") or name != name for name in rows.teachers]
+        names = [without_zeros(str(name)) for name in rows.teachers]
+        arrays.append([None if no else name for no, name in zip(nobody, names, strict=True)])
         fields.append(pa.field(TEACHER, pa.string()))
     schema = pa.schema(fields, metadata=columns_of(task).metadata)
     return pa.Table.from_arrays(

@@ -1,16 +1,26 @@
 """Section `task` of params.yaml: text fields, classes and languages. It declares, and does nothing."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from stages.params import Params, WatchedPath
 
-_TAKEN = (
-    *("example_id", "label", "entity", "_soft_label", "_teacher"),  # in prepared files
-    *("language", "split", "class"),  # and in what `cache export` writes, with the store's own columns
-    *("logits", "top_classes", "top_logits", "log_sum_exp_rest", "hidden"),
-)
+_Taken = Literal[
+    "example_id",
+    "label",
+    "entity",
+    "_soft_label",
+    "_teacher",
+    "language",  # this and the next two are columns of what `cache export` writes, beside those of the store
+    "split",
+    "class",
+    "logits",
+    "top_classes",
+    "top_logits",
+    "log_sum_exp_rest",
+    "hidden",
+]
 """Names of columns that no text field may have."""
 
 Split = Literal["train", "validation", "test"]
@@ -92,6 +102,11 @@ class FilesSource(TableSource):
     def _is_complete(self) -> Self:
         if "{split}" not in self.pattern:
             raise ValueError("pattern needs {split} in it")
+        for split, called in self.splits.items():
+            if ".." in called.split("/"):
+                raise ValueError(
+                    f"splits.{split} is {called}, which leaves its folder; link your files there"
+                )
         if any("**" in part and part != "**" for part in self.pattern.split("/")):
             raise ValueError(f"pattern is {self.pattern}: ** must stand alone between two /")
         by_column = self.text_fields is not None and all("{language}" in name for name in self.text_fields)
@@ -181,21 +196,31 @@ class TaskParams(Params):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{what} '{name}' is named twice")
-        source_texts = getattr(self.source, "text_fields", None)
-        if source_texts is not None and len(source_texts) != len(self.text_fields):
-            raise ValueError(
-                f"source.text_fields names {len(source_texts)} columns, "
-                f"and text_fields {len(self.text_fields)}"
-            )
         for name in self.text_fields:
             if "{language}" in name:
                 raise ValueError(f"{name}: columns with a language in their names go into source.text_fields")
         for name in self.text_fields:
-            if name in _TAKEN:
+            if name in get_args(_Taken):
                 raise ValueError(
                     f"no text field may be called {name}, which is a column of our own; where a file calls "
                     "its column so, say that in source.text_fields"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_sources_columns_are_as_many_and_no_labels(self) -> Self:
+        if not isinstance(self.source, TableSource) or self.source.text_fields is None:
+            return self
+        names = self.source.text_fields
+        if len(names) != len(self.text_fields):
+            raise ValueError(
+                f"source.text_fields names {len(names)} columns, and text_fields {len(self.text_fields)}"
+            )
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"source.text_fields names {name} twice; name another column")
+            if name == self.source.label_field:
+                raise ValueError(f"source.text_fields has {name}, the column with the label; name another")
         return self
 
     @property

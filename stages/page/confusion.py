@@ -32,9 +32,19 @@ def most_confused(counts: NDArray[np.int64]) -> list[int]:
     return sorted(np.argsort(-errors, kind="stable")[:_MAX_CLASSES].tolist())
 
 
+def short_names(classes: Sequence[str]) -> list[str]:
+    """Shorten names of classes; where some then are the same, it is their middle that is left out."""
+    names = [clip(name, _MAX_NAME) for name in classes]
+    if len(set(names)) == len(names):
+        return names
+    half = _MAX_NAME // 2
+    ends = [f"{name[:half]}…{name[-half:]}" if len(name) > _MAX_NAME else name for name in classes]
+    return [clip(name, _MAX_NAME + 1) for name in ends]
+
+
 def _matrix(name: str, counts: NDArray[np.int64], classes: Sequence[str], shown: Sequence[int]) -> Heat:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [clip(classes[i], _MAX_NAME) for i in shown]
+    names = short_names([classes[i] for i in shown])
     rows = []
     for i, row in zip(shown, names, strict=True):
         cells = []

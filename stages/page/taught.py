@@ -16,7 +16,7 @@ from stages.data.examples import SPLITS, has_split, read_examples, taught_splits
 from stages.data.task import Split, TaskParams
 from stages.page.result import Result
 from stages.results.measures import confusion, entropy, fit_temperature, probabilities
-from stages.results.teachers import OneSays, Teachers, said_by
+from stages.results.teachers import OneSays, Teachers, require_some, said_by
 
 
 class LabelSet(NamedTuple):
@@ -141,6 +141,7 @@ def read_taught(task: TaskParams, teachers: Teachers, language: str) -> Taught:
         for split, part in parts.items()
         if len(part)
     }
+    require_some(has["train"], language)
     temperature = 1.0
     if "validation" in by_split:
         temperature = fit_temperature(parts["validation"], by_split["validation"].labels)

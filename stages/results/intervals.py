@@ -92,7 +92,7 @@ def interval(
     quantile = np.average(stdtrit(degrees, 0.975), weights=(of_seeds, of_entities))
     least = stdtrit(degrees[1], 0.975) * of_these_seeds**0.5
     half = float(max(quantile * variance**0.5, least))
-    return mean - half, mean + half
+    return max(-1.0, mean - half), min(1.0, mean + half)  # no difference is larger
 
 
 def _by_entity(

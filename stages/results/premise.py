@@ -12,7 +12,7 @@ from stages.errors import StageError
 from stages.results.intervals import interval, numbered_entities
 from stages.results.measures import fit_temperature, probabilities
 from stages.results.predictions import Predictions
-from stages.results.teachers import Teachers, said_by
+from stages.results.teachers import Teachers, require_some, said_by
 
 _FAR = 0.2
 """By so much more often are teachers right than they say, where a student may learn their doubts."""
@@ -109,7 +109,9 @@ def premise(
         baseline_right = (own.predicted == own.labels)[of_teachers.has]
         right[language] = np.stack([of_teachers.right, baseline_right]).astype(np.int64)
         entities[language] = entities[language][of_teachers.has]
-        by_heart[language] = _answers(task, teachers[language], language, "train").right.mean()
+        of_training = _answers(task, teachers[language], language, "train")
+        require_some(of_training.has, language)
+        by_heart[language] = of_training.right.mean()
 
     def gain(*languages: str) -> Gain:
         accuracies = np.mean([right[name].mean(axis=1) for name in languages], axis=0)

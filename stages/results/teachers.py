@@ -14,6 +14,7 @@ from stages.artifacts import SOFT_LABELS, of_each_teacher
 from stages.data.classes import match_classes
 from stages.data.examples import read_asked, read_examples
 from stages.data.task import SplitName, TaskParams
+from stages.errors import StageError
 from stages.results.averages import average_teachers
 
 
@@ -107,6 +108,19 @@ class Said(NamedTuple):
     each: list[OneSays]
     has: NDArray[np.bool_]
     together: NDArray[np.floating]
+
+
+def require_some(has: NDArray[np.bool_], language: str) -> None:
+    """Refuse to go on where no training text of a language has a soft label, whose mean would be none.
+
+    Raises:
+        StageError: None has.
+    """
+    if not has.any():
+        raise StageError(
+            f"no training text of '{language}' has a soft label; write them with: "
+            f"python -m pipeline teacher label --language {language}"
+        )
 
 
 def said_by(

@@ -31,9 +31,9 @@ def require_branches(supervised: Sequence[str], params: DistillParams) -> None:
     """
     if params.variant == "mblm" and len(supervised) < 2 and not params.mixture.own_branch:
         raise StageError(
-            "student.distill.variant mblm mixes the branches of other languages, but task.supervised names "
-            f"only {supervised[0]}; add a language, take another variant, or set "
-            "student.distill.mixture.own_branch: true"
+            "mblm mixes the branches of other languages, but task.supervised names only "
+            f"{supervised[0]}; add a language, leave mblm out of student.distill.variant and "
+            "ablation.variants, or set student.distill.mixture.own_branch: true"
         )
 
 

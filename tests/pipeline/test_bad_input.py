@@ -164,6 +164,9 @@ def test_a_store_that_is_no_folder_is_refused_before_the_teacher_runs(
 def test_a_mixture_of_one_language_is_refused(finished: Path, run: Run) -> None:
     line = refused(run, "student", "distill", "--set", "task.supervised=[de]")
     assert "mixes the branches of other languages, but task.supervised names only de" in line
+    other = ("--set", "task.supervised=[de]", "--set", "student.distill.variant=distill")
+    line = refused(run, "ablation", "plan", *other)
+    assert "leave mblm out of student.distill.variant and ablation.variants" in line
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(finished: Path, run: Run) -> None:

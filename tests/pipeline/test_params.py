@@ -21,6 +21,17 @@ def message_of(*changes: str) -> str:
     return text.removeprefix(f"{PARAMS}: ")
 
 
+def test_a_change_leaves_alone_what_an_alias_shares(workspace: Path) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("de: {base: scratch", "de: &one {base: scratch", 1))
+    values = YAML(typ="safe").load(Path("params.yaml"))
+    values["teachers"]["en"] = values["teachers"]["de"]  # which is written as an alias
+    YAML(typ="safe").dump(values, Path("params.yaml"))
+    assert "*" in Path("params.yaml").read_text()
+    loaded = load_params(Path("params.yaml"), ["teachers.de.base=org/german"])
+    assert (loaded.teachers["de"].base, loaded.teachers["en"].base) == ("org/german", "scratch")
+
+
 @pytest.mark.parametrize("path", [PARAMS, *(ROOT / "recipes").glob("*.yaml")], ids=lambda path: path.name)
 def test_every_committed_params_file_is_valid(path: Path) -> None:
     assert load_params(path).task.supervised
@@ -99,12 +110,20 @@ def test_an_unknown_key_that_resembles_nothing_gets_the_list() -> None:
             "task.source={kind: files, pattern: 'data/{split}'}",
             "pattern needs {language} in it; or name the",
         ),
-        ("task.classes=[1, 2]", 'task.classes.0 is 1: input should be a valid string; quote it: "1"'),
+        ("task.classes=[1, 2]", "task.classes.0 is 1: input should be a valid string; put quotes around it"),
         (
             "task.classes=[no, true]",
-            'task.classes.1 is True: input should be a valid string; quote it: "true"',
+            "task.classes.1 is True: input should be a valid string; put quotes around it",
         ),
-        ("task.classes=[2024-01-05, b]", 'a valid string; quote it: "2024-01-05"'),
+        ("task.classes=[2024-01-05, b]", "a valid string; put quotes around it as it stands in the file"),
+        (
+            "task.source={kind: files, pattern: 'data/{language}/{split}.csv', splits: {test: ../test}}",
+            "splits.test is ../test, which leaves its folder",
+        ),
+        (
+            "task.source={kind: files, pattern: 'data/{language}/{split}.csv', text_fields: [label]}",
+            "source.text_fields has label, the column with the label",
+        ),
         ("task.source={kind: files, pattern: '{language}{split}', label_field: b}", "must begin with data/"),
         ("task.source={kind: files, pattern: 'data/../{language}/{split}.csv'}", "and stay in it; link"),
         ("teachers.de={soft_labels: {file: data/../soft.jsonl}}", "and stay in it; link"),

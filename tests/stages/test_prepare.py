@@ -62,6 +62,26 @@ def test_a_label_that_differs_in_case_alone_is_told_so(folder: Path) -> None:
         prepare(task)
 
 
+def test_a_label_in_another_normal_form_is_told_so(folder: Path) -> None:
+    task = nli_task("data/{language}/{split}.jsonl", supervised=["de"], zero_shot=[])
+    task = task.model_copy(update={"classes": ["caf\u00e9", "no"]})
+    for split in SPLITS:
+        rows = [
+            {"premise": f"{split} {i}", "hypothesis": "b", "label": "cafe\u0301" if i else "no"}
+            for i in (0, 1)
+        ]
+        write(Path(f"data/de/{split}.jsonl"), rows)
+    with pytest.raises(StageError, match="write both in the same Unicode normal form"):
+        prepare(task)
+
+
+def test_classes_that_no_teacher_could_tell_apart_are_refused_before_anything_runs(folder: Path) -> None:
+    task = nli_task("data/{language}/{split}.jsonl", supervised=["de"], zero_shot=[])
+    for pair in (["card_lost", "card-lost"], ["a", "A"], ["duplicate", "equivalent"], ["\u00e9", "e\u0301"]):
+        with pytest.raises(StageError, match=f"task.classes: '{pair[0]}' and '{pair[1]}' are one class"):
+            prepare(task.model_copy(update={"classes": pair}))
+
+
 def test_a_class_that_no_test_example_has_is_named_where_there_are_many(folder: Path) -> None:
     task = nli_task("data/{language}/{split}.jsonl", supervised=["de"], zero_shot=[])
     for split in SPLITS:

@@ -48,6 +48,11 @@ def width(differences: list[NDArray[np.int64]], entities: list[NDArray[np.int64]
     return high - low
 
 
+def test_an_interval_ends_where_differences_do() -> None:
+    differences = [np.array([[1, 1, 0, 0], [-1, -1, 0, 0]])]
+    assert interval(differences, different_texts(differences)) == (-1.0, 1.0)
+
+
 def test_the_interval_of_one_seed_and_language_is_that_of_a_paired_t_test() -> None:
     differences = random_differences(31, n_seeds=1)
     expected = stats.ttest_1samp(differences[0][0], 0).confidence_interval(0.95)

@@ -8,7 +8,7 @@ from sklearn.metrics import confusion_matrix
 from tiny import CLASSES
 
 from pipeline.params import load_params
-from stages.page.confusion import most_confused
+from stages.page.confusion import most_confused, short_names
 from stages.results.predictions import read_predictions
 
 
@@ -24,6 +24,12 @@ def test_matrices_are_those_of_scikit_learn(varied: Path) -> None:
         assert [row[0] for row in rows] == CLASSES
         expected = [[f"{100 * share:.0f}" if share else "·" for share in line] for line in shares]
         assert [row[1:] for row in rows] == expected
+
+
+def test_names_that_begin_alike_are_told_apart() -> None:
+    classes = ["balance_not_updated_after_transfer", "balance_not_updated_after_cheque", "fee"]
+    assert short_names(classes) == ["balance_…transfer", "balance_…r_cheque", "fee"]
+    assert short_names(["transfer_fee_charged", "fee"]) == ["transfer_fee_cha…", "fee"]
 
 
 def test_of_many_classes_those_with_the_most_errors_are_shown() -> None:
