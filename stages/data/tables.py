@@ -34,7 +34,8 @@ def laid_out(task: TaskParams, rows: Rows, labels: Sequence[int | None]) -> pa.T
         fields.append(pa.field(SOFT_LABEL, pa.list_(pa.float64(), len(task.classes))))
     if rows.teachers is not None:
         nobody = [name in (None, "") or name != name for name in rows.teachers]
-        names = [without_zeros(str(name)) for name in rows.teachers]
+        # A column of whole numbers with gaps has floats: 1.0 is the teacher called 1.
+        names = [without_zeros(str(one)) if isinstance(one, float) else str(one) for one in rows.teachers]
         arrays.append([None if no else name for no, name in zip(nobody, names, strict=True)])
         fields.append(pa.field(TEACHER, pa.string()))
     schema = pa.schema(fields, metadata=columns_of(task).metadata)

@@ -21,7 +21,14 @@ from tables import ROWS, nli_task, read_or_refused, write, write_all
 from tiny import ROOT
 
 from cache import example_id, file_digest
-from stages.data.examples import SPLITS, columns_of, pretraining_texts, read_entities, read_examples
+from stages.data.examples import (
+    SPLITS,
+    columns_of,
+    pretraining_texts,
+    read_asked,
+    read_entities,
+    read_examples,
+)
 from stages.data.files import Input
 from stages.data.names import CLASSES, read_names, split_of
 from stages.data.task import FilesSource, HubSource, NamesSource, TaskParams
@@ -212,6 +219,17 @@ def test_classes_that_are_decimals_are_names(folder: Path, suffix: str) -> None:
     task = nli_task(write_all(folder, rows, suffix), classes=["0.0", "0.5", "1.0"])
     prepare(task)
     assert read_examples(task, "de", "train")["label"].to_pylist() == [0, 2, 1]
+
+
+def test_teachers_that_a_column_of_whole_numbers_with_gaps_names_are_found(folder: Path) -> None:
+    asked = (1.0, None, float("nan"))
+    rows = [row | {"asked": name} for row, name in zip(ROWS, asked, strict=True)]
+    pattern = write_all(folder, rows, "parquet")
+    source = FilesSource(kind="files", pattern=pattern, label_field="label", teacher_field="asked")
+    prepare(nli_task(pattern, source=source))
+    found = read_asked("de", ["train"], ["1", "2"])
+    assert found is not None
+    assert found.tolist() == [[True, True, True], [False, True, True]]
 
 
 def test_words_that_look_like_values_are_class_names(folder: Path) -> None:
