@@ -407,6 +407,7 @@ def test_numbers_that_json_has_not_are_written_as_null(finished: Path, run: Run)
         ("in.csv", b"text\ngr\xfcn\n", "in.csv, line 2: not UTF-8 (invalid start byte)"),
         ("in.csv", b"texts,n\na,1\n", "in.csv has no column 'text'; did you mean texts?"),
         ("in.csv", b"text,text\na,b\n", "in.csv has two columns 'text'"),
+        ("in.csv", b"text,,\na,,\n", "in.csv has 2 columns without a name; name or delete them"),
         ("in.csv", b"text,n\na,1\nb\n", "in.csv, line 3: 1 values in 2 columns"),
         ("in.csv", b'text\n"a" b\n', "in.csv, line 2: "),
         ("in.csv", b"text,label\na,b\n", "in.csv has a column 'label' already; give the new columns"),
