@@ -33,7 +33,7 @@ from stages.data.sources import (
     revision_of,
 )
 from stages.data.tables import laid_out, mapped, some_of, write_batches
-from stages.data.task import Split, SplitName, TableSource, TaskParams
+from stages.data.task import FilesSource, Split, SplitName, TableSource, TaskParams
 from stages.data.unlabelled import HeldOut, Named, may_lack_column, separate, write_zero_shot
 from stages.errors import StageError
 from stages.progress import Bar
@@ -126,6 +126,12 @@ def _prepare(task: TaskParams, folder: Path) -> Prepared:
         work.done.notes.append(
             "warning: task.unlabelled is true, but no text without a label was found: none in train, and "
             f"none that is new in {place_of(task, UNLABELLED)}"
+        )
+    unused = [one for one in task.supervised if not task.unlabelled and has_split(one, UNLABELLED, folder)]
+    if unused and isinstance(task.source, FilesSource):
+        work.done.notes.append(
+            f"{', '.join(unused)}: texts of the split unlabelled are for encoders from scratch alone; with "
+            "task.unlabelled: true they teach the student"
         )
     work.done.notes += [
         f"warning: {path} is a link to a folder, in which DVC sees no changes; link its files instead"

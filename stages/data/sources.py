@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet
 
-from stages.data.examples import ENTITY, UNLABELLED
+from stages.data.examples import ENTITY, SPLITS, UNLABELLED
 from stages.data.files import COMPRESSED, Input, MissingColumnError, instead_of, kind_of, shown, without_zeros
 from stages.data.names import CLASSES, read_names, split_of
 from stages.data.rows import Placed, column, placed_rows, windows
@@ -180,6 +180,9 @@ def reader_of(
         task: Section `task`.
         revision: See `revision_of`.
         others: Counts rows that are left out, by what they say that their language is.
+
+    Raises:
+        StageError: The source cannot be of this task, or two languages have the same file.
     """
     source = task.source
     if isinstance(source, NamesSource):
@@ -198,6 +201,7 @@ def reader_of(
             commits.get(language),
             others,
         )
+    _require_own_files(source, task.languages)
     return lambda language, split: _read_files(
         source, _Fields.of(source, task, language, split), language, split, others
     )
@@ -228,6 +232,21 @@ def hint_of(task: TaskParams, language: str, split: Split, others: Counter[str])
 def _pattern_of(source: FilesSource, language: str, split: SplitName) -> str:
     called = source.splits.get(split, split)
     return source.pattern.replace("{language}", language).replace("{split}", called)
+
+
+def _require_own_files(source: FilesSource, languages: Sequence[str]) -> None:
+    """Refuse a file that a pattern finds for two languages, as ``{language}*`` finds that of de-AT for de."""
+    if is_for_all(source) or source.language_field is not None:
+        return
+    for split in (*SPLITS, UNLABELLED):
+        owners: dict[Path, str] = {}
+        for language in languages:
+            for path in Path().glob(_pattern_of(source, language, split)):
+                if owners.setdefault(path, language) != language:
+                    raise StageError(
+                        f"task.source.pattern finds {path} for '{owners[path]}' and for '{language}'; write "
+                        "one that finds a file for one language"
+                    )
 
 
 def is_for_all(source: TableSource | NamesSource) -> bool:

@@ -448,6 +448,19 @@ def test_texts_of_other_languages_may_be_missing(folder: Path, suffix: str) -> N
         prepare(task)
 
 
+def test_a_file_that_a_pattern_finds_for_two_languages_is_refused(folder: Path) -> None:
+    write_all(folder)
+    write(folder / "data/de-AT/test.jsonl", ROWS)
+    task = nli_task("data/{language}*/{split}.jsonl", zero_shot=["fr", "de-AT"])
+    message = (
+        "task.source.pattern finds data/de-AT/test.jsonl for 'de' and for 'de-AT'; write one that finds a "
+        "file for one language"
+    )
+    with pytest.raises(StageError, match=f"^{re.escape(message)}$"):
+        prepare(task)
+    prepare(nli_task("data/{language}*/{split}.jsonl"))  # de-AT is German, where no language is called so
+
+
 def test_a_pattern_must_tell_languages_apart() -> None:
     with pytest.raises(ValidationError, match=r"data/\*\*\{language\}/.*: \*\* must stand alone"):
         files("data/**{language}/{split}.csv")

@@ -102,6 +102,18 @@ def test_a_task_that_finds_no_text_without_a_label_says_so() -> None:
     assert said not in prepare(task).notes
 
 
+def test_texts_without_labels_that_teach_nobody_are_told_of() -> None:
+    task = task_of()
+    write(Path("data/de/unlabelled.jsonl"), [{"text": "neu"}])
+    said = (
+        "de: texts of the split unlabelled are for encoders from scratch alone; with task.unlabelled: true "
+        "they teach the student"
+    )
+    assert said in prepare(task.model_copy(update={"unlabelled": False})).notes
+    write(Path("data/de/unlabelled.jsonl"), rows(None, start=50))
+    assert said not in prepare(task).notes
+
+
 def test_empty_texts_are_no_lines_and_are_told_of_in_tables() -> None:
     task = task_of(text_fields=["premise"])
     Path("data/de/unlabelled.txt").write_text("eins\n\n \nzwei\n")
