@@ -20,7 +20,7 @@ def cost(found: Findings) -> Table:
         needed = saved = 0
         if found.variant not in ("linear", "finetune"):  # which read no soft labels
             run_here = [one for one in taught.sets if one.producers[0].imported is None]
-            needed = taught.n_train * found.epochs * len(run_here)
+            needed = found.epochs * sum(one.n_asked for one in run_here)
             saved = needed - sum(one.n_labels for one in run_here)
         counts = found.counts[language]
         n_without = sum(round((1 - share) * counts[split]) for split, share in taught.coverage.items())

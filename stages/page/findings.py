@@ -35,7 +35,7 @@ class Findings:
     Attributes:
         task: Section `task` of params.yaml.
         variant: The variant that the student is.
-        epochs: Of the student's training.
+        epochs: Of the student's trainings, all together.
         groups: Languages with a test split by kind, the student's best first; kinds that have some.
         student: By language, on the test split, through the branch that the language uses.
         baseline: The same of the baseline.
@@ -50,7 +50,7 @@ class Findings:
         data: Digest of a language's examples of all splits, by language.
         premise: Teachers and baseline compared on validation data; None where it has no soft labels.
         weights: Sha256 of the weight files of ``student`` and ``baseline``, by path.
-        silver: What zero-shot languages learned from, by language.
+        silver: What teachers say of texts of zero-shot languages, by language.
         standings: How the student stands in each language with a test split.
         estimates: A row per language: how good the student seems without labels, and is.
     """
@@ -146,7 +146,7 @@ def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str
     return Findings(
         task=task,
         variant=params["student"]["distill"]["variant"],
-        epochs=params["student"]["distill"]["epochs"],
+        epochs=params["student"]["distill"]["epochs"] * params["student"]["distill"]["runs"],
         groups=_best_first(task, student),
         student=student,
         baseline=baseline,

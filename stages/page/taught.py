@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cache import Producer, file_digest
 from stages.artifacts import SILVER_LABELS, SOFT_LABELS
 from stages.data.classes import ClassOrder, weigh_class_order
-from stages.data.examples import SPLITS, has_split, read_examples, taught_splits
+from stages.data.examples import SPLITS, has_split, read_asked, read_examples, taught_splits
 from stages.data.task import Split, TaskParams
 from stages.page.result import Result
 from stages.results.measures import confusion, entropy, fit_temperature, probabilities
@@ -28,6 +28,7 @@ class LabelSet(NamedTuple):
         producers: Who wrote them: one, or one for each fold.
         manifest: Sha256 of the set's manifest.
         n_labels: How many there are: one for each distinct text.
+        n_asked: Examples that may teach the student, and are for this teacher.
         n_bytes: Of its shards.
         order: What the labelled examples say of the declared class order; None where none has its label.
         terms: What was said of who answered behind HTTP, such as the licence.
@@ -38,6 +39,7 @@ class LabelSet(NamedTuple):
     producers: list[Producer]
     manifest: str
     n_labels: int
+    n_asked: int
     n_bytes: int
     order: ClassOrder | None
     terms: Mapping[str, str]
@@ -54,7 +56,6 @@ class Taught(NamedTuple):
         coverage: By split, the share of examples that have soft labels, in [0, 1].
         entropy: Mean over the training split, in bits: what soft labels say beyond one class.
         outside: The share of probability that imported soft labels give to no class; None: nobody can tell.
-        n_train: Examples that the student learns from.
     """
 
     sets: list[LabelSet]
@@ -64,11 +65,12 @@ class Taught(NamedTuple):
     coverage: dict[Split, float]
     entropy: float
     outside: float | None
-    n_train: int
 
 
 class Silver(NamedTuple):
     """What a zero-shot language has in the place of a teacher.
+
+    All texts that have soft labels, also those that `student.distill` leaves out.
 
     Attributes:
         titles: What the teachers are called for people.
@@ -86,7 +88,7 @@ class Silver(NamedTuple):
 
 
 def read_silver(task: TaskParams, teachers: Teachers, language: str) -> Silver:
-    """Read what a zero-shot language learned from.
+    """Read what teachers say of a zero-shot language's texts.
 
     Args:
         task: Section `task` of params.yaml.
@@ -103,12 +105,13 @@ def read_silver(task: TaskParams, teachers: Teachers, language: str) -> Silver:
         of_test = said_by(task, teachers, language, ["test"], folder=SILVER_LABELS)
         labels = read_examples(task, language, "test")["label"].to_numpy()
         if of_test.has.all():
-            accuracy = float((of_test.together.argmax(axis=1) == labels).mean())
+            accuracy = float((of_test.together().argmax(axis=1) == labels).mean())
+    together = said.together()
     return Silver(
         titles=[one.title for one in teachers.all],
         producers=[producer.id for one in said.each for producer in one.label_set.producers],
-        n_texts=len(said.together),
-        confidence=float(probabilities(said.together).max(axis=1).mean()),
+        n_texts=len(together),
+        confidence=float(probabilities(together).max(axis=1).mean()),
         accuracy=accuracy,
     )
 
@@ -128,14 +131,18 @@ def read_taught(task: TaskParams, teachers: Teachers, language: str) -> Taught:
     tables = {split: read_examples(task, language, split) for split in SPLITS}
     labels = np.concatenate([table["label"].to_numpy() for table in tables.values()])
     said = said_by(task, teachers, language, SPLITS)
+    taught = taught_splits(task, language)
+    asked = read_asked(language, taught, [teacher.name for teacher in teachers.all])
+    n_taught = sum(read_examples(task, language, split).num_rows for split in taught)
+    n_asked = [n_taught] * len(said.each) if asked is None else asked.sum(axis=1).tolist()
     sets = [
-        _label_set(task, one, teacher.title, labels)
-        for one, teacher in zip(said.each, teachers.all, strict=True)
+        _label_set(task, one, teacher.title, labels, n)
+        for one, teacher, n in zip(said.each, teachers.all, n_asked, strict=True)
     ]
     outside = [share for one in said.each if (share := one.outside()) is not None]
     ends = np.cumsum([table.num_rows for table in tables.values()])[:-1]
     has = dict(zip(SPLITS, np.split(said.has, ends), strict=True))
-    parts = dict(zip(SPLITS, np.split(said.together, np.cumsum(said.has)[ends - 1]), strict=True))
+    parts = dict(zip(SPLITS, np.split(said.together(), np.cumsum(said.has)[ends - 1]), strict=True))
     by_split = {
         split: Result(tables[split].filter(pa.array(has[split])), part.astype(np.float64))
         for split, part in parts.items()
@@ -153,11 +160,12 @@ def read_taught(task: TaskParams, teachers: Teachers, language: str) -> Taught:
         coverage={split: float(of_split.mean()) for split, of_split in has.items()},
         entropy=float(entropy(by_split["train"].probabilities()).mean()),
         outside=float(np.mean(outside)) if outside else None,
-        n_train=sum(read_examples(task, language, split).num_rows for split in taught_splits(task, language)),
     )
 
 
-def _label_set(task: TaskParams, one: OneSays, title: str, labels: NDArray[np.int32]) -> LabelSet:
+def _label_set(
+    task: TaskParams, one: OneSays, title: str, labels: NDArray[np.int32], n_asked: int
+) -> LabelSet:
     """Describe one teacher's soft labels.
 
     Args:
@@ -165,6 +173,7 @@ def _label_set(task: TaskParams, one: OneSays, title: str, labels: NDArray[np.in
         one: What the teacher says of N labelled examples.
         title: What it is called.
         labels: Their hard labels, shape ``(N,)``.
+        n_asked: How many examples that may teach are for it.
     """
     manifest = one.folder / "manifest.json"
     order = None
@@ -178,6 +187,7 @@ def _label_set(task: TaskParams, one: OneSays, title: str, labels: NDArray[np.in
         producers=one.label_set.producers,
         manifest=file_digest(manifest),
         n_labels=json.loads(manifest.read_text(encoding="utf-8"))["examples"],
+        n_asked=n_asked,
         n_bytes=sum((one.folder / name).stat().st_size for name in one.label_set.shards),
         order=order,
         terms=one.label_set.terms,

@@ -13,7 +13,7 @@ class TeacherTables(NamedTuple):
     Attributes:
         quality: Soft labels against hard labels, by language.
         order: The declared class order against the best one, by soft-label set.
-        silver: What zero-shot languages learned from; None: from nothing of their own.
+        silver: What teachers say of texts of zero-shot languages; None: nothing.
     """
 
     quality: Table
@@ -39,7 +39,7 @@ def _silver(found: Findings) -> Table:
         for language, one in found.silver.items()
     ]
     head = ["language", "teacher", "texts without labels", "confidence", "accuracy, test", "producer"]
-    return Table("What zero-shot languages learned from", head, rows)
+    return Table("What teachers say of zero-shot languages' texts", head, rows)
 
 
 def _quality(found: Findings) -> Table:

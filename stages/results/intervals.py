@@ -83,7 +83,7 @@ def interval(
         if of_seeds > _ROUNDING or of_both < of_entities:  # something is left
             of_entities = max(0.0, of_entities - of_both)
     variance = of_seeds + of_entities
-    if variance < _ROUNDING and not mean and max(n_entities) > 1:
+    if max(n_entities) > 1 and not any(part.any() for part in differences):
         return 0.0, 0.0
     if variance < _ROUNDING or min(n_entities) == 1:
         return -1.0, 1.0

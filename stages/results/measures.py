@@ -1,5 +1,6 @@
 """How good, how sure and how alike classifiers are. Arrays in, numbers out; N examples, C classes."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,13 +55,23 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
         What the logits are to be divided by, in [0.02, 50]: above 1 where the classifier is too sure. 1 where
         it is never wrong: the likelihood then only grows, and nothing says how sure it may be.
     """
-    if (logits.argmax(axis=1) == labels).all():
+    return fit_temperature_of(lambda _: logits, labels)
+
+
+def fit_temperature_of(logits: Callable[[float], NDArray[Any]], labels: NDArray[Any]) -> float:
+    """As `fit_temperature`, of what has other logits at each temperature: an average of several classifiers.
+
+    Args:
+        logits: Gives them, of shape ``(N, C)``.
+        labels: Hard labels, shape ``(N,)``.
+    """
+    if (logits(1.0).argmax(axis=1) == labels).all():
         return 1.0
-    wide = logits.astype(np.float64)
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
-        scaled = log_softmax(wide / np.exp(log_temperature), axis=1)
+        temperature = float(np.exp(log_temperature))
+        scaled = log_softmax(logits(temperature).astype(np.float64) / temperature, axis=1)
         return -float(scaled[rows, labels].mean())
 
     found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded", options={"xatol": 1e-4})

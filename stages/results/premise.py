@@ -1,6 +1,6 @@
 """The premise of distillation: teachers know more than the student's own encoder learns from the labels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from stages.data.examples import UNLABELLED, read_entities, read_examples, taugh
 from stages.data.task import Split, TaskParams
 from stages.errors import StageError
 from stages.results.intervals import interval, numbered_entities
-from stages.results.measures import fit_temperature, probabilities
+from stages.results.measures import fit_temperature_of, probabilities
 from stages.results.predictions import Predictions
 from stages.results.teachers import Teachers, require_some, said_by
 
@@ -24,7 +24,7 @@ class Gain(NamedTuple):
     Attributes:
         teachers: Accuracy of the teachers.
         confidence: Of the teachers, on average: the probability of the class that they name.
-        temperature: By which their logits are to be divided to be as sure as they are right.
+        temperature: τ at which what a student learns of them is as sure as they are right.
         baseline: Accuracy of the encoder that was fine-tuned on the hard labels of all supervised languages.
         low: Lower bound of the difference, at 95 %: for other texts, not for other seeds.
         high: Upper bound.
@@ -118,13 +118,15 @@ def premise(
         differences = [right[name][:1] - right[name][1:] for name in languages]
         low, high = interval(differences, [entities[name] for name in languages])
         known = float(np.mean([by_heart[name] for name in languages]))
-        sure = float(np.mean([probabilities(said[name].logits).max(axis=1).mean() for name in languages]))
-        temperature = fit_temperature(
-            np.concatenate([said[name].logits for name in languages]),
+        sure = [probabilities(said[name].together()).max(axis=1).mean() for name in languages]
+        temperature = fit_temperature_of(
+            lambda at: np.concatenate([said[name].together(at) for name in languages]),
             np.concatenate([said[name].labels for name in languages]),
         )
         of_teachers, of_baseline = map(float, accuracies)
-        return Gain(of_teachers, sure, temperature, of_baseline, low, high, known, only_labelled)
+        return Gain(
+            of_teachers, float(np.mean(sure)), temperature, of_baseline, low, high, known, only_labelled
+        )
 
     if not right:
         raise StageError("no validation text of a supervised language has soft labels")
@@ -136,18 +138,18 @@ class _Answers(NamedTuple):
 
     Attributes:
         has: Of which examples there are soft labels, shape ``(N,)``.
-        logits: These, shape ``(n, C)``.
+        together: Gives these at a temperature, shape ``(n, C)``: see `Said.together`.
         labels: Their hard labels, shape ``(n,)``.
     """
 
     has: NDArray[np.bool_]
-    logits: NDArray[np.floating]
+    together: Callable[..., NDArray[np.floating]]
     labels: NDArray[np.int32]
 
     @property
     def right(self) -> NDArray[np.bool_]:
         """Which name the class, shape ``(n,)``."""
-        right: NDArray[np.bool_] = self.logits.argmax(axis=1) == self.labels
+        right: NDArray[np.bool_] = self.together().argmax(axis=1) == self.labels
         return right
 
 

@@ -73,7 +73,7 @@ def standings(
         says = None
         if language in teachers and language in task.supervised:
             said = said_by(task, teachers[language], language, ["test"])
-            says = said.together.argmax(axis=1) if said.has.all() else None
+            says = said.together().argmax(axis=1) if said.has.all() else None
         [entities] = numbered_entities({language: read_entities(language, "test")}).values()
         others = (baseline[language, "test"].predicted, says)
         found[language] = standing(one.labels, one.predicted, *others, entities)

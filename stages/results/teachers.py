@@ -102,12 +102,28 @@ class Said(NamedTuple):
     Attributes:
         each: What each one says.
         has: Of which examples all have soft labels that are to be asked, shape ``(N,)``.
-        together: What they say together of those examples, as logits of one teacher, shape ``(n, C)``.
+        weights: How much each teacher counts for each of those examples, shape ``(M, n)``.
+        by_confidence: Whether it counts as much more as it is sure.
     """
 
     each: list[OneSays]
     has: NDArray[np.bool_]
-    together: NDArray[np.floating]
+    weights: NDArray[np.float64]
+    by_confidence: bool
+
+    def together(self, temperature: float = 1.0) -> NDArray[np.floating]:
+        """Give what they say together of those examples, as logits t of one teacher, shape ``(n, C)``.
+
+        Args:
+            temperature: τ, for which softmax(t/τ) is the mean of their probabilities. Of several teachers,
+                each has another t, whose softmax(t) is no mean.
+        """
+        return average_teachers(
+            [one.logits if self.has.all() else one.logits[self.has] for one in self.each],
+            temperature=temperature,
+            weights=self.weights,
+            by_confidence=self.by_confidence,
+        )
 
 
 def require_some(has: NDArray[np.bool_], language: str) -> None:
@@ -129,7 +145,6 @@ def said_by(
     language: str,
     splits: Sequence[SplitName],
     *,
-    temperature: float = 1.0,
     folder: Path = SOFT_LABELS,
 ) -> Said:
     """Read what a language's teachers say of the N examples of some splits, one behind the other.
@@ -139,7 +154,6 @@ def said_by(
         teachers: Section `teachers.<language>`.
         language: One with teachers.
         splits: Those of the language.
-        temperature: τ at which their probabilities are averaged.
         folder: In which the languages' soft labels are.
 
     Raises:
@@ -166,13 +180,7 @@ def said_by(
         each.append(OneSays(place, label_set, has, logits, hidden, bias))
     weights = weights_of(teachers, asked, len(ids))
     has = np.logical_and.reduce([one.has | (of_one == 0) for one, of_one in zip(each, weights, strict=True)])
-    together = average_teachers(
-        [one.logits if has.all() else one.logits[has] for one in each],
-        temperature=temperature,
-        weights=weights[:, has],
-        by_confidence=teachers.combine == "confidence",
-    )
-    return Said(each, has, together)
+    return Said(each, has, weights[:, has], teachers.combine == "confidence")
 
 
 def weights_of(teachers: Teachers, asked: NDArray[np.bool_] | None, n: int) -> NDArray[np.float64]:

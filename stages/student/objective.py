@@ -136,7 +136,9 @@ def hardened(logits: Tensor) -> Tensor:
     return none.scatter(1, logits.argmax(dim=1, keepdim=True), 0.0)
 
 
-def trusted(logits: Tensor, labels: Tensor, *, how: Trust) -> tuple[Tensor, Tensor | None]:
+def trusted(
+    logits: Tensor, labels: Tensor, *, how: Trust, at_one: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Believe soft labels only so far where the hard label is known.
 
     Args:
@@ -145,6 +147,8 @@ def trusted(logits: Tensor, labels: Tensor, *, how: Trust) -> tuple[Tensor, Tens
         how: ``corrected``: the largest logit of a wrong soft label changes places with that of the hard label
             (Wen et al., 2019, "probability shift"). ``right``: wrong ones are not. ``probability``: as
             far as they believe the hard label.
+        at_one: The soft labels with averages taken at temperature 1, likewise, by which they believe; None:
+            those of `logits` are.
 
     Returns:
         The soft labels, and k, how far each is trusted, from 0 to 1, shape ``(N,)``; None: they all are.
@@ -154,7 +158,8 @@ def trusted(logits: Tensor, labels: Tensor, *, how: Trust) -> tuple[Tensor, Tens
     known = labels >= 0
     right = labels.clamp(min=0).unsqueeze(1)
     if how == "probability":
-        believed = functional.softmax(logits, dim=-1).gather(1, right).squeeze(1)
+        probs = functional.softmax(logits if at_one is None else at_one, dim=-1)
+        believed = probs.gather(1, right).squeeze(1)
         return logits, torch.where(known, believed, 1.0)
     said = logits.argmax(dim=1, keepdim=True)
     is_wrong = known & (said != right).squeeze(1)

@@ -19,6 +19,7 @@ from stages.results.teachers import Teachers, said_by
 from stages.student.card import TeacherFacts
 from stages.student.params import DistillParams, SilverParams
 from stages.student.top_k import require_small_top_k_change
+from stages.student.variants import temperature_of
 
 
 class SilverTexts(NamedTuple):
@@ -62,7 +63,6 @@ def silver_texts(task: TaskParams, teachers: Mapping[str, Teachers], params: Dis
             teachers[language],
             language,
             [UNLABELLED],
-            temperature=params.temperature,
             folder=SILVER_LABELS,
         )
         if not said.has.all():
@@ -74,19 +74,20 @@ def silver_texts(task: TaskParams, teachers: Mapping[str, Teachers], params: Dis
             )
         for one in said.each:
             require_small_top_k_change(task, one.label_set, params, len(said.each))
-        its = said.together.astype(np.float32)
-        confidence = probabilities(its).max(axis=1)
-        chosen = choose(its.argmax(axis=1), confidence, params.silver)
+        probs = probabilities(said.together())
+        confidence = probs.max(axis=1)
+        chosen = choose(probs.argmax(axis=1), confidence, params.silver)
         if not chosen.any():
             raise StageError(
                 f"no text of '{language}' has a class of probability {params.silver.least_confidence}; lower "
                 "student.distill.silver.least_confidence"
             )
         tables[language] = table.filter(pa.array(chosen))
-        logits.append(its[chosen])
+        its = said.together(temperature_of(params))[chosen].astype(np.float32)
+        logits.append(its)
         pairs = zip(teachers[language].all, said.each, strict=True)
         facts[language] = [TeacherFacts.of(teacher.title, one) for teacher, one in pairs]
-        digests += [examples_digest(tables[language]), hashlib.sha256(its[chosen].tobytes()).hexdigest()]
+        digests += [examples_digest(tables[language]), hashlib.sha256(its.tobytes()).hexdigest()]
         notes.append(
             f"{language}: {int(chosen.sum()):,} of {table.num_rows:,} texts teach, whose most probable class "
             f"has {confidence[chosen].mean():.0%} on average"

@@ -26,7 +26,7 @@ from stages.student.params import DistillParams
 from stages.student.silver import SilverTexts, silver_texts
 from stages.student.top_k import require_small_top_k_change
 from stages.student.translations import Inherited, averaged, inherited
-from stages.student.variants import HARD_ONLY
+from stages.student.variants import HARD_ONLY, temperature_of
 
 
 def admitted(
@@ -103,22 +103,20 @@ def taught_texts(task: TaskParams, teachers: Mapping[str, Teachers], params: Dis
     digests = [examples_digest(table) for table in tables.values()]
     if task.zero_shot_texts:
         _require_no_states(params)
-    of_all, states, of_labels, facts = _soft_labels(task, teachers, params, tables)
+    soft, states, of_labels, facts = _soft_labels(task, teachers, params, tables)
     digests += of_labels
     if params.average_translations:
         _require_translations(task)
     if params.average_translations or translated:
-        of_each = averaged(task, of_all, temperature=params.temperature)
-        of_all = of_each if params.average_translations else of_all
-        of_all = np.concatenate([of_all, of_each[translations.originals]])
-        digests.append(hashlib.sha256(of_all.tobytes()).hexdigest())
+        soft = {tau: _with_translations(task, params, translations, tau, own) for tau, own in soft.items()}
+        digests.append(hashlib.sha256(soft[temperature_of(params)].tobytes()).hexdigest())
     silver = silver_texts(task, teachers, params)
     if translated or silver.tables:
         _say_zero_shot(translations, silver)
-        of_all = np.concatenate([of_all, silver.logits])
+        soft = {tau: np.concatenate([own, silver.logits]) for tau, own in soft.items()}
         digests += [examples_digest(table) for table in translated.values()] + silver.digests
         tables |= translated | silver.tables
-    numbers = _numbers(tables, of_all, params)
+    numbers = _numbers(tables, soft, params)
     if states:
         width = max(part.shape[1] for part in states)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in states]
@@ -131,18 +129,25 @@ def _soft_labels(
     teachers: Mapping[str, Teachers],
     params: DistillParams,
     tables: Mapping[str, pa.Table],
-) -> tuple[NDArray[np.float32], list[NDArray[np.float16]], list[str], dict[str, list[TeacherFacts]]]:
+) -> tuple[
+    dict[float, NDArray[np.float32]], list[NDArray[np.float16]], list[str], dict[str, list[TeacherFacts]]
+]:
     """Read what the teachers say of the texts of all supervised languages.
 
     Returns:
-        Logits, ``(N, C)``; by language, hidden states, where they are asked for; digests of both; and where
-        they come from.
+        By the temperature at which it is averaged, as logits, ``(N, C)``: that of the student, and 1 where
+        trust is by probability; by language, hidden states, where they are asked for; digests of what is
+        learned; and where it comes from.
     """
-    logits, states, digests = [], [], []
+    own = temperature_of(params)
+    logits: dict[float, list[NDArray[np.float32]]] = {own: []}
+    if params.trust == "probability":
+        logits.setdefault(1.0, [])
+    states, digests = [], []
     facts: dict[str, list[TeacherFacts]] = {}
     for language, table in tables.items():
         splits = taught_splits(task, language)
-        said = said_by(task, teachers[language], language, splits, temperature=params.temperature)
+        said = said_by(task, teachers[language], language, splits)
         facts[language] = []
         for one, teacher in zip(said.each, teachers[language].all, strict=True):
             require_small_top_k_change(task, one.label_set, params, len(said.each))
@@ -152,8 +157,9 @@ def _soft_labels(
             raise MissingSoftLabelsError(
                 language=language, missing=n_missing, total=table.num_rows, folder=folder
             )
-        logits.append(said.together.astype(np.float32))
-        digests.append(hashlib.sha256(logits[-1].tobytes()).hexdigest())
+        for temperature, parts in logits.items():
+            parts.append(said.together(temperature).astype(np.float32))
+        digests.append(hashlib.sha256(logits[own][-1].tobytes()).hexdigest())
         if params.hidden_weight:
             if not all(one.has.all() for one in said.each):
                 raise StageError(
@@ -162,7 +168,31 @@ def _soft_labels(
                 )
             states.append(_hidden_states([one.hidden for one in said.each], params, language))
             digests.append(hashlib.sha256(states[-1].tobytes()).hexdigest())
-    return np.concatenate(logits), states, digests, facts
+    return {tau: np.concatenate(parts) for tau, parts in logits.items()}, states, digests, facts
+
+
+def _with_translations(
+    task: TaskParams,
+    params: DistillParams,
+    translations: Inherited,
+    temperature: float,
+    logits: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Average soft labels over translations, where that is asked for, and add those of zero-shot languages.
+
+    Args:
+        task: Section `task`.
+        params: Section `student.distill`.
+        translations: Texts of zero-shot languages, M of them.
+        temperature: τ at which probabilities are averaged.
+        logits: Soft labels of the N texts of supervised languages, shape ``(N, C)``.
+
+    Returns:
+        Shape ``(N + M, C)``.
+    """
+    of_each = averaged(task, logits, temperature=temperature)
+    own = of_each if params.average_translations else logits
+    return np.concatenate([own, of_each[translations.originals]])
 
 
 def _require_no_states(params: DistillParams) -> None:
@@ -191,10 +221,13 @@ def _say_zero_shot(translations: Inherited, silver: SilverTexts) -> None:
 
 
 def _numbers(
-    tables: Mapping[str, pa.Table], logits: NDArray[np.float32], params: DistillParams
+    tables: Mapping[str, pa.Table], logits: Mapping[float, NDArray[np.float32]], params: DistillParams
 ) -> dict[str, NDArray[Any]]:
     """Give the soft labels of all examples, ``(N, C)``, and how far each is trusted."""
-    soft, trust = trusted(torch.from_numpy(logits), torch.from_numpy(_labels(tables)), how=params.trust)
+    own = logits[temperature_of(params)]
+    at_one = torch.from_numpy(logits.get(1.0, own))
+    labels = torch.from_numpy(_labels(tables))
+    soft, trust = trusted(torch.from_numpy(own), labels, how=params.trust, at_one=at_one)
     soft = hardened(soft) if params.variant == "pseudo" else soft
     return {"teacher_logits": soft.numpy(), **({} if trust is None else {"trust": trust.numpy()})}
 

@@ -6,6 +6,7 @@ from stages.errors import StageError
 from stages.models.processes import process_index
 from stages.progress import say
 from stages.student.params import DistillParams
+from stages.student.variants import temperature_of
 
 _TOP_K_ERROR = 0.01
 """What top-k may change, as a share of what a student that knows nothing has to learn."""
@@ -29,7 +30,7 @@ def require_small_top_k_change(
     imported = isinstance(facts, dict) and "exported_from" not in facts and label_set.top_k_change is None
     if top_k is None or params.allow_top_k_error or keeps_class or imported:
         return
-    language, temperature = label_set.language, params.temperature
+    language, temperature = label_set.language, temperature_of(params)
     what = f"the soft labels of '{language}' keep {top_k} of {n_classes} logits"
     writer = "silver" if language in task.zero_shot else f"label --language {language}"
     again = f"python -m pipeline teacher {writer}"

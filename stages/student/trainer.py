@@ -11,6 +11,7 @@ from stages.models.training import TextTrainer
 from stages.student.objective import HiddenStates, example_weights, mixture_weights, objective
 from stages.student.params import DistillParams
 from stages.student.sampling import ByLanguage
+from stages.student.variants import temperature_of
 
 
 class DistillTrainer(TextTrainer):
@@ -54,8 +55,7 @@ class DistillTrainer(TextTrainer):
             hidden=self._hidden(outputs.branch_states, teacher_states, inputs["language_ids"]),
             class_weights=self._class_weights,
             trust=self.whole_batch(trust),
-            # What was softened for an average keeps the class that is most probable, and no shares.
-            temperature=1.0 if self.params.variant == "pseudo" else self.params.temperature,
+            temperature=temperature_of(self.params),
             mixture_weight=self._mixture_loss_weight(),
             hard_label_weight=self.params.hard_label_weight,
             hidden_weight=self.params.hidden_weight,

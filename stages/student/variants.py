@@ -23,6 +23,11 @@ _UNUSED = {
 }
 
 
+def temperature_of(params: DistillParams) -> float:
+    """Give τ at which soft labels are averaged and compared; ``pseudo``, which learns classes, has none."""
+    return 1.0 if params.variant == "pseudo" else params.temperature
+
+
 def require_branches(supervised: Sequence[str], params: DistillParams) -> None:
     """Refuse a mixture of the branches of other languages where there is no other language.
 

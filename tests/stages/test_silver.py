@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from tiny import CLASSES, ROOT, Run, tiny_params, write_jsonl, write_params
 from warm import warm_python
 
 from cache import SoftLabelSet
+from pipeline.params import load_params
 from stages.artifacts import SILVER_LABELS
 from stages.data.examples import read_examples
 from stages.data.task import TaskParams
 from stages.models.students import load_student
 from stages.student.params import SilverParams
-from stages.student.silver import choose
+from stages.student.silver import choose, silver_texts
 
 TEXTS = [f"hond {i}" for i in range(4)] + [f"rood {i}" for i in range(4)] + ["een", "twee en drie"]
 ROUND = "students/round-1"
@@ -117,6 +119,26 @@ def test_soft_labels_of_others_serve_as_well(round_two: dict[str, Any], run: Run
     done = run("teacher", "silver")
     assert "nl: 10 soft labels, 0 of them new" in done.out, done.err
     np.testing.assert_allclose(np.exp(said_of_dutch(round_two)[1]), [[0.6, 0.3, 0.1]] * 10, rtol=1e-5)
+
+
+def test_how_sure_several_teachers_are_does_not_depend_on_the_temperature(
+    round_two: dict[str, Any], run: Run
+) -> None:
+    for name, probs in (("sure", (0.98, 0.01, 0.01)), ("unsure", (0.34, 0.33, 0.33))):
+        said = dict(zip(CLASSES, probs, strict=True))
+        write_jsonl(Path(f"data/{name}.jsonl"), [{"text": text, "probabilities": said} for text in TEXTS])
+    more = [{"soft_labels": "data/unsure.jsonl", "name": "unsure"}]
+    round_two["teachers"]["nl"] = {"soft_labels": "data/sure.jsonl", "name": "sure", "more": more}
+    write_params(round_two)
+    assert run("teacher", "silver").code == 0
+    params = load_params(Path("params.yaml"))
+    for temperature in (0.5, 1.0, 4.0):
+        changes = {"temperature": temperature, "silver": SilverParams(least_confidence=0.65)}
+        found = silver_texts(params.task, params.teachers, params.student.distill.model_copy(update=changes))
+        assert found.notes == ["nl: 10 of 10 texts teach, whose most probable class has 66% on average"]
+        softened = np.exp(np.log([[0.98, 0.01, 0.01], [0.34, 0.33, 0.33]]) / temperature)
+        expected = (softened / softened.sum(axis=1, keepdims=True)).mean(axis=0)
+        np.testing.assert_allclose(softmax(found.logits / temperature, axis=1), [expected] * 10, rtol=1e-5)
 
 
 def test_without_teachers_of_zero_shot_languages_nothing_is_to_be_done(finished: Path, run: Run) -> None:

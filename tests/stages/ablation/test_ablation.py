@@ -53,6 +53,11 @@ def test_an_interval_ends_where_differences_do() -> None:
     assert interval(differences, different_texts(differences)) == (-1.0, 1.0)
 
 
+def test_models_that_never_agree_are_not_alike() -> None:
+    differences = [np.ones((1, 5), np.int64), -np.ones((1, 5), np.int64)]
+    assert interval(differences, different_texts(differences)) == (-1.0, 1.0)
+
+
 def test_the_interval_of_one_seed_and_language_is_that_of_a_paired_t_test() -> None:
     differences = random_differences(31, n_seeds=1)
     expected = stats.ttest_1samp(differences[0][0], 0).confidence_interval(0.95)

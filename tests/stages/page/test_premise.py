@@ -67,7 +67,7 @@ def test_the_interval_of_one_language_is_that_of_a_paired_t_test(varied: Path) -
     assert (found.low, found.high) == pytest.approx(tuple(np.clip(bounds, -1, 1)))  # no difference is larger
     assert found.mean == pytest.approx(differences.mean())
     assert gains.average.mean == pytest.approx(np.mean([one.mean for one in gains.languages.values()]))
-    logits = said_by(task, params.teachers["de"], "de", ["validation"]).together
+    logits = said_by(task, params.teachers["de"], "de", ["validation"]).together()
     assert found.confidence == pytest.approx(softmax(logits.astype(np.float64), axis=1).max(axis=1).mean())
 
 
@@ -95,6 +95,31 @@ def test_the_temperature_makes_teachers_as_sure_as_they_are_right(varied: Path) 
     assert found.confidence == pytest.approx(1 / (1 + 2 * np.exp(-0.5)))
     # One logit above two equal ones is most likely where it is right in n - 1 of n cases.
     assert found.temperature == pytest.approx(0.5 / np.log(2 * (n - 1)), rel=1e-3)
+
+
+def test_the_temperature_of_several_teachers_is_of_what_they_say_together_at_it(varied: Path) -> None:
+    params = load_params(Path("params.yaml"))
+    tables = {split: read_examples(params.task, "de", split) for split in SPLITS}
+    labels = {split: table["label"].to_numpy() for split, table in tables.items()}
+    ids = pa.concat_tables(tables.values())["example_id"].combine_chunks()
+    producer = SoftLabelSet.read(SOFT_LABELS / "de", language="de").producers[0]
+    numbers, said = np.random.default_rng(0), []
+    for place in (SOFT_LABELS / "de", SOFT_LABELS / "de/more-1"):
+        logits = numbers.normal(size=(len(ids), 3)) + 0.8 * np.eye(3)[np.concatenate(list(labels.values()))]
+        SoftLabelSet.write(
+            place, language="de", parts=[(producer, SoftLabels.pack(ids, logits.astype(np.float32)))]
+        )
+        start = len(labels["train"])
+        said.append(logits[start : start + len(labels["validation"])])
+    german = params.teachers["de"]
+    teachers = params.teachers | {"de": german.model_copy(update={"more": [german]})}
+    found = premise(params.task, teachers, read_predictions(params.task, "baseline")).languages["de"]
+
+    def loss(temperature: float) -> float:
+        probs = np.mean([softmax(one / temperature, axis=1) for one in said], axis=0)
+        return -float(np.log(probs[np.arange(len(probs)), labels["validation"]]).mean())
+
+    assert 0 < loss(found.temperature) < min(loss(0.97 * found.temperature), loss(1.03 * found.temperature))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS
 from stages.errors import StageError
 from stages.page.tables import percent
+from stages.page.taught import read_taught
 from stages.results.averages import average_teachers
 from stages.student.taught import taught_texts
 from stages.teacher.folds import Fold
@@ -51,14 +52,14 @@ def set_german(teacher: dict[str, Any], *, source: dict[str, Any] | None = None)
     write_params(params)
 
 
-def taught(language: str = "de", **changes: Any) -> Array:
-    """What the student learns of a language's training texts; shape ``(N, 3)``."""
+def taught(language: str = "de", numbers: str = "teacher_logits", **changes: Any) -> Array:
+    """What the student learns of a language's N training texts."""
     params = load_params(Path("params.yaml"))
     distill = params.student.distill.model_copy(update={"temperature": 1.0, **changes})
     texts = taught_texts(params.task, params.teachers, distill).texts
     of_language = texts.numbers["language_ids"] == params.task.supervised.index(language)
-    logits: Array = texts.numbers["teacher_logits"][of_language]
-    return logits
+    found: Array = texts.numbers[numbers][of_language]
+    return found
 
 
 # A file
@@ -368,6 +369,18 @@ def test_teachers_count_by_their_weight(finished: Path, run: Run) -> None:
     assert metrics["train"]["accuracy"] == pytest.approx(right.mean())
 
 
+def test_classes_and_trust_are_those_of_the_average_at_temperature_1(finished: Path, run: Run) -> None:
+    two_teachers(run)
+    labels = [CLASSES.index(row["label"]) for row in examples("de", "train")]
+    mean = softmax(taught(), axis=1)
+    at_ten = softmax(taught(temperature=10.0) / 10, axis=1)
+    assert (mean.argmax(axis=1) != at_ten.argmax(axis=1)).any()
+    pseudo = taught(variant="pseudo", temperature=10.0)
+    assert pseudo.argmax(axis=1).tolist() == mean.argmax(axis=1).tolist()
+    trust = taught(numbers="trust", trust="probability", temperature=10.0)
+    np.testing.assert_allclose(trust, mean[np.arange(len(labels)), labels], rtol=1e-5)
+
+
 def test_teachers_count_by_how_sure_they_are(finished: Path, run: Run) -> None:
     a, b = two_teachers(run, combine="confidence")
     sure = [w * (1 - entropy(one, axis=1) / np.log(3)) for one, w in ((a, 1), (b, 3))]
@@ -424,8 +437,9 @@ def test_a_column_says_whose_each_text_is(workspace: Path, run: Run) -> None:
     from stages.results.teachers import said_by
 
     said = said_by(params.task, params.teachers["de"], "de", ["train"])
-    np.testing.assert_allclose(softmax(said.together, axis=1), expected, rtol=1e-5)
+    np.testing.assert_allclose(softmax(said.together(), axis=1), expected, rtol=1e-5)
     assert [int(one.has.sum()) for one in said.each] == [24, 24]
+    assert [one.n_asked for one in read_taught(params.task, params.teachers["de"], "de").sets] == [24, 24]
     current = Current("de", Path(), said.each[1].label_set.producers[0], Fold(0, 1), 1, ["news", "web"])
     assert len(current.examples(params.task)) == 24 + SIZES["validation"] + SIZES["test"]  # of 57
     with pytest.raises(StageError, match="hidden_weight needs hidden states of each teacher for each text"):
@@ -437,7 +451,7 @@ def test_a_column_says_whose_each_text_is(workspace: Path, run: Run) -> None:
     assert run("prepare").code == run(*FINETUNE).code == run(*LABEL).code == 0
     said = said_by(params.task, params.teachers["de"], "de", ["train"])
     assert [int(one.has.sum()) for one in said.each] == [19, 20]  # web has the text's two rows
-    np.testing.assert_allclose(softmax(said.together[[0, -1]], axis=1), [news[0], web[0]], rtol=1e-5)
+    np.testing.assert_allclose(softmax(said.together()[[0, -1]], axis=1), [news[0], web[0]], rtol=1e-5)
     idle = [*more, {"soft_labels": "data/web.jsonl", "name": "idle"}]
     for name in ("train", "validation", "test"):  # that all texts are for others, and none for all
         rows = [row | {"domain": names[i % 2]} for i, row in enumerate(examples("de", name))]
