@@ -21,8 +21,6 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # `prepare` has
 if process_index() or not sys.stderr.isatty():
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of downloads
 
-from pipeline.commands.app import app
-
 # A full, broken or protected disk, or a path that is no folder: nothing that a traceback would explain.
 _ENVIRONMENT = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -54,6 +52,10 @@ def main() -> int:
     try:
         _require_standard_output()
         _require_what_processes_share()
+        try:
+            from pipeline.commands.app import app  # slow import
+        except KeyboardInterrupt:  # which it answers itself from here on
+            return 130
         app()
     except Exception as error:
         from cache import CacheError

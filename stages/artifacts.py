@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +46,19 @@ def of_each_fold(folder: Path, count: int) -> list[Path]:
         count: Number of folds.
     """
     return [folder] if count == 1 else [folder / f"fold-{index}" for index in range(count)]
+
+
+def forget_others(supervised: Collection[str]) -> None:
+    """Delete what stage one wrote of languages that are supervised no more: stages read the whole folders.
+
+    The store has their soft labels.
+    """
+    for folder in (SOFT_LABELS, METRICS / "teachers"):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_dir() and path.name not in supervised:
+                shutil.rmtree(path)
+            elif path.suffix == ".json" and path.stem not in supervised:
+                path.unlink()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cache import file_digest
-from stages.artifacts import PLAN, replaced_folder
+from stages.artifacts import PLAN, forget_others, replaced_folder
 from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.dependencies import departures
@@ -31,6 +31,8 @@ def plan(
 ) -> str:
     """Write ``artifacts/plan/<stage>.json`` for each stage of ``dvc.yaml``.
 
+    What stage one wrote of languages that are supervised no more is deleted; the store has it.
+
     Returns:
         The stages whose parameters are others than before, then a line for each teacher that is not used.
 
@@ -43,6 +45,7 @@ def plan(
         name: json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False)
         for name, facts in _facts(task, teachers, teacher, student).items()
     }
+    forget_others(task.supervised)  # also where DVC has a former output of `prepare`, and does not run it
     with replaced_folder(PLAN) as folder:
         for name, text in planned.items():
             (folder / f"{name}.json").write_text(text, encoding="utf-8")

@@ -5,7 +5,6 @@ bounded by a window of rows and 20 bytes an example.
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cache import file_digest, write_atomically
-from stages.artifacts import DATA, METRICS, SOFT_LABELS, replaced_folder
+from stages.artifacts import DATA, forget_others, replaced_folder
 from stages.data.classes import require_distinct_classes
 from stages.data.examples import ENTITY, MANIFEST, SPLITS, UNLABELLED, data_file, has_split, may_teach
 from stages.data.files import MissingColumnError
@@ -55,7 +54,7 @@ def prepare(task: TaskParams) -> Prepared:
     """
     with replaced_folder(DATA) as folder:
         done = _prepare(task, folder)
-    _forget_others(task)
+    forget_others(task.supervised)
     return done
 
 
@@ -71,19 +70,6 @@ def _is_numbered(task: TaskParams, kinds: set[bool]) -> bool:
 def _source_split(split: Split, share: float | None) -> Split:
     """Give the split of the source whose rows a split has."""
     return "train" if share is not None and split == "validation" else split
-
-
-def _forget_others(task: TaskParams) -> None:
-    """Delete what stage one wrote of languages that are supervised no more: stages read the whole folders.
-
-    The store has their soft labels.
-    """
-    for folder in (SOFT_LABELS, METRICS / "teachers"):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path.is_dir() and path.name not in task.supervised:
-                shutil.rmtree(path)
-            elif path.suffix == ".json" and path.stem not in task.supervised:
-                path.unlink()
 
 
 def _prepare(task: TaskParams, folder: Path) -> Prepared:

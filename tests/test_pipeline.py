@@ -270,6 +270,23 @@ def test_a_teacher_that_was_saved_in_half_precision_is_run_in_the_precision_aske
     assert not np.array_equal(logits, torch.tensor(logits).bfloat16().float().numpy())
 
 
+def test_a_command_that_is_stopped_as_it_starts_says_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'pipeline.commands.app':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from pipeline.__main__ import main\n"
+        "sys.exit(main())"
+    )
+    done = subprocess.run(
+        [warm_python(), "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_labelling_that_is_stopped_keeps_what_it_has(finished: Path, stop: signal.Signals) -> None:
     shutil.rmtree(finished / "store")

@@ -32,16 +32,21 @@ def loading(what: str) -> Iterator[None]:
 
 
 def require_max_tokens(max_tokens: int, tokenizer: Any, config: Any, *, key: str) -> None:
-    """Refuse inputs that are longer than a model's table of positions.
+    """Refuse inputs that are longer than a model's table of positions, or a student's training had them.
 
     Raises:
         StageError: `max_tokens` is above what tokenizer and model take.
     """
-    config = getattr(config, "mplm_config", config)
+    is_student, config = hasattr(config, "mplm_config"), getattr(config, "mplm_config", config)
     positions = getattr(config, "max_position_embeddings", None) or max_tokens
     if config.model_type in ("camembert", "roberta", "xlm-roberta"):
         positions -= config.pad_token_id + 1  # positions are counted from behind the padding's
     limit = min(tokenizer.model_max_length, positions)
+    if max_tokens > limit and is_student and limit < positions:
+        raise StageError(
+            f"{key} is {max_tokens}, but the student was trained with at most {limit} tokens; train it "
+            "again, or lower this"
+        )
     if max_tokens > limit:
         raise StageError(f"{key} is {max_tokens}, but the model takes at most {limit} tokens")
 

@@ -141,9 +141,7 @@ def answers(
             f"the student in {folder} was trained for other classes or languages than params.yaml names; "
             f"train it again with: python -m pipeline {command}"
         )
-    require_max_tokens(
-        distill.max_tokens, tokenizer, model.config.mplm_config, key="student.distill.max_tokens"
-    )
+    require_max_tokens(distill.max_tokens, tokenizer, model.config, key="student.distill.max_tokens")
     n_branches = model.config.n_branches
     own, of_others = model.config.own_temperature, model.config.mixture_temperature
     weights = {MIXTURE: torch.full((n_branches,), 1 / n_branches)}

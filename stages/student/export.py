@@ -127,9 +127,7 @@ def export(
     former = _former(folder)
     _require_exports(folder, names, former)
     if onnx:
-        require_max_tokens(
-            distill.max_tokens, tokenizer, student.mblm.encoder.config, key="student.distill.max_tokens"
-        )
+        require_max_tokens(distill.max_tokens, tokenizer, student.config, key="student.distill.max_tokens")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -171,9 +171,7 @@ class _Student:
         self._model, self._tokenizer = load_student(folder)
         self._config = self._model.config
         self._model.to(self._device)  # type: ignore[arg-type]  # transformers' decorator hides self
-        require_max_tokens(
-            params.max_tokens, self._tokenizer, self._config.mplm_config, key="student.distill.max_tokens"
-        )
+        require_max_tokens(params.max_tokens, self._tokenizer, self._config, key="student.distill.max_tokens")
         own, mixture = self._config.own_temperature, self._config.mixture_temperature
         self._temperatures = (own, mixture) if calibrated else (1.0, 1.0)
         self.classes = class_names(self._config)

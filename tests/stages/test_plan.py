@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tiny import Run, write_params
 
+from cache import write_atomically
 from pipeline.params import PipelineParams, load_params
 
 FINETUNE, LABEL = ("teacher-finetune@de",), ("teacher-label@de",)
@@ -248,6 +249,15 @@ def test_a_mixture_of_other_languages_needs_another_language(run: Run, complete:
     assert "error: mblm mixes the branches of other languages, but" in done.err
     assert run("plan", *alone, "--set", "student.distill.mixture.own_branch=true").code == 0
     assert run("plan", *alone, "--set", "student.distill.variant=distill").code == 0
+
+
+def test_nothing_is_left_of_languages_that_are_supervised_no_more(run: Run, complete: dict[str, Any]) -> None:
+    for language in ("de", "xx"):
+        Path("artifacts/soft_labels", language).mkdir(parents=True)
+        write_atomically(Path(f"artifacts/metrics/teachers/{language}.json"), b"{}")
+    assert run("plan").code == 0
+    assert [path.name for path in Path("artifacts/soft_labels").iterdir()] == ["de"]
+    assert [path.name for path in Path("artifacts/metrics/teachers").iterdir()] == ["de.json"]
 
 
 def test_a_teacher_that_nobody_asks_is_named(run: Run, complete: dict[str, Any]) -> None:

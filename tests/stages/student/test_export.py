@@ -315,7 +315,9 @@ def test_an_onnx_file_that_differs_from_pytorch_is_refused(finished_once: Path, 
 
 def test_inputs_longer_than_the_model_takes_are_refused_before_the_export(finished: Path, run: Run) -> None:
     line = refused(run, "--onnx", "--set", "student.distill.max_tokens=3000")
-    assert line.startswith("error: student.distill.max_tokens is 3000, but the model takes at most")
+    assert line.startswith(
+        "error: student.distill.max_tokens is 3000, but the student was trained with at most"
+    )
     assert not Path("served").exists()
 
 
