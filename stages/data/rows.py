@@ -307,7 +307,7 @@ def _csv_rows(source: Input, file: IO[bytes], reserved: Sequence[str]) -> Placed
                 raise StageError(f"{source.name} has a header line; do not name its columns beside it")
             yield f"line {number}", dict(zip(names, values, strict=True))
     except csv.Error as error:
-        reason = "lines end with CR alone; end them with LF" if "newline" in str(error) else error
+        reason = "it has a CR alone; end lines with LF, or quote it" if "newline" in str(error) else error
         raise StageError(f"{source.name}, line {reader.line_num}: {reason}") from error
 
 

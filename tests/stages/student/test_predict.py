@@ -429,7 +429,7 @@ def test_numbers_that_json_has_not_are_written_as_null(finished: Path, run: Run)
             b"text;n\na;1\n",
             "in.csv has no column 'text'; are its fields separated by ';'? say",
         ),
-        ("in.csv", b"text,n\ra,1\r", "in.csv, line 1: lines end with CR alone; end them with LF"),
+        ("in.csv", b"text,n\ra,1\r", "in.csv, line 1: it has a CR alone; end lines with LF, or quote it"),
         ("in.parquet", b"PAR1", "cannot read in.parquet: "),
         (
             "in.xlsx",
