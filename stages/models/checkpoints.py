@@ -182,6 +182,7 @@ class BestInMemory(TrainerCallback):
         self._file = folder / "best.safetensors"
         self._weights: dict[str, Tensor] = {}
         self._seen: dict[str, float] = {}  # by validation set
+        self._is_written = True
         self._saved = time.monotonic()
         if self._file.is_file() and last_complete_checkpoint(folder):
             with safe_open(self._file, "pt") as file:
@@ -203,6 +204,17 @@ class BestInMemory(TrainerCallback):
         if self._seen and self._is_out_of_patience(self._validations(state)):
             control.should_training_stop = True
 
+    def on_step_end(
+        self, args: TrainingArguments, state: Any, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the best weights before a checkpoint, which is only what it is with these."""
+        if control.should_save:
+            self._write()
+
+    def on_save(self, args: TrainingArguments, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember when it was."""
+        self._saved = time.monotonic()
+
     def on_evaluate(
         self, args: TrainingArguments, state: Any, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
@@ -215,6 +227,7 @@ class BestInMemory(TrainerCallback):
             self.step, self.accuracy = state.global_step, accuracy
             self._seen = seen[state.global_step]
             self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+            self._is_written = False
             if args.save_strategy != "no":  # checkpoints follow that are only what they are with these
                 self._write()
         is_over = self._is_out_of_patience(seen)
@@ -222,8 +235,8 @@ class BestInMemory(TrainerCallback):
         # The processes of a training ask their own clocks, and must save together.
         (is_time,) = broadcast_object_list([time.monotonic() - self._saved >= _SECONDS])
         if is_time or (is_over and args.save_strategy != "no"):  # one of several trainings is not done again
-            self._saved = time.monotonic()
             control.should_save = True
+        if control.should_save:
             self._write()
 
     def _validations(self, state: Any) -> dict[int, dict[str, float]]:
@@ -238,10 +251,11 @@ class BestInMemory(TrainerCallback):
         return self._patience is not None and sum(step > self.step for step in seen) >= self._patience
 
     def _write(self) -> None:
-        if process_index() == 0 and self._weights:
+        if process_index() == 0 and not self._is_written:
             metadata = {"accuracy": repr(self.accuracy), "step": str(self.step)}
             metadata["seen"] = json.dumps(self._seen)
             write_atomically(self._file, save(self._weights, metadata))
+            self._is_written = True
 
     def restore(self, model: Any) -> None:
         """Give a model the best weights."""

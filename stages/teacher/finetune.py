@@ -20,7 +20,7 @@ from stages.data.examples import examples_digest, pretraining_texts, read_exampl
 from stages.data.task import TaskParams
 from stages.dependencies import departures
 from stages.errors import StageError
-from stages.models.checkpoints import BestInMemory, checkpoints_of, delete_finished
+from stages.models.checkpoints import BestInMemory, InTime, checkpoints_of, delete_finished
 from stages.models.cut import say_cut
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
 from stages.models.modeling_mblm import FAMILIES, MBLMForSequenceClassification
@@ -332,7 +332,9 @@ def _train(
             checkpoints,
             max_steps=params.epochs * steps_per_epoch,
             label_smoothing_factor=params.label_smoothing,
-            eval_strategy="epoch",
+            # Not "epoch": the Trainer would save first, and a run that goes on from there would not validate.
+            eval_strategy="steps",
+            eval_steps=steps_per_epoch,
             save_strategy="no",
         ),
         train_dataset=train,
@@ -340,6 +342,7 @@ def _train(
         data_collator=Collator(tokenizer, params.max_tokens),
         compute_metrics=accuracy,
     )
+    trainer.add_callback(InTime())  # before what keeps something beside a checkpoint
     best = BestInMemory(checkpoints, patience=params.patience)
     trainer.add_callback(best)
     history = run(trainer, title=name)

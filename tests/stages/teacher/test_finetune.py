@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from cache import file_digest
-from stages.models.checkpoints import BestInMemory
+from stages.models.checkpoints import BestInMemory, InTime
 from stages.models.training import TextTrainer
 
 FINETUNE = ("teacher", "finetune", "--language", "de")
@@ -134,6 +134,27 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(
         stop_at_step(patch, 26)  # in the last epoch, behind the best one
         assert run(*FINETUNE).code == 130
     monkeypatch.setattr("stages.models.checkpoints._SECONDS", 300)
+    done = run(*FINETUNE)
+    assert "going on from" in done.err
+    assert done.out == "teacher 'de': 90.0% of 9 validation examples\n"
+    assert file_digest(WEIGHTS) == uninterrupted
+
+
+def test_a_teacher_goes_on_within_an_epoch_and_knows_the_best_one_before_it(
+    accuracies: list[float], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*FINETUNE)
+    uninterrupted = file_digest(WEIGHTS)
+
+    def in_time(self: InTime, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save |= state.global_step == 20
+
+    monkeypatch.setattr(InTime, "on_step_end", in_time)
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 22)  # six steps an epoch; the third is the best one
+        assert run(*FINETUNE).code == 130
+    (left,) = Path(".checkpoints").glob("teacher-finetune-de/*/steps-0/checkpoint-*")
+    assert left.name == "checkpoint-20"
     done = run(*FINETUNE)
     assert "going on from" in done.err
     assert done.out == "teacher 'de': 90.0% of 9 validation examples\n"
