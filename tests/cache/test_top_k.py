@@ -114,7 +114,7 @@ def speaking(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     let_teacher_speak()
     path = TEACHERS / "de/model.safetensors"
     weights = load_file(path)
-    weights["classifier.out_proj.bias"] = torch.tensor([2.0, 0.0, -2.0])
+    weights["classifier.out_proj.bias"] = torch.tensor([1.0, 0.0, -2.0])
     save_file(weights, path, metadata={"format": "pt"})
     write_params(tiny_params())
     monkeypatch.setenv("MBLM_TEACHER_CACHE", str(finished / "new"))
@@ -143,7 +143,10 @@ def test_stage_one_measures_what_top_k_changes_and_stage_two_refuses_too_much(
     too_hot = run("student", "distill", "--set", "student.distill.temperature=20.0")
     assert "temperature 20.0 by more than was measured" in too_hot.err
     assert run("student", "distill", "--set", "student.distill.allow_top_k_error=true").code == 0
-    # The class that is most probable was kept, but not how probable the right one is.
+    # The class that is most probable was kept, but not how probable the right one is, at temperature 1.
+    of_trust = change.relative(1.0)
+    assert of_trust is not None
+    assert of_trust > 0.01
     pseudo = ("student", "distill", "--set", "student.distill.variant=pseudo", "--set")
     assert run(*pseudo, "student.distill.trust=probability").code == 1
     assert run(*pseudo, "student.distill.trust=right").code == 0
