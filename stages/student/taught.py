@@ -26,7 +26,7 @@ from stages.student.params import DistillParams
 from stages.student.silver import SilverTexts, silver_texts
 from stages.student.top_k import require_small_top_k_change
 from stages.student.translations import Inherited, averaged, inherited
-from stages.student.variants import HARD_ONLY, temperature_of
+from stages.student.variants import HARD_ONLY, temperature_of, temperatures_of
 
 
 def admitted(
@@ -140,9 +140,7 @@ def _soft_labels(
         learned; and where it comes from.
     """
     own = temperature_of(params)
-    logits: dict[float, list[NDArray[np.float32]]] = {own: []}
-    if params.trust == "probability":
-        logits.setdefault(1.0, [])
+    logits: dict[float, list[NDArray[np.float32]]] = {tau: [] for tau in temperatures_of(params)}
     states, digests = [], []
     facts: dict[str, list[TeacherFacts]] = {}
     for language, table in tables.items():

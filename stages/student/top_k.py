@@ -6,7 +6,7 @@ from stages.errors import StageError
 from stages.models.processes import process_index
 from stages.progress import say
 from stages.student.params import DistillParams
-from stages.student.variants import temperature_of
+from stages.student.variants import temperatures_of
 
 _TOP_K_ERROR = 0.01
 """What top-k may change, as a share of what a student that knows nothing has to learn."""
@@ -18,7 +18,7 @@ def require_small_top_k_change(
     """Refuse soft labels without their small logits where these matter, see `cache.top_k.Change`.
 
     Raises:
-        StageError: The relative change at the temperature is above 1 %, or not known at so high a one.
+        StageError: At a temperature that matters, the relative change is above 1 %, or was not measured.
     """
     top_k, n_classes = label_set.producers[0].outputs.top_k, len(label_set.classes)
     # The most probable class of one teacher is the same whatever was left out.
@@ -30,7 +30,7 @@ def require_small_top_k_change(
     imported = isinstance(facts, dict) and "exported_from" not in facts and label_set.top_k_change is None
     if top_k is None or params.allow_top_k_error or keeps_class or imported:
         return
-    language, temperature = label_set.language, temperature_of(params)
+    language = label_set.language
     what = f"the soft labels of '{language}' keep {top_k} of {n_classes} logits"
     writer = "silver" if language in task.zero_shot else f"label --language {language}"
     again = f"python -m pipeline teacher {writer}"
@@ -39,11 +39,13 @@ def require_small_top_k_change(
             how = f"measure it with: {again}" if facts is None else "export them again where it was measured"
             say(f"{what}; what that changes is not known, {how}")
         return
-    change = label_set.top_k_change.relative(temperature)
-    if change is None or change > _TOP_K_ERROR:
-        by = "more than was measured" if change is None else f"{change:.1%}, more than {_TOP_K_ERROR:.0%}"
-        raise StageError(
-            f"{what}, which changes what is learned at student.distill.temperature {temperature} by {by}; "
-            f"set a larger teacher.label.top_k, or null, and write them with: {again}; or lower the "
-            "temperature, or set student.distill.allow_top_k_error: true"
-        )
+    for temperature in temperatures_of(params):
+        change = label_set.top_k_change.relative(temperature)
+        if change is None or change > _TOP_K_ERROR:
+            by = "more than was measured" if change is None else f"{change:.1%}, more than {_TOP_K_ERROR:.0%}"
+            is_set = params.variant != "pseudo" and temperature == params.temperature
+            raise StageError(
+                f"{what}, which changes what is learned at {'student.distill.' * is_set}temperature "
+                f"{temperature} by {by}; set a larger teacher.label.top_k, or null, and write them with: "
+                f"{again}; or {'lower the temperature, or ' * is_set}set student.distill.allow_top_k_error: true"
+            )

@@ -28,6 +28,12 @@ def temperature_of(params: DistillParams) -> float:
     return 1.0 if params.variant == "pseudo" else params.temperature
 
 
+def temperatures_of(params: DistillParams) -> list[float]:
+    """Give τ, and behind it 1 where that is another: by how probable a class is there, ``trust`` goes."""
+    own = temperature_of(params)
+    return [own, 1.0] if params.trust == "probability" and own != 1 else [own]
+
+
 def require_branches(supervised: Sequence[str], params: DistillParams) -> None:
     """Refuse a mixture of the branches of other languages where there is no other language.
 

@@ -148,7 +148,13 @@ def test_stage_one_measures_what_top_k_changes_and_stage_two_refuses_too_much(
     assert of_trust is not None
     assert of_trust > 0.01
     pseudo = ("student", "distill", "--set", "student.distill.variant=pseudo", "--set")
-    assert run(*pseudo, "student.distill.trust=probability").code == 1
+    refused = run(*pseudo, "student.distill.trust=probability")
+    assert refused.code == 1
+    assert f"changes what is learned at temperature 1.0 by {of_trust:.1%}, more than 1%" in refused.err
+    assert "lower the temperature" not in refused.err
+    cold = ("student", "distill", "--set", "student.distill.temperature=0.1", "--set")
+    assert run(*cold, "student.distill.trust=probability").code == 1
+    assert run(*cold, "student.distill.trust=right").code == 0
     assert run(*pseudo, "student.distill.trust=right").code == 0
 
 
