@@ -47,5 +47,6 @@ def require_small_top_k_change(
             raise StageError(
                 f"{what}, which changes what is learned at {'student.distill.' * is_set}temperature "
                 f"{temperature} by {by}; set a larger teacher.label.top_k, or null, and write them with: "
-                f"{again}; or {'lower the temperature, or ' * is_set}set student.distill.allow_top_k_error: true"
+                f"{again}; or {'lower the temperature, or ' * is_set}set student.distill.allow_top_k_error: "
+                "true"
             )
