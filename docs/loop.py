@@ -1,6 +1,6 @@
 """Stage two on one page, in plain PyTorch: from soft labels on disk to a trained student.
 
-    make demo && python docs/loop.py
+    make demo && .venv/bin/python docs/loop.py
 
 Trains the variant `mblm` with the settings of params.yaml, prints losses and validation accuracies, and
 writes nothing. `python -m pipeline student distill` trains the same student with Hugging Face's Trainer;

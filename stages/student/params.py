@@ -200,7 +200,8 @@ class DistillParams(TrainingParams):
     silver: SilverParams = SilverParams()
     allow_top_k_error: bool = False
     """Whether soft labels that were cut to `teacher.label.top_k` may be used where that changes the gradient
-    or the divergence at `temperature` by more than 1 % of what a student that knows nothing has to learn."""
+    or the divergence, at a temperature at which soft labels are averaged, by more than 1 % of what a student
+    that knows nothing has to learn."""
     save_steps: PositiveInt = 1000
     """Optimizer steps between checkpoints, from which a killed run goes on; there is one every five minutes
     besides."""

@@ -16,7 +16,7 @@ _SOFT = (
 _UNUSED = {
     "linear": (*_SOFT, "freeze", "layer_decay"),
     "finetune": _SOFT,
-    "pseudo": ("branch_layers", "mixture"),
+    "pseudo": ("branch_layers", "mixture", "temperature"),
     "distill": ("branch_layers", "mixture"),
     "branches": (),
     "mblm": (),

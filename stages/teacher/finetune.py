@@ -37,6 +37,7 @@ from stages.models.training import (
     run,
     training_arguments,
 )
+from stages.progress import say
 from stages.teacher.adapters import save_adapter, with_lora
 from stages.teacher.branch import pin_branch
 from stages.teacher.folds import Fold
@@ -143,7 +144,13 @@ def _make(
         shutil.copytree(
             made, folder, copy_function=lambda old, new: link(Path(old), Path(new)), dirs_exist_ok=True
         )
-    line = f"{name}: {result:.1%} of {splits['validation'].num_rows} validation examples"
+    labels = splits["validation"]["label"].to_numpy()
+    if process_index() == 0 and result <= np.bincount(labels).max() / len(labels):
+        say(
+            f"{name} is no better on validation examples than one class for every text; lower "
+            "teacher.finetune.learning_rate, or train for more epochs"
+        )
+    line = f"{name}: {result:.1%} of {len(labels)} validation examples"
     if checkpoints.went_on_over:
         line += f"; went on from a checkpoint over other {', '.join(checkpoints.went_on_over)}"
     return line, [checkpoints.folder]

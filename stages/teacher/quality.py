@@ -73,6 +73,9 @@ class Quality:
         accuracies = ", ".join(f"{split} {one['accuracy']:.1%}" for split, one in metrics.items())
         held_out = "validation" if "validation" in metrics else next(iter(metrics))
         parts = [f"accuracy: {accuracies}"]
+        counts = self.confusion[held_out]
+        if np.trace(counts) <= counts.sum(axis=0).max():
+            parts.append(f"{held_out}: no better than one class for every text")
         surer = overconfidence(self.bins[held_out])
         clearly = max(_CLEARLY, self.bins[held_out].counts.sum() ** -0.5)
         how = "" if abs(surer) < clearly else ", too sure" if surer > 0 else ", not sure enough"

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import Run
+from tiny import ROOT, Run
 from torch.nn.functional import cross_entropy
 
 from pipeline.params import load_params
 from stages.models.modeling_mblm import MBLMForSequenceClassification
 from stages.student.objective import hardened, objective
 from stages.student.taught import taught_texts
+from stages.student.variants import relevant
 
 
 def test_the_divergence_from_a_hardened_soft_label_is_the_cross_entropy_with_its_class() -> None:
@@ -46,6 +47,11 @@ def test_pseudo_learns_the_teachers_classes_and_nothing_else_of_what_they_say(fi
     soft, hard = numbers["distill"], numbers["pseudo"]
     np.testing.assert_array_equal(hard.argmax(axis=1), soft.argmax(axis=1))
     np.testing.assert_array_equal(np.sort(hard, axis=1)[:, :-1], -1e4)
+
+
+def test_pseudo_does_not_depend_on_the_temperature() -> None:
+    params = load_params(ROOT / "params.yaml", ["student.distill.variant=pseudo"]).student.distill
+    assert relevant(params.model_copy(update={"temperature": 9.0})) == relevant(params)
 
 
 def test_linear_leaves_the_encoder_as_it_is(finished: Path, run: Run) -> None:

@@ -68,6 +68,15 @@ def test_the_weights_of_the_best_epoch_are_kept_without_a_checkpoint(
     assert file_digest(kept) == best
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_teacher_that_learned_nothing_is_called_so(keep: str, accuracies: list[float], run: Run) -> None:
+    params = tiny_params()
+    params["teacher"]["finetune"] |= {"epochs": 5, "keep": keep}
+    write_params(params)
+    said = "teacher 'de' is no better on validation examples than one class for every text; lower"
+    assert (said in run(*FINETUNE).err) is (keep == "last")
+
+
 def test_finished_models_of_a_killed_run_are_not_trained_again(
     finished: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,12 @@ def test_soft_labels_that_are_too_sure_or_not_sure_enough_are_called_so(
     )
 
 
+def test_soft_labels_that_know_no_more_than_one_class_are_called_so(prepared: Path, run: Run) -> None:
+    write_jsonl(Path("soft.jsonl"), by_class(np.tile([0.2, 0.5, 0.3], (len(texts()), 1))))
+    said = run("cache", "import", "soft.jsonl", *BY).out
+    assert "%; validation: no better than one class for every text; calibration error" in said
+
+
 LAYOUTS = ("mapping", "list", "columns", "struct", "arrow list", "arrow columns", "arrow map", "json in csv")
 
 
