@@ -111,8 +111,10 @@ def _premise(loaded: PipelineParams) -> str:
     from stages.results.predictions import read_predictions
     from stages.results.premise import premise
 
+    keep_best = loaded.teacher.finetune.keep == "best" and loaded.teacher.finetune.epochs > 1
     try:
-        gain = premise(loaded.task, loaded.teachers, read_predictions(loaded.task, "baseline")).average
+        baseline = read_predictions(loaded.task, "baseline")
+        gain = premise(loaded.task, loaded.teachers, baseline, keep_best=keep_best).average
     except (CacheError, StageError) as error:
         return f"not known: {error}"
     return f"{gain.points()}; {gain.reading()}"

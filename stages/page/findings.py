@@ -141,6 +141,7 @@ def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str
     baseline = _results(task, of_baseline, *folders["baseline"])
     taught = {language: read_taught(task, teachers[language], language) for language in task.supervised}
     counts, digests = _data(task)
+    its = params["teacher"]["finetune"]
     by_language = _read_json(PLOTS / "accuracy_by_language.json", "student evaluate")
     by_branch = _read_json(PLOTS / "accuracy_by_branch.json", "student evaluate")
     return Findings(
@@ -169,7 +170,7 @@ def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str
         },
         data=digests,
         premise=(
-            premise(task, teachers, of_baseline)
+            premise(task, teachers, of_baseline, keep_best=its["keep"] == "best" and its["epochs"] > 1)
             if any("validation" in one.accuracy for one in taught.values())
             else None
         ),

@@ -31,6 +31,7 @@ class Gain(NamedTuple):
         by_heart: Accuracy of the teachers on their training texts. Where it is far above that on others, a
             soft label of such a text says little more than the hard one.
         only_labelled: Whether the student learns from texts with labels alone.
+        chosen: Whether these texts chose which epoch of the teachers is kept: they look too good then.
     """
 
     teachers: float
@@ -41,6 +42,7 @@ class Gain(NamedTuple):
     high: float
     by_heart: float
     only_labelled: bool
+    chosen: bool
 
     @property
     def mean(self) -> float:
@@ -54,24 +56,30 @@ class Gain(NamedTuple):
 
     def reading(self) -> str:
         """Say in words what the difference means."""
+        favours = "; these texts chose the teachers' epochs, which favours them" if self.chosen else ""
         if self.low > 0:
-            better = "teachers are better than the encoder fine-tuned on the labels"
-            if self.teachers - self.confidence > _FAR and self.temperature < 1:  # 1: they are never wrong
-                return (
-                    f"{better}, but only {self.confidence:.0%} sure on average: a student may learn their "
-                    f"doubts; at a student.distill.temperature of {self.temperature:.1g}, they would be as "
-                    "sure as they are right"
-                )
-            knows_by_heart = 1 - self.by_heart < (1 - self.teachers) / 2
-            if self.only_labelled and knows_by_heart:
-                return (
-                    f"{better}, but know {self.by_heart:.0%} of the training texts by heart: "
-                    "texts without labels, or folds, would show what they know"
-                )
-            return better
+            return self._of_better() + favours
         if self.high < 0:
             return "teachers are worse than the encoder fine-tuned on the labels"
-        return "teachers and the encoder fine-tuned on the labels cannot be told apart"
+        return f"teachers and the encoder fine-tuned on the labels cannot be told apart{favours}"
+
+    def _of_better(self) -> str:
+        better = (
+            f"teachers {'look' if self.chosen else 'are'} better than the encoder fine-tuned on the labels"
+        )
+        if self.teachers - self.confidence > _FAR and self.temperature < 1:  # 1: they are never wrong
+            return (
+                f"{better}, but only {self.confidence:.0%} sure on average: a student may learn their "
+                f"doubts; at a student.distill.temperature of {self.temperature:.1g}, they would be as "
+                "sure as they are right"
+            )
+        knows_by_heart = 1 - self.by_heart < (1 - self.teachers) / 2
+        if self.only_labelled and knows_by_heart:
+            return (
+                f"{better}, but know {self.by_heart:.0%} of the training texts by heart: "
+                "texts without labels, or folds, would show what they know"
+            )
+        return better
 
 
 class Premise(NamedTuple):
@@ -82,7 +90,11 @@ class Premise(NamedTuple):
 
 
 def premise(
-    task: TaskParams, teachers: Mapping[str, Teachers], baseline: Mapping[tuple[str, Split], Predictions]
+    task: TaskParams,
+    teachers: Mapping[str, Teachers],
+    baseline: Mapping[tuple[str, Split], Predictions],
+    *,
+    keep_best: bool,
 ) -> Premise:
     """Compare teachers and baseline on the validation split of the supervised languages.
 
@@ -90,6 +102,7 @@ def premise(
         task: Section `task` of params.yaml.
         teachers: Section `teachers`.
         baseline: What `stages.results.predictions.read_predictions` gives of the baseline.
+        keep_best: Whether teachers that are fine-tuned here keep the best of several epochs.
 
     Raises:
         StageError: The data is not there, a teacher's classes are not the task's, or no validation example
@@ -99,6 +112,7 @@ def premise(
     known_entities = {language: read_entities(language, "validation") for language in task.supervised}
     entities = numbered_entities(known_entities)
     said, right, by_heart = {}, {}, {}
+    chosen = keep_best and any(one.is_trained for name in task.supervised for one in teachers[name].all)
     only_labelled = all(UNLABELLED not in taught_splits(task, language) for language in task.languages)
     for language in task.supervised:
         own = baseline[language, "validation"]
@@ -125,7 +139,15 @@ def premise(
         )
         of_teachers, of_baseline = map(float, accuracies)
         return Gain(
-            of_teachers, float(np.mean(sure)), temperature, of_baseline, low, high, known, only_labelled
+            teachers=of_teachers,
+            confidence=float(np.mean(sure)),
+            temperature=temperature,
+            baseline=of_baseline,
+            low=low,
+            high=high,
+            by_heart=known,
+            only_labelled=only_labelled,
+            chosen=chosen,
         )
 
     if not right:

@@ -30,6 +30,10 @@ class NamedTeacher(Protocol):
         """What the teacher is called for people."""
 
     @property
+    def is_trained(self) -> bool:
+        """Whether it is fine-tuned here."""
+
+    @property
     def labels(self) -> Mapping[str, str] | None:
         """The teacher's class names to the task's."""
 

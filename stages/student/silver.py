@@ -73,7 +73,7 @@ def silver_texts(task: TaskParams, teachers: Mapping[str, Teachers], params: Dis
                 folder=str(SILVER_LABELS / language),
             )
         for one in said.each:
-            require_small_top_k_change(task, one.label_set, params, len(said.each))
+            require_small_top_k_change(task, one.label_set, params, said)
         probs = probabilities(said.together())
         confidence = probs.max(axis=1)
         chosen = choose(probs.argmax(axis=1), confidence, params.silver)

@@ -148,7 +148,7 @@ def _soft_labels(
         said = said_by(task, teachers[language], language, splits)
         facts[language] = []
         for one, teacher in zip(said.each, teachers[language].all, strict=True):
-            require_small_top_k_change(task, one.label_set, params, len(said.each))
+            require_small_top_k_change(task, one.label_set, params, said)
             facts[language].append(TeacherFacts.of(teacher.title, one))
         if not said.has.all():
             n_missing, folder = int((~said.has).sum()), str(SOFT_LABELS / language)

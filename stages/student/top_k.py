@@ -5,6 +5,7 @@ from stages.data.task import TaskParams
 from stages.errors import StageError
 from stages.models.processes import process_index
 from stages.progress import say
+from stages.results.teachers import Said
 from stages.student.params import DistillParams
 from stages.student.variants import temperatures_of
 
@@ -13,7 +14,7 @@ _TOP_K_ERROR = 0.01
 
 
 def require_small_top_k_change(
-    task: TaskParams, label_set: SoftLabelSet, params: DistillParams, n_teachers: int
+    task: TaskParams, label_set: SoftLabelSet, params: DistillParams, said: Said
 ) -> None:
     """Refuse soft labels without their small logits where these matter, see `cache.top_k.Change`.
 
@@ -22,7 +23,7 @@ def require_small_top_k_change(
     """
     top_k, n_classes = label_set.producers[0].outputs.top_k, len(label_set.classes)
     # The most probable class of one teacher is the same whatever was left out.
-    averages = params.average_translations or task.zero_shot_texts or n_teachers > 1
+    averages = params.average_translations or task.zero_shot_texts or len(said.each) > 1
     keeps_class = params.variant == "pseudo" and not averages and params.trust != "probability"
     # Who imports soft labels of some classes says nothing of the others that could be left out. A file of a
     # teacher that was run says what was measured; one of an earlier version did not.
@@ -39,7 +40,10 @@ def require_small_top_k_change(
             how = f"measure it with: {again}" if facts is None else "export them again where it was measured"
             say(f"{what}; what that changes is not known, {how}")
         return
-    for temperature in temperatures_of(params):
+    temperatures = temperatures_of(params)
+    if said.by_confidence and 1.0 not in temperatures:
+        temperatures.append(1.0)  # how sure a teacher is
+    for temperature in temperatures:
         change = label_set.top_k_change.relative(temperature)
         if change is None or change > _TOP_K_ERROR:
             by = "more than was measured" if change is None else f"{change:.1%}, more than {_TOP_K_ERROR:.0%}"

@@ -106,7 +106,7 @@ def _make(
     """Write one model to its folder; returns one line about it, and its checkpoints."""
     its_key = key.removeprefix("teachers.")  # de, de.more.0
     name = f"teacher '{its_key}'"
-    if teacher.base is None or not teacher.finetune:
+    if teacher.base is None or not teacher.is_trained:
         return f"{name}: {_pin(teacher, language, folder, key)}, pinned", []
     source = {}
     if teacher.base != "scratch":

@@ -204,7 +204,7 @@ class OneTeacher(Params):
 
     @model_validator(mode="after")
     def _a_branch_is_of_a_student_that_is_ready(self) -> Self:
-        if self.branch is not None and (self.base is None or self.finetune):
+        if self.branch is not None and (self.base is None or self.is_trained):
             raise ValueError(f"branch is {self.branch}, which a finished student has; set finetune: false")
         return self
 
@@ -225,6 +225,11 @@ class OneTeacher(Params):
                 "server does not prove it, and two may call theirs alike"
             )
         return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is fine-tuned here."""
+        return self.base is not None and self.finetune
 
     @property
     def title(self) -> str:
@@ -258,7 +263,7 @@ class TeacherParams(OneTeacher):
 
     @model_validator(mode="after")
     def _folds_are_of_teachers_that_are_made_here(self) -> Self:
-        if self.folds > 1 and not all(one.finetune and one.base for one in self.all):
+        if self.folds > 1 and not all(one.is_trained for one in self.all):
             raise ValueError(
                 f"folds is {self.folds}, but nobody knows what a teacher has seen that is not fine-tuned "
                 "here; set folds: 1, or give it a base and finetune: true"

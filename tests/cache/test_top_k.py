@@ -1,6 +1,7 @@
 """What keeping only the largest logits changes: measured by stage one, looked up by stage two."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from cache.commands.ls import ls
 from cache.commands.transfer import compare, copy
 from cache.store import producer_ids
 from cache.top_k import TEMPERATURES, TOP_K, Change
+from pipeline.params import load_params
 from stages.artifacts import SOFT_LABELS, TEACHERS
+from stages.errors import StageError
+from stages.results.teachers import said_by
 from stages.student.objective import distillation_loss
+from stages.student.top_k import require_small_top_k_change
 from stages.teacher.labelling.inference import Teacher
 
 B, C = 50, 9
@@ -156,6 +161,20 @@ def test_stage_one_measures_what_top_k_changes_and_stage_two_refuses_too_much(
     assert run(*cold, "student.distill.trust=probability").code == 1
     assert run(*cold, "student.distill.trust=right").code == 0
     assert run(*pseudo, "student.distill.trust=right").code == 0
+
+
+def test_how_sure_teachers_are_is_judged_at_temperature_one(speaking: Path, run: Run) -> None:
+    assert label_top_1(run).code == 0
+    params = load_params(Path("params.yaml"), ["student.distill.temperature=0.1"])
+    said = said_by(params.task, params.teachers["de"], "de", ["train"])
+    label_set = said.each[0].label_set
+    for by_confidence, refused in (
+        (False, nullcontext()),
+        (True, pytest.raises(StageError, match="temperature 1")),
+    ):
+        two = said._replace(each=said.each * 2, by_confidence=by_confidence)
+        with refused:
+            require_small_top_k_change(params.task, label_set, params.student.distill, two)
 
 
 @pytest.mark.parametrize("how", ["producer", "file"])
