@@ -56,7 +56,7 @@ class Gain(NamedTuple):
 
     def reading(self) -> str:
         """Say in words what the difference means."""
-        favours = "; these texts chose the teachers' epochs, which favours them" if self.chosen else ""
+        favours = "; these texts chose the epochs of the teachers, which favours them" if self.chosen else ""
         if self.low > 0:
             return self._of_better() + favours
         if self.high < 0:

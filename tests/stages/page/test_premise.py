@@ -140,7 +140,7 @@ def test_a_difference_is_read_by_its_interval(low: float, high: float, reading: 
 def test_teachers_whose_epochs_these_texts_chose_only_look_better(low: float) -> None:
     reading = Gain(0.5, 0.5, 1, 0.5, low, 0.1, 0.6, only_labelled=True, chosen=True).reading()
     assert ("teachers look better than" in reading) == (low > 0)
-    assert reading.endswith("; these texts chose the teachers' epochs, which favours them")
+    assert reading.endswith("; these texts chose the epochs of the teachers, which favours them")
 
 
 @pytest.mark.parametrize(("by_heart", "only_labelled"), [(0.98, True), (0.98, False), (0.93, True)])
@@ -172,7 +172,7 @@ def test_evaluate_says_it_in_its_line_and_needs_no_soft_labels_for_the_rest(fini
     last = done.out.strip().splitlines()[-1]
     assert last.startswith("teachers over finetune, validation: ")
     assert " points [" in last
-    assert last.endswith("cannot be told apart; these texts chose the teachers' epochs, which favours them")
+    assert last.endswith("cannot be told apart; these texts chose the epochs of the teachers, which favours them")
     fair = run("student", "evaluate", "--set", "teacher.finetune.keep=last").out
     assert fair.strip().endswith("cannot be told apart")
     done = run("student", "evaluate", "--set", "teachers.de.labels={one: animal}")
