@@ -172,9 +172,10 @@ def test_evaluate_says_it_in_its_line_and_needs_no_soft_labels_for_the_rest(fini
     last = done.out.strip().splitlines()[-1]
     assert last.startswith("teachers over finetune, validation: ")
     assert " points [" in last
-    assert last.endswith("cannot be told apart; these texts chose the epochs of the teachers, which favours them")
+    alike = "the encoder fine-tuned on the labels cannot be told apart"
+    assert last.endswith(f"{alike}; these texts chose the epochs of the teachers, which favours them")
     fair = run("student", "evaluate", "--set", "teacher.finetune.keep=last").out
-    assert fair.strip().endswith("cannot be told apart")
+    assert fair.strip().endswith(alike)
     done = run("student", "evaluate", "--set", "teachers.de.labels={one: animal}")
     assert done.code == 0
     assert "validation: not known: " in done.out
