@@ -208,10 +208,12 @@ class Compared:
     def _of(self, run: int, languages: Sequence[str]) -> dict[str, Any]:
         """Give mean, standard deviation and difference to the first run, averaged over languages."""
         by_seed = np.mean([self.right[name].mean(axis=-1) for name in languages], axis=0)  # (M, S)
-        low, high = interval(
-            [self.right[name][run] - self.right[name][0] for name in languages],
-            [self.entities[name] for name in languages],
-        )
+        low, high = 0.0, 0.0  # the first run does not differ from itself
+        if run:
+            low, high = interval(
+                [self.right[name][run] - self.right[name][0] for name in languages],
+                [self.entities[name] for name in languages],
+            )
         return {
             "mean": float(by_seed[run].mean()),
             "deviation": float(by_seed[run].std(ddof=1)) if len(self.seeds) > 1 else None,
