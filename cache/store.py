@@ -116,8 +116,7 @@ class Store:
             ProducerError: Its producer.json is absent, no JSON or not that of the id.
             UnreadableError: It cannot be read now, or a newer version wrote it.
         """
-        folder = Folder(root).folder(producer_id)
-        return cls(root, _read_producer(folder, producer_id))
+        return cls(root, _read_producer(root, producer_id))
 
     def shards(self) -> dict[str, int]:
         """List the names of the shards that are there now, with their sizes in bytes."""
@@ -183,7 +182,7 @@ class Store:
             UnreadableError: Its producer.json cannot be read now, or a newer version wrote it.
         """
         if self.folder.exists(FACTS):
-            _read_producer(self.folder, self.producer.id)
+            _read_producer(self.root, self.producer.id)
 
     def look_up(self, ids: pa.FixedSizeBinaryArray, *, overflow: Path | None = None) -> Lookup:
         """Find the soft labels of examples.
@@ -291,9 +290,10 @@ def producer_ids(root: str | Path) -> list[str]:
     return found
 
 
-def _read_producer(folder: Folder, producer_id: str) -> Producer:
+def _read_producer(root: str | Path, producer_id: str) -> Producer:
+    folder = Folder(root).folder(producer_id)
     path = f"{folder}/{FACTS}"
-    mend = "mend it with: python -m pipeline cache repair"
+    mend = f"mend it with: python -m pipeline cache repair --store {root}"
     try:
         facts: Any = json.loads(folder.read(FACTS, limit=MAX_JSON))
     except FileNotFoundError:

@@ -79,7 +79,10 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         except FileNotFoundError:  # another run had it until now
             is_ours = False
         if not is_ours:
-            raise StageError(f"another run is writing {folder}; let it end, then run this again")
+            raise StageError(
+                f"another run is writing {folder}; let it end, then run this again (with DVC, keep what it "
+                "wrote before that: dvc commit)"
+            )
         _settle(folder, new, old)
         new.mkdir()
         try:

@@ -131,7 +131,7 @@ def _one_of_each(store: Store, sizes: dict[str, int], on_bytes: Callable[[int], 
     if store.damaged:
         raise StoreError(
             f"{len(store.damaged)} shards of {store.folder} are damaged; "
-            "set them aside with: python -m pipeline cache repair"
+            f"set them aside with: python -m pipeline cache repair --store {store.root}"
         )
     if n_read < len(sizes):  # what replaces a shard that vanished is not among those that were listed
         raise _changed(store)

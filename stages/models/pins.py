@@ -94,6 +94,15 @@ def link(path: Path, target: Path) -> None:
         shutil.copy(path, target)
 
 
+def link_all(folder: Path, target: Path) -> None:
+    """Give all files of a folder a second name in another one, as `link` does."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            other = target / file.relative_to(folder)
+            other.parent.mkdir(parents=True, exist_ok=True)
+            link(file, other)
+
+
 def pin(folder: Path, source: dict[str, Any]) -> None:
     """Let a stage's output folder stand for a model that lies elsewhere."""
     write_atomically(folder / _PIN, json.dumps(source, indent=2, sort_keys=True).encode())

@@ -1,7 +1,6 @@
 """Make a language's teacher: fine-tune an encoder on the language's own data, or pin one that is ready."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +23,7 @@ from stages.models.checkpoints import BestInMemory, InTime, checkpoints_of, dele
 from stages.models.cut import say_cut
 from stages.models.loading import loading, require_embeddings, require_max_tokens, say_new
 from stages.models.modeling_mblm import FAMILIES, MBLMForSequenceClassification
-from stages.models.pins import fetch, link, resolve
+from stages.models.pins import fetch, link_all, resolve
 from stages.models.precision import say_if_slower
 from stages.models.processes import alone, process_index, wait_for
 from stages.models.scratch import build_encoder
@@ -141,9 +140,7 @@ def _make(
         if process_index() == 0:
             write_atomically(noted, canonical_json(result))
     if process_index() == 0:
-        shutil.copytree(
-            made, folder, copy_function=lambda old, new: link(Path(old), Path(new)), dirs_exist_ok=True
-        )
+        link_all(made, folder)
     labels = splits["validation"]["label"].to_numpy()
     if process_index() == 0 and result <= np.bincount(labels).max() / len(labels):
         say(

@@ -368,8 +368,9 @@ def test_a_folder_that_describes_another_producer_is_refused(tmp_path: Path) -> 
         ("[" * 10**5, "is not JSON"),
     ):
         path.write_text(content)
-        with pytest.raises(ProducerError, match=message):
+        with pytest.raises(ProducerError, match=message) as refused:
             store.look_up(example_ids([texts(3)]))
+        assert str(refused.value).endswith(f"cache repair --store {tmp_path}")
 
 
 def test_facts_that_make_no_sense_are_refused_in_one_line(tmp_path: Path) -> None:

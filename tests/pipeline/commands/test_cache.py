@@ -927,7 +927,7 @@ def test_a_store_with_damaged_shards_is_not_exported_in_part(finished: Path, run
     flip_a_bit(only_shard(finished / "store" / producer_of("de")))
     done = run("cache", "export", producer_of("de"), "de.parquet")
     assert done.code == 1
-    assert "set them aside with: python -m pipeline cache repair" in done.err
+    assert f"set them aside with: python -m pipeline cache repair --store {finished / 'store'}\n" in done.err
     assert not Path("de.parquet").exists()
 
 
