@@ -142,12 +142,13 @@ def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str
     taught = {language: read_taught(task, teachers[language], language) for language in task.supervised}
     counts, digests = _data(task)
     its = params["teacher"]["finetune"]
+    training = _training(params["student"]["distill"])
     by_language = _read_json(PLOTS / "accuracy_by_language.json", "student evaluate")
     by_branch = _read_json(PLOTS / "accuracy_by_branch.json", "student evaluate")
     return Findings(
         task=task,
-        variant=params["student"]["distill"]["variant"],
-        epochs=params["student"]["distill"]["epochs"] * params["student"]["distill"]["runs"],
+        variant=training["variant"],
+        epochs=training["epochs"],
         groups=_best_first(task, student),
         student=student,
         baseline=baseline,
@@ -186,6 +187,15 @@ def find(task: TaskParams, teachers: Mapping[str, Teachers], params: Mapping[str
         standings=standings(task, teachers, predictions, of_baseline),
         estimates=read_estimates(),
     )
+
+
+def _training(distill: Mapping[str, Any]) -> dict[str, Any]:
+    """Give ``variant`` and ``epochs`` of the student, of which version 0.1 wrote nothing beside it."""
+    path = STUDENT / "training.json"
+    if not path.is_file():
+        return {"variant": distill["variant"], "epochs": distill["epochs"] * distill["runs"]}
+    training: dict[str, Any] = _read_json(path, "student distill")
+    return training
 
 
 def _results(

@@ -1,5 +1,6 @@
 """The report as a whole: what it holds, what it needs, and what DVC does with it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -70,21 +71,32 @@ def test_it_loads_no_model_and_no_torch(finished: Path) -> None:
     assert done.stdout.splitlines() == ["artifacts/report/report.html", "set()"]
 
 
+def test_a_run_without_zero_shot_languages_is_reported(finished: Path, run: Run) -> None:
+    assert run("report", "--set", "task.zero_shot=[]").code == 0
+    assert "no zero-shot languages" in _said()
+
+
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("variant", "says"),
     [
-        (["task.zero_shot=[]"], "no zero-shot languages"),
-        (["student.distill.variant=finetune"], "The variant finetune reads no soft labels: it saves nothing"),
-        (["student.distill.variant=linear"], "The variant linear reads no soft labels: it saves nothing"),
+        ("linear", "The variant linear reads no soft labels: it saves nothing"),
+        ("branches", "The student is the variant <b>branches</b>"),
     ],
 )
-def test_runs_without_zero_shot_languages_or_soft_labels_are_reported(
-    finished: Path, run: Run, changes: list[str], says: str
+def test_the_report_calls_the_student_what_it_was_trained_as(
+    finished: Path, run: Run, variant: str, says: str
 ) -> None:
-    options = [part for change in changes for part in ("--set", change)]
-    done = run("report", *options)
-    assert done.code == 0, done.err
-    assert says in " ".join(PAGE.read_text(encoding="utf-8").split())
+    training = Path("artifacts/student/training.json")
+    assert json.loads(training.read_text()) == {"variant": "mblm", "epochs": 2}
+    training.write_text(json.dumps({"variant": variant, "epochs": 2}))
+    assert run("report", "--set", "student.distill.variant=mblm").code == 0
+    assert says in _said()
+
+
+def test_a_student_of_version_0_1_is_what_params_say(finished: Path, run: Run) -> None:
+    Path("artifacts/student/training.json").unlink()
+    assert run("report", "--set", "student.distill.variant=finetune").code == 0
+    assert "The variant finetune reads no soft labels: it saves nothing" in _said()
 
 
 def test_files_that_are_missing_or_broken_are_named_with_their_command(finished: Path, run: Run) -> None:
@@ -135,3 +147,7 @@ def test_dvc_knows_what_the_report_is_made_of() -> None:
         template = next(iter(plot.values())).get("template")
         known = ("linear", "bar_horizontal", None)
         assert template in known or (ROOT / f".dvc/plots/{template}.json").is_file()
+
+
+def _said() -> str:
+    return " ".join(PAGE.read_text(encoding="utf-8").split())
