@@ -108,7 +108,7 @@ def _changed(distill: DistillParams, changes: dict[str, Any], *, where: str) -> 
     Raises:
         ValueError: There is no such parameter, or it may not have this value.
     """
-    values = distill.model_dump()
+    values = distill.model_dump() | {"report_to": distill.report_to}  # which no dump has
     for key, value in changes.items():
         *sections, last = key.split(".")
         section: Any = values

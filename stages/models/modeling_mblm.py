@@ -625,6 +625,7 @@ class MBLMForSequenceClassification(MBLMPreTrainedModel):
             ValueError: The encoder's family is not one of those that fit, or it lacks weights.
         """
         mplm_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        mplm_config.name_or_path = ""  # where it lay makes no other student, and is nobody's business
         family = _family(mplm_config)
         config["id2label"] = id2label = dict(config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"})
         config["label2id"] = {name: index for index, name in id2label.items()}

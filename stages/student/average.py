@@ -94,7 +94,8 @@ def _facts(config: MBLMConfig) -> dict[str, Any]:
     """Give what a student's configuration says of it, and not of how sure it is or who wrote it."""
     facts: dict[str, Any] = config.to_diff_dict()
     left_out = ("_name_or_path", "transformers_version", *_TEMPERATURES)
-    return {key: value for key, value in facts.items() if key not in left_out}
+    of_encoder = {key: value for key, value in facts["mplm_config"].items() if key not in left_out}
+    return {key: value for key, value in facts.items() if key not in left_out} | {"mplm_config": of_encoder}
 
 
 def _card(first: Path, n: int) -> str:

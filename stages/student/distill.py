@@ -120,7 +120,8 @@ def distill(
         fitted.tokenizer.save_pretrained(folder)
         note_start(folder, fitted.began_with)
         last = _write_curves(fitted.history, task.supervised, folder, fitted.kept)
-        trained = {"variant": params.variant, "epochs": params.epochs * params.runs}
+        n_steps = -(-n_taught(task, teachers) // params.batch_size)
+        trained = {"variant": params.variant, "epochs": round(sum(fitted.steps) / n_steps)}
         (folder / "training.json").write_text(json.dumps(trained), encoding="utf-8")
         card = model_card(
             task,

@@ -68,6 +68,10 @@ def serve(folder: Path, *, host: str, port: int, threads: int, say: Callable[[st
 def _listening(host: str, port: int) -> socket.socket:
     if not host:
         raise StageError("an empty host would be every address of this machine; name one with --host")
+    try:
+        host.encode("idna")  # of which socket makes a TypeError
+    except UnicodeError:
+        raise StageError(f"'{host}' is no name of a host; name another one with --host") from None
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)

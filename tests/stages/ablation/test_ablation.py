@@ -225,6 +225,12 @@ def settings_of(*changes: str) -> dict[str, Any]:
     return {name: relevant(runs[name]) for name in VARIANTS}
 
 
+def test_every_run_reports_where_the_student_does() -> None:
+    params = load_params(ROOT / "params.yaml", ["student.distill.report_to=[tensorboard]"])
+    runs = params.ablation.settings(params.student.distill)
+    assert {name: one.report_to for name, one in runs.items()} == {name: ["tensorboard"] for name in runs}
+
+
 @pytest.mark.parametrize(
     ("change", "concerned"),
     [

@@ -100,6 +100,16 @@ def test_what_has_no_mean_is_refused_by_name(finished: Path, run: Run) -> None:
     assert "error: other does not say which weights its training began with" in refused(one, "other")
 
 
+def test_where_the_encoder_lay_makes_no_other_student(finished: Path, run: Run) -> None:
+    one, other = Path("artifacts/student"), Path("other")
+    shutil.copytree(one, other)
+    config = json.loads((one / "config.json").read_text())
+    assert not config["mplm_config"].get("_name_or_path")
+    config["mplm_config"]["_name_or_path"] = "/of/an/earlier/version"
+    (other / "config.json").write_text(json.dumps(config))
+    assert run("student", "average", str(one), str(other), "--output", "mean").code == 0
+
+
 def test_nothing_is_overwritten_but_another_student(finished: Path, run: Run) -> None:
     one, two = "studs/1", "studs/2"
     for folder in (one, two, "old"):

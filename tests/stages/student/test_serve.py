@@ -409,6 +409,9 @@ def test_what_cannot_be_served_is_said_in_one_line(
         f"error: port {port} of 127.0.0.1 is taken; choose another one with --port"
     )
     assert refused(onnx, "--host", "203.0.113.1").startswith("error: cannot listen at 203.0.113.1, port 8000")
+    assert refused(onnx, "--host", "exämple..de") == (
+        "error: 'exämple..de' is no name of a host; name another one with --host"
+    )
     assert refused(tmp_path / "nowhere").startswith(f"error: there is no folder {tmp_path}/nowhere; make an")
     assert refused(student / "student").startswith(f"error: {student}/student holds no ONNX export; make an")
     shutil.copytree(onnx, tmp_path / "broken")
