@@ -118,14 +118,14 @@ class _Fields:
         """Refuse soft labels of some classes: the others would have none anywhere.
 
         Raises:
-            MissingColumnError: A class has no column, and another has.
+            StageError: A class has no column, and another has.
         """
         if not isinstance(self.soft, Mapping):
             return
         missing = [name for name in self.soft.values() if name not in names]
         if missing and len(missing) < len(self.soft):
             hint = instead_of(missing[0], list(names), taken=self.columns())
-            raise MissingColumnError(f"{where} has no column '{missing[0]}'; {hint}")
+            raise StageError(f"{where} has no column '{missing[0]}'; {hint}")
 
     def soft_of(self, row: Mapping[str, Any]) -> Any:
         """Give what a row says of each class; a file need not have such columns."""
@@ -440,46 +440,69 @@ def _read_files(
 ) -> Iterator[Rows]:
     """Read the files of a split, in the order of their names; in CSV and TSV, every value is a text.
 
-    In Parquet, labels have the names that `datasets` noted in the file, if it did. Unlabelled text may always
-    be a text file.
+    Unlabelled text may always be a text file.
+
+    Raises:
+        MissingColumnError: No file has a column.
+        StageError: Some have it, or a file cannot be read.
     """
     pattern = _pattern_of(source, language, split)
     paths = set(Path().glob(pattern))
     if split == UNLABELLED:
         paths |= {path for path in Path().glob(str(_as_text_file(Path(pattern)))) if path.is_file()}
+    lacking: MissingColumnError | None = None
+    is_first = True
     for path in sorted(paths):
-        kind = kind_of(path)
-        if kind is None or (kind == "plain" and fields.label is not None):
-            raise StageError(f"cannot read {path}: it is not one of .csv, .tsv, .jsonl, .json, .parquet")
-        columns, needed = (None, []) if kind == "plain" else (source.columns, fields.needed)
-        is_mixed = kind != "plain" and fields.language is not None  # texts of other languages may be anything
-        found = Input(
-            path,
-            None,
-            [] if is_mixed else fields.texts,
-            None,
-            source.quoting,
-            source.delimiter,
-            columns,
-            [*fields.texts, *needed] if is_mixed else needed,
-            only=fields.columns(),
-            skip_blank=True,
-        )
-        n_rows = 0
-        if kind == "parquet":
-            for table in windows(found, WINDOW):
-                assert isinstance(table, pa.Table)
-                names = _noted_names(table.schema, fields.label)
-                rows = _of_table(table, fields, names, str(path), n_rows, language, others)
-                n_rows += table.num_rows
-                if rows.labels:
-                    yield rows
+        try:
+            yield from _read_file(path, source, fields, language, others)
+        except MissingColumnError as error:
+            if not is_first and lacking is None:
+                raise StageError(f"{error}; give it what other files of the split have") from None
+            lacking = lacking or error
         else:
-            for rows in _of_rows(placed_rows(found), fields, str(path), language, others):
+            if lacking is not None:
+                raise StageError(f"{lacking}; give it what other files of the split have")
+        is_first = False
+    if lacking is not None:
+        raise lacking
+
+
+def _read_file(
+    path: Path, source: FilesSource, fields: _Fields, language: str, others: Counter[str]
+) -> Iterator[Rows]:
+    """Read a file. In Parquet, labels have the names that `datasets` noted in it, if it did."""
+    kind = kind_of(path)
+    if kind is None or (kind == "plain" and fields.label is not None):
+        raise StageError(f"cannot read {path}: it is not one of .csv, .tsv, .jsonl, .json, .parquet")
+    columns, needed = (None, []) if kind == "plain" else (source.columns, fields.needed)
+    is_mixed = kind != "plain" and fields.language is not None  # texts of other languages may be anything
+    found = Input(
+        path,
+        None,
+        [] if is_mixed else fields.texts,
+        None,
+        source.quoting,
+        source.delimiter,
+        columns,
+        [*fields.texts, *needed] if is_mixed else needed,
+        only=fields.columns(),
+        skip_blank=True,
+    )
+    n_rows = 0
+    if kind == "parquet":
+        for table in windows(found, WINDOW):
+            assert isinstance(table, pa.Table)
+            names = _noted_names(table.schema, fields.label)
+            rows = _of_table(table, fields, names, str(path), n_rows, language, others)
+            n_rows += table.num_rows
+            if rows.labels:
                 yield rows
-                n_rows += len(rows.labels)
-        if not n_rows and fields.language is None:
-            raise StageError(f"{path} holds no examples; delete it if that is right")
+    else:
+        for rows in _of_rows(placed_rows(found), fields, str(path), language, others):
+            yield rows
+            n_rows += len(rows.labels)
+    if not n_rows and fields.language is None:
+        raise StageError(f"{path} holds no examples; delete it if that is right")
 
 
 def _as_text_file(path: Path) -> Path:

@@ -47,7 +47,7 @@ def silver(
         CacheError: The store cannot be used.
     """
     lines = []
-    with replaced_folder(SILVER) as folder, TemporaryDirectory() as work:
+    with replaced_folder(SILVER) as folder, TemporaryDirectory(dir=folder) as work:
         for language, teacher in teachers.items():
             if not taught_splits(task, language):
                 raise StageError(

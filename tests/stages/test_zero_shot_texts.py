@@ -146,6 +146,28 @@ def test_a_column_per_language_may_lack_that_of_a_zero_shot_language() -> None:
     assert taught_splits(task, "it") == []
 
 
+@pytest.mark.parametrize("lacking", [1, 2])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_file_that_lacks_the_column_of_other_files_is_refused(split: str, lacking: int) -> None:
+    for name in ("train", "validation", "test"):
+        for number in (1, 2):
+            columns = ["text_de", "text_en", "text_fr"]
+            if (name, number) == (split, lacking):
+                columns.remove("text_fr")
+            lines = [
+                ",".join([*columns, "label"]),
+                ",".join([*(f"{name} {c} {number}" for c in columns), "yes"]),
+            ]
+            Path("data").mkdir(exist_ok=True)
+            Path(f"data/{name}-{number}.csv").write_text("\n".join(lines))
+    source = FilesSource(kind="files", pattern="data/{split}-*.csv", text_fields=["text_{language}"])
+    said = (
+        rf"data/{split}-{lacking}.csv has no column 'text_fr'; .*; give it what other files of the split have"
+    )
+    with pytest.raises(StageError, match=said):
+        prepare(task_of([], source=source, text_fields=["text"], zero_shot=["fr"]))
+
+
 @pytest.mark.parametrize("lacking", [0, 1])
 def test_a_row_that_lacks_the_column_of_other_rows_is_named(lacking: int) -> None:
     for split in ("train", "validation", "test"):

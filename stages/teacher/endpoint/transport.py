@@ -144,7 +144,8 @@ def _seconds(retry_after: str) -> float:
     with suppress(ValueError):
         return float(retry_after)
     with suppress(ValueError):
-        return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+        date = parsedate_to_datetime(retry_after)
+        return (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return 0.0
 
 

@@ -418,6 +418,7 @@ def test_a_server_that_stalls_is_given_up(german: Server, run: Run) -> None:
         (status(429, "daily limit", **{"retry-after": "2000"}), "daily limit; run this again in 2,000 s"),
         (status(429, "daily limit", **{"retry-after": "2000.4"}), "daily limit; run this again in 2,000 s"),
         (status(503, "down", **{"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}), "down; run this again in "),
+        (status(503, "down", **{"retry-after": "Fri, 31 Dec 2100 23:59:59"}), "down; run this again in "),
         (says("bad key Bearer sk-secret-1"), "answered with text, not JSON: 'bad key Bearer ***'"),
         (says("x" * 62 + " Bearer sk-secret-1"), "Bearer ***'"),
     ],
