@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cache import canonical_json, write_atomically
 from stages.ablation.finished import digests_of, evaluated, kind_of, read_column, write_column
 from stages.ablation.params import AblationParams
 from stages.ablation.plan import digest_of, settings_of, soft_labels_of
@@ -13,8 +14,10 @@ from stages.data.examples import SPLITS, examples_digest, read_entities, read_ex
 from stages.data.silver import silver_languages
 from stages.data.task import TaskParams
 from stages.errors import StageError
+from stages.models.checkpoints import code_and_versions
 from stages.models.encoders import read_note
 from stages.models.pins import model_digests, model_folder
+from stages.progress import say
 from stages.results.predictions import validation_accuracy, write_predictions
 from stages.results.teachers import Teachers
 from stages.student.distill import distill
@@ -66,7 +69,13 @@ def train(
     made_of = _made_of(task, teachers, with_seed, encoder)
     if params.kept and _taken(task, Path(params.kept), folder / f"{name}.arrow", made_of):
         return f"{run}, seed {seed}: taken from {params.kept}, whatever code it was trained with"
-    distill(task, teachers, with_seed, encoder=encoder, output=model)
+    trained = canonical_json({"made_of": made_of, **code_and_versions(__file__)})
+    note = model / "made_of.json"
+    if not note.is_file() or note.read_bytes() != trained:
+        distill(task, teachers, with_seed, encoder=encoder, output=model)
+        write_atomically(note, trained)
+    else:
+        say(f"{name}: a run that was interrupted has trained it")
     # What a sweep says decides settings, and no setting may be chosen by test data.
     splits = SPLITS[1:] if is_variant else SPLITS[1:2]
     answered = answers(

@@ -65,8 +65,7 @@ def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpo
     folder = _CHECKPOINTS / name / hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
     if process_index() == 0:
         shutil.rmtree(_deleted(folder), ignore_errors=True)  # what a run was killed over
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    now = {"code": code_digests(Path(file)), "versions": versions}
+    now = code_and_versions(file)
     if process_index():
         while _read_json(folder / _MADE_BY).get("now") != now:  # what the first process writes
             time.sleep(0.2)
@@ -86,6 +85,12 @@ def checkpoints_of(name: str, facts: Any, *, file: str, resume: bool) -> Checkpo
     if process_index() == 0:
         write_atomically(folder / _MADE_BY, canonical_json({"now": now, "went_on_over": over}))
     return Checkpoints(folder, _read_json(folder / _MADE_BY)["went_on_over"])
+
+
+def code_and_versions(file: str) -> dict[str, dict[str, str]]:
+    """Give digests of the code that a file runs, and versions of the libraries that decide what it does."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"code": code_digests(Path(file)), "versions": versions}
 
 
 def delete_finished(folders: Iterable[Path]) -> None:

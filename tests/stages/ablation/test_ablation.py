@@ -512,6 +512,27 @@ def test_what_is_missing_is_said_in_one_line(compared: Path, run: Run, command: 
     assert message in done.err.strip().splitlines()[-1]
 
 
+def test_a_student_whose_evaluation_was_interrupted_is_not_trained_again(compared: Path, run: Run) -> None:
+    train = ("ablation", "train", "--run", "mblm", "--seed", "1")
+    predictions = ABLATION / "predictions/mblm-1.arrow"
+    whole = pa.ipc.open_file(predictions.read_bytes()).read_all()
+    predictions.unlink()
+    texts = Path("artifacts/data/nl/test.arrow")
+    content = texts.read_bytes()
+    texts.write_bytes(content[:100])
+    assert run(*train).code == 1
+    texts.write_bytes(content)
+    changed = run(*train, "--set", "student.distill.learning_rate=0.002")
+    assert "has trained it" not in changed.err
+    texts.write_bytes(content[:100])
+    assert run(*train).code == 1
+    texts.write_bytes(content)
+    done = run(*train)
+    assert (done.code, "mblm-1: a run that was interrupted has trained it" in done.err) == (0, True)
+    assert pa.ipc.open_file(predictions).read_all() == whole
+    assert not list(ABLATION.glob("students/*"))
+
+
 def test_a_run_without_a_language_is_named(compared: Path, run: Run) -> None:
     """Such as one that was trained before the language was added to the task."""
     path = ABLATION / "predictions/mblm-1.arrow"
