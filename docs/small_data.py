@@ -16,12 +16,13 @@ import typer
 from pipeline.params import load_params
 from stages.data.examples import SPLITS, UNLABELLED
 
-_FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli", "xnli-1200": "xnli"}
+_FOLDERS = {"panx-type": "panx_type", "xnli-15k": "xnli", "xnli-1200": "xnli", "xnli-3000": "xnli"}
 
 
 def main(recipe: str, folder: Path) -> None:
     """Write the data set of a recipe, such as panx-type, out of the folder that holds all data sets."""
-    task = load_params(Path("params.yaml")).task
+    params = load_params(Path("params.yaml"))
+    task = params.task
     is_xnli = _FOLDERS[recipe] == "xnli"
     for language in task.languages:
         counts = []
@@ -42,7 +43,7 @@ def main(recipe: str, folder: Path) -> None:
             if is_xnli:  # a row is the same pair in every language
                 table = table.append_column("entity", pa.array(f"{split} {i}" for i in range(len(table))))
             counts.append(_write(table, language, split))
-        if not task.unlabelled:  # texts for the encoders alone
+        if params.student.pretrain.base == "scratch":  # texts for the encoders alone
             counts.append(_write(_unlabelled(folder, language, task.languages), language, UNLABELLED))
         typer.echo(f"{language}: {', '.join(counts)}")
 

@@ -209,8 +209,11 @@ def test_the_small_data_sets_become_files_for_their_recipes(here: Path, name: st
     assert f"tr: train 1, validation 1, test 1, unlabelled {2 + len(wiki)}" in said
 
 
-def test_most_pairs_of_xnli_have_no_label_where_labels_are_few(here: Path) -> None:
-    shutil.copy(ROOT / "recipes/xnli-1200.yaml", "params.yaml")
+@pytest.mark.parametrize(("recipe", "max_labels"), [("xnli-1200", 1), ("xnli-3000", None)])
+def test_pairs_of_xnli_have_no_label_where_labels_are_few(
+    here: Path, recipe: str, max_labels: int | None
+) -> None:
+    shutil.copy(ROOT / f"recipes/{recipe}.yaml", "params.yaml")
     task = load_params(Path("params.yaml")).task
     pairs: dict[str, list[Any]] = {
         "premise": ["eins", "zwei", "drei"],
@@ -220,12 +223,14 @@ def test_most_pairs_of_xnli_have_no_label_where_labels_are_few(here: Path) -> No
     for language in task.languages:
         for split in SPLITS:
             write_table(f"all/xnli/{language}/{split}.parquet", pairs)
-    script = [warm_python(), str(ROOT / "docs/small_data.py"), "xnli-1200", "all"]
+    script = [warm_python(), str(ROOT / "docs/small_data.py"), recipe, "all"]
     subprocess.run(script, check=True, capture_output=True)
-    prepare(task.model_copy(update={"max_labels": 1}))
+    prepare(task.model_copy(update={"max_labels": max_labels}))
     for language in task.supervised:
-        assert read_examples(task, language, "train").num_rows == 1
-        assert read_examples(task, language, "unlabelled").num_rows == 2
+        assert read_examples(task, language, "train").num_rows == (max_labels or 3)
+        if max_labels is not None:
+            assert read_examples(task, language, "unlabelled").num_rows == 2
+    assert max_labels is not None or not list(Path().glob("data/*/unlabelled*"))
     assert not any(Path("data", language, "train.parquet").exists() for language in task.zero_shot)
 
 
