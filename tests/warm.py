@@ -30,11 +30,12 @@ import threading
 import time
 import traceback
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -159,6 +160,7 @@ def serve(address: str, client: str, *more: str) -> Request:
     """
     for library in (*LIBRARIES, *more):
         importlib.import_module(library)
+    quicken_locks()
     gc.freeze()
     gc.unfreeze = lambda: None  # which a training ends with: to look through it all takes half a second
     gc.set_threshold(100_000)  # a process lives for seconds, and would look for garbage a fifteenth of them
@@ -194,6 +196,27 @@ def serve(address: str, client: str, *more: str) -> Request:
                 return request
             running[connection] = process
             close(*request.files.values())
+
+
+def quicken_locks() -> None:
+    """Let DVC write dvc.lock with libyaml: its own way keeps comments, and takes a second per stage."""
+    import yaml  # type: ignore[import-untyped]
+    from dvc.utils.serialize import _yaml
+    from ruamel.yaml.comments import CommentedMap
+
+    def parse(text: str, path: str) -> Any:
+        is_lock = Path(path).name == "dvc.lock"
+        return yaml.load(text, yaml.CSafeLoader) or {} if is_lock else keep_comments(text, path)
+
+    def dump(data: Any, stream: Any) -> None:
+        if isinstance(data, CommentedMap):
+            dump_comments(data, stream)
+        else:
+            yaml.dump(data, stream, yaml.CSafeDumper, sort_keys=False)
+
+    yaml.CSafeDumper.add_representer(OrderedDict, yaml.CSafeDumper.represent_dict)
+    keep_comments, dump_comments = _yaml.parse_yaml_for_update, _yaml._dump
+    _yaml.parse_yaml_for_update, _yaml._dump = parse, dump
 
 
 def close(*files: socket.socket | int) -> None:

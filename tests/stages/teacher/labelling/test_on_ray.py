@@ -118,8 +118,8 @@ def start(
     )
 
 
-def wait_for_a_shard(root: Path, process: subprocess.Popen[str]) -> None:
-    while not list(root.glob("*/*.arrow")):
+def wait_for_shards(root: Path, n: int, process: subprocess.Popen[str]) -> None:
+    while len(list(root.glob("*/*.arrow"))) < n:
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.02)
 
@@ -133,17 +133,15 @@ def kill_an_actor() -> None:
     raise AssertionError("there is no actor")
 
 
-@pytest.mark.parametrize("lost", ["an actor", "a node"])
-def test_what_is_killed_costs_only_what_it_had_in_its_hands(
-    cluster: TwoNodes, many: Alone, tmp_path: Path, lost: str
+def test_an_actor_and_a_node_that_are_killed_cost_only_what_they_had_in_their_hands(
+    cluster: TwoNodes, many: Alone, tmp_path: Path
 ) -> None:
     root = tmp_path / "store"
     process = start(cluster.address, root)
-    wait_for_a_shard(root, process)
-    if lost == "an actor":
-        kill_an_actor()
-    else:
-        cluster.kill_node()
+    wait_for_shards(root, 1, process)
+    kill_an_actor()
+    wait_for_shards(root, 3, process)
+    cluster.kill_node()
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err[-3000:]
     total = len(many)
@@ -151,22 +149,18 @@ def test_what_is_killed_costs_only_what_it_had_in_its_hands(
     assert "de: 2 actors share the work" in err
     in_store = many.ids_in(root)
     assert set(in_store) == set(many.ids.to_pylist())
-    assert len(in_store) - total <= total // 8 + 1  # at most the block that was in its hands
+    assert len(in_store) - total <= 2 * (total // 8 + 1)  # at most the blocks that were in their hands
     many.require_same_set(Path())
 
 
-def test_what_goes_wrong_is_said_in_one_line(cluster: TwoNodes, many: Alone, tmp_path: Path) -> None:
+def test_actors_that_write_to_stores_of_their_own_are_an_error_in_one_line(
+    cluster: TwoNodes, finished: Path
+) -> None:
     process = start(cluster.address, "memory://of-each-process", "--actors", "1")
     _, err = process.communicate(timeout=180)
     assert process.returncode == 1
     assert "but not all of them are in memory://of-each-process" in err.splitlines()[-1]
     assert "one place for all nodes" in err.splitlines()[-1]
-    set_bias(Path("artifacts/teachers/de"), [float("nan"), 0.0, 0.0])
-    process = start(cluster.address, tmp_path / "store", "--actors", "1")
-    _, err = process.communicate(timeout=180)
-    assert process.returncode == 1
-    assert "error: the teacher in artifacts/teachers/de gives NaN or infinite logits" in err, err
-    assert "Traceback" not in err
 
 
 WITH_THREADS = """
@@ -181,12 +175,15 @@ runpy.run_module("pipeline", run_name="__main__")
 """
 
 
-def test_no_thread_asks_a_ray_that_is_gone(cluster: TwoNodes, finished: Path) -> None:
+def test_nan_is_said_in_one_line_and_no_thread_asks_a_ray_that_is_gone(
+    cluster: TwoNodes, finished: Path
+) -> None:
     set_bias(Path("artifacts/teachers/de"), [float("nan"), 0.0, 0.0])
     process = start(cluster.address, finished / "new", "--actors", "1", program=("-c", WITH_THREADS))
     out, err = process.communicate(timeout=180)
     assert process.returncode == 1
-    assert "NaN or infinite logits" in err, err
+    assert "error: the teacher in artifacts/teachers/de gives NaN or infinite logits" in err, err
+    assert "Traceback" not in err
     assert "threads: MainThread" in out
     assert "iter_threaded" not in out
     assert "StreamingExecutor" not in out
