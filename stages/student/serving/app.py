@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -109,7 +110,7 @@ class Service:
         """Make the application."""
         app = FastAPI(title="MBLM student", lifespan=self._running, redirect_slashes=False)
         app.add_middleware(self.metrics.around)
-        problems: dict[int | str, Any] = {code: {"model": Problem} for code in (400, 413, 422, 503)}
+        problems: dict[int | str, Any] = {code: {"model": Problem} for code in (400, 413, 422, 500, 503)}
         schema = self._asked.model_json_schema()
         body = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
         app.post("/predict", response_model=Answer, responses=problems, openapi_extra=body)(self.predict)
@@ -148,6 +149,9 @@ class Service:
             raise RefusedError(503, "too many texts are waiting; try again in a second") from None
         except asyncio.CancelledError:
             raise RefusedError(503, "the server stops before it could answer; ask again") from None
+        if np.isnan(found).any():
+            broken = int(np.flatnonzero(np.isnan(found).any(axis=1))[0]) % len(ids)
+            raise RefusedError(500, f"texts[{broken}]: the student gives NaN; train it again, and export it")
         used = [facts.branch(one) for one in ids]
         self.metrics.count_examples(used)
         rows = [self._by_class(row) for row in found.tolist()]

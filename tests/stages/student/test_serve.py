@@ -25,6 +25,7 @@ import pytest
 import starlette.requests
 import torch
 from chromium import BROWSER, opened
+from onnx import TensorProto, load, numpy_helper, save
 from tiny import CLASSES, ROOT, Run
 from transformers import AutoTokenizer
 
@@ -237,7 +238,7 @@ def test_health_counters_and_the_description_of_the_interface(server: Server) ->
     assert more["mblm_batch_examples_sum"] == 2
     assert more["mblm_waiting_examples"] == 0
     asked = json.loads(server.get("/openapi.json"))["paths"]["/predict"]["post"]
-    assert set(asked["responses"]) == {"200", "400", "413", "422", "503"}
+    assert set(asked["responses"]) == {"200", "400", "413", "422", "500", "503"}
     schema = asked["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) == {"texts", "language", "languages", "branches"}
     assert "swagger" in server.get("/docs")
@@ -345,6 +346,24 @@ def test_pairs_are_served_and_ctrl_c_stops_the_server(student: Path, onnx: Path,
         status, answer = server.ask(texts=["Hund 1"])
         assert (status, answer["error"]) == (422, "texts.0: Input should be a valid array")
         assert '"textFields": ["premise", "hypothesis"]' in server.get("/")
+
+
+def test_nan_is_no_answer(onnx: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(onnx, tmp_path / "onnx")
+    graph = load(folder / "student.onnx")
+    [english] = [node for node in graph.graph.node if node.output[0] == "states_1"]
+    [branch] = [part.g for part in english.attribute if part.name == "then_branch"]
+    for weight in branch.initializer:
+        if weight.data_type == TensorProto.FLOAT:
+            broken = np.full(numpy_helper.to_array(weight).shape, np.nan, np.float32)
+            weight.CopyFrom(numpy_helper.from_array(broken, weight.name))
+    save(graph, folder / "student.onnx")
+    with serving(folder) as server:
+        assert server.ask(texts=TEXTS, language="de")[0] == 200
+        for asked in ({"language": "en"}, {"language": "de", "branches": True}):
+            status, said = server.ask(texts=TEXTS[:2], **asked)
+            line = "texts[0]: the student gives NaN; train it again, and export it"
+            assert (status, said["error"]) == (500, line)
 
 
 def test_a_second_ctrl_c_ends_a_server_whose_client_never_ends_its_request(onnx: Path) -> None:
