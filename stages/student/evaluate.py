@@ -129,9 +129,12 @@ def answers(
         only_used: Through the branch alone that the language uses, or the mixture.
 
     Raises:
-        StageError: The model is not there, or is of other classes or languages.
+        StageError: The model or examples of a language are not there, or it is of other classes or languages.
     """
     name = folder.name
+    for language in task.languages:
+        if not (has_split(language, "test") or has_only_texts(task, language)):
+            read_examples(task, language, "test")  # which says what to do
     model, tokenizer = load_student(folder, command=command)
     device = current_device()
     say_if_slower(distill.precision, key="student.distill.precision")

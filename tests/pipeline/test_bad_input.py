@@ -51,6 +51,11 @@ def test_stages_name_what_they_are_missing(workspace: Path, run: Run) -> None:
     assert "python -m pipeline student evaluate" in refused(run, "report")
 
 
+def test_a_language_whose_examples_are_not_there_is_not_left_out(finished: Path, run: Run) -> None:
+    line = refused(run, "student", "evaluate", "--set", "task.zero_shot=[nl, fr]")
+    assert "artifacts/data/fr/test.arrow is not there; write it with: python -m pipeline prepare" in line
+
+
 def test_a_base_that_is_nowhere_is_refused_without_a_connection(workspace: Path, run: Run) -> None:
     params = tiny_params()
     params["teachers"]["de"]["base"] = "./absent"
