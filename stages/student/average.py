@@ -1,6 +1,8 @@
 """The mean of several students that began with the same weights."""
 
+import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -64,8 +66,21 @@ def average(folders: Sequence[Path], *, output: Path, overwrite: bool = False) -
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         note_start(new, read_start(folders[0]))
+        _keep_trainings(folders, new)
         (new / "README.md").write_text(card, encoding="utf-8")
     return f"{output}: the mean of {', '.join(map(str, folders))}"
+
+
+def _keep_trainings(folders: Sequence[Path], new: Path) -> None:
+    """Write beside a mean what the report says of trainings: the last one's curves, and the epochs of all."""
+    for name in ("losses.json", "validation.json"):
+        if (folders[-1] / name).is_file():
+            shutil.copyfile(folders[-1] / name, new / name)
+    notes = [folder / "training.json" for folder in folders]
+    if all(note.is_file() for note in notes):  # version 0.1 wrote none
+        trained = [json.loads(note.read_bytes()) for note in notes]
+        total = trained[-1] | {"epochs": sum(one["epochs"] for one in trained)}
+        (new / "training.json").write_text(json.dumps(total), encoding="utf-8")
 
 
 def _target(folders: Sequence[Path], output: Path, *, overwrite: bool) -> Path:

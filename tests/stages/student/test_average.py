@@ -51,6 +51,12 @@ def test_several_runs_are_the_mean_of_students_that_began_alike(finished: Path, 
     assert run("student", "average", "mean", "of-6", "--output", "again").code == 0  # began alike, too
     curve = json.loads(Path("both/validation.json").read_text())
     assert [row["step"] for row in curve] == [9, 18]
+    assert run("student", "average", "of-6", "of-7", "--output", "artifacts/student").code == 0
+    for command in (["student", "evaluate"], ["report"]):
+        done = run(*command)
+        assert done.code == 0, done.err
+    training = json.loads(Path("artifacts/student/training.json").read_text())
+    assert training == {"variant": "mblm", "epochs": 4}
 
 
 def test_a_finished_run_is_not_trained_again_after_an_interruption(
