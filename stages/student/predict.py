@@ -59,7 +59,7 @@ class Predicted:
         place = "" if self.output is None else f" in {self.output}"
         cut = f"; {self.cut:,} cut to student.distill.max_tokens, {self.max_tokens}" if self.cut else ""
         rest = f"{self._abstained()}; by branch: {counts}{self._without_branch()}{cut}"
-        return f"{self.examples:,} examples{place}{rest}"
+        return f"{self.examples:,} example{'s' * (self.examples != 1)}{place}{rest}"
 
     def _abstained(self) -> str:
         if self.abstained is None:

@@ -201,7 +201,9 @@ def test_pairs_are_read_from_two_columns_in_their_order(finished: Path, run: Run
     Path("in.csv").write_text("b,a\nHund,eins zwei\n")
     config = Path("artifacts/student/config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"text_fields": ["premise", "hypothesis"]}))
-    [row] = lines(run(*PREDICT, "in.csv", "--text-field", "a", "--text-field", "b").out)
+    done = run(*PREDICT, "in.csv", "--text-field", "a", "--text-field", "b")
+    [row] = lines(done.out)
+    assert done.err.splitlines()[-1] == "1 example; by branch: mixture 1"
     assert row["probabilities"] == pytest.approx(expected("eins zwei", "Hund", branch=-1), abs=1e-5)
     assert "plain text has one text per line, but an example has 2, a and b" in refused(
         run, "in.csv", "--format", "plain", "--text-field", "a", "--text-field", "b"
