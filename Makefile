@@ -32,7 +32,7 @@ demo: .venv/installed
 # `dvc repro` follows, which says what.
 all-stages: export OMP_NUM_THREADS := 1
 all-stages:
-	@echo "Four teachers, their soft labels, a student and its baseline: about four minutes on two cores."
+	@echo "Four teachers, their soft labels, a student and its baseline: four to nine minutes on two cores."
 	@dvc repro --quiet prepare
 	@set -o pipefail; { echo student-pretrain; echo teacher-silver; \
 		dvc stage list --name-only | sed -n 's/^teacher-label\(@.*\)/teacher-finetune\1 &/p'; } | \

@@ -234,7 +234,7 @@ def reproduce(home: Path) -> None:
         write_input(folder)
     commit_all(folder, "start", ["init", "-q"])
     output = make(folder, "demo", before=NO_NETWORK if may_unshare("-rn") else ())
-    assert output.startswith("Four teachers, their soft labels, a student and its baseline: about ")
+    assert output.startswith("Four teachers, their soft labels, a student and its baseline: four to nine ")
     assert set(YAML(typ="safe").load(folder / "dvc.lock")["stages"]) == DVC_STAGES
     commit_all(folder, "reproduced")
 
